@@ -1,0 +1,23 @@
+//! The words and the pure decisions of Harmonia CI: ids, states, claim tokens, wire types, ports.
+//!
+//! Start reading at [`state`] for what a job and an evaluation may become, then [`signer_api`] and [`api`] for what
+//! travels over HTTP. Everything here is a value or a pure function.
+//!
+//! Never here: I/O of any kind, tokio, sqlx, axum, wasmtime. Time and randomness are arguments.
+
+pub mod api;
+pub mod clock;
+pub mod ids;
+pub mod limits;
+pub mod policy;
+pub mod ports;
+pub mod project_config;
+pub mod retry;
+pub mod signer_api;
+pub mod state;
+pub mod token;
+
+pub use clock::{Clock, SystemClock, Timestamp};
+pub use ids::{AttemptId, ClassId, EvalId, JobId, NodeId, ProjectId};
+pub use state::{AttemptOutcome, Capability, EvalStatus, FailureKind, JobStatus};
+pub use token::{ClaimToken, Incarnation, TokenHash};

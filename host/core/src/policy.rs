@@ -1,0 +1,143 @@
+//! The scheduling policy's port: who goes first among the heads of the projects' ready queues.
+//!
+//! A policy only orders. It cannot make an unready job run, run one twice, or starve manual rebuilds: the caller puts
+//! priority above 0 first ([`order_candidates`]) whatever the policy says.
+
+use std::collections::HashSet;
+
+use crate::clock::Timestamp;
+use crate::ids::{ClassId, JobId, NodeId, ProjectId};
+
+/// One ready job near the head of its project's queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The job.
+    pub job: JobId,
+    /// Who wanted it first.
+    pub project: ProjectId,
+    /// Its class.
+    pub class: ClassId,
+    /// 0, or 100 for a manual rebuild.
+    pub priority: i32,
+    /// When it was inserted.
+    pub queued_at: Timestamp,
+}
+
+/// What the policy may know of one project.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProjectLoad {
+    /// The project.
+    pub project: ProjectId,
+    /// Its scheduling shares (100 by default).
+    pub shares: u32,
+    /// Decayed build seconds it consumed.
+    pub consumed_seconds: f64,
+    /// Its jobs now building.
+    pub running: u32,
+}
+
+/// Orders candidates for one node.
+pub trait Policy: Send + Sync {
+    /// Jobs in the order in which the node should try to claim them. May leave some out.
+    fn rank(&self, node: &NodeId, projects: &[ProjectLoad], candidates: &[Candidate]) -> Result<Vec<JobId>, PolicyError>;
+}
+
+/// Why a policy gave no order; the claim falls back to priority, then first in, first out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the scheduling policy gave no order: {reason}")]
+pub struct PolicyError {
+    /// What went wrong.
+    pub reason: String,
+}
+
+/// Priority, then first in, first out: the order without any policy, and the fallback when one fails.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FirstInFirstOut;
+
+impl Policy for FirstInFirstOut {
+    fn rank(&self, _: &NodeId, _: &[ProjectLoad], candidates: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+        let mut sorted: Vec<&Candidate> = candidates.iter().collect();
+        sorted.sort_by_key(|c| (-i64::from(c.priority), c.job));
+        Ok(sorted.into_iter().map(|c| c.job).collect())
+    }
+}
+
+/// The order in which a claim tries `candidates`, and the policy's error when it fell back.
+///
+/// Manual rebuilds first; then what the policy named (unknown and repeated ids dropped); then what it left out is left
+/// out, unless it named nothing usable at all, which counts as an error.
+pub fn order_candidates(
+    policy: &dyn Policy,
+    node: &NodeId,
+    projects: &[ProjectLoad],
+    candidates: &[Candidate],
+) -> (Vec<JobId>, Option<PolicyError>) {
+    let fallback = || FirstInFirstOut.rank(node, projects, candidates).unwrap_or_default();
+    let ranked = match policy.rank(node, projects, candidates) {
+        Ok(ranked) => ranked,
+        Err(error) => return (fallback(), Some(error)),
+    };
+    let known: HashSet<JobId> = candidates.iter().map(|c| c.job).collect();
+    let mut boosted: Vec<&Candidate> = candidates.iter().filter(|c| c.priority > 0).collect();
+    boosted.sort_by_key(|c| (-i64::from(c.priority), c.job));
+    let mut seen = HashSet::new();
+    let order: Vec<JobId> = boosted
+        .into_iter()
+        .map(|c| c.job)
+        .chain(ranked.into_iter().filter(|job| known.contains(job)))
+        .filter(|job| seen.insert(*job))
+        .collect();
+    if order.is_empty() && !candidates.is_empty() {
+        let reason = format!("it named none of {} candidates", candidates.len());
+        return (fallback(), Some(PolicyError { reason }));
+    }
+    (order, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Says(Result<Vec<i64>, &'static str>);
+    impl Policy for Says {
+        fn rank(&self, _: &NodeId, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+            match &self.0 {
+                Ok(ids) => Ok(ids.iter().map(|id| JobId(*id)).collect()),
+                Err(reason) => Err(PolicyError { reason: (*reason).to_owned() }),
+            }
+        }
+    }
+
+    fn order(policy: &dyn Policy, jobs: &[(i64, i32)]) -> (Vec<i64>, bool) {
+        let candidates: Vec<Candidate> = jobs
+            .iter()
+            .map(|(id, priority)| Candidate {
+                job: JobId(*id),
+                project: ProjectId(1),
+                class: ClassId(1),
+                priority: *priority,
+                queued_at: Timestamp::UNIX_EPOCH,
+            })
+            .collect();
+        let (order, error) = order_candidates(policy, &NodeId("n".into()), &[], &candidates);
+        (order.into_iter().map(|job| job.0).collect(), error.is_some())
+    }
+
+    #[test]
+    fn a_policy_orders_but_cannot_starve_boosts_invent_jobs_or_stop_work() {
+        let jobs = [(1, 0), (2, 0), (3, 100), (4, 0)];
+        let cases: [(Result<Vec<i64>, &str>, Vec<i64>, bool); 6] = [
+            (Ok(vec![4, 2, 1]), vec![3, 4, 2, 1], false),
+            (Ok(vec![4, 4, 99, 1]), vec![3, 4, 1], false),
+            (Ok(vec![]), vec![3], false),
+            (Ok(vec![3, 1]), vec![3, 1], false),
+            (Err("trapped"), vec![3, 1, 2, 4], true),
+            (Ok(vec![99]), vec![3], false),
+        ];
+        for (said, expected, fell_back) in cases {
+            assert_eq!(order(&Says(said.clone()), &jobs), (expected, fell_back), "policy said {said:?}");
+        }
+        assert_eq!(order(&Says(Ok(vec![99])), &[(2, 0), (1, 0)]), (vec![1, 2], true));
+        assert_eq!(order(&FirstInFirstOut, &jobs), (vec![3, 1, 2, 4], false));
+    }
+}

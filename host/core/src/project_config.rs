@@ -1,0 +1,1 @@
+//! `.harmonia-ci.toml` as read from the commit under evaluation.

@@ -1,0 +1,1 @@
+//! When a transient failure is tried again: pure decisions over counts.

@@ -1,0 +1,1 @@
+//! Tidy rules and black-box tests.
