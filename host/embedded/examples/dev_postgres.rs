@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use harmonia_embedded::postgres::{PostgresError, PostgresOptions, PrivatePostgres};
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
@@ -39,20 +38,19 @@ async fn run(directory: PathBuf, stay: bool) -> Result<(), PostgresError> {
     let options = PostgresOptions { durable: false, databases: Vec::new(), ..PostgresOptions::new(data_dir) };
     let postgres = PrivatePostgres::start(options).await?;
     println!("{}", postgres.url("postgres"));
-    let input_ends = async {
+    // A thread of its own: a runtime would wait for the read when it ends.
+    let (ended, input_ended) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
         if stay {
-            std::future::pending::<()>().await;
+            std::mem::forget(ended);
         }
-        let mut input = tokio::io::stdin();
-        let mut buffer = [0; 256];
-        while input.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
-    };
+    });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = input_ends => {}
+        _ = input_ended => {}
     }
     postgres.stop().await;
-    // The runtime would wait for the blocking read of standard input.
-    std::process::exit(0);
+    Ok(())
 }

@@ -226,7 +226,7 @@ impl PrivatePostgres {
     /// Ends the server in an orderly way: sessions are cut off, everything is written, the process is gone.
     pub async fn stop(mut self) {
         if let Some(stop) = self.stop.take() {
-            drop(stop.send(()));
+            let _already_gone = stop.send(());
         }
         if let Err(error) = (&mut self.supervisor).await {
             tracing::error!(%error, "The supervisor of PostgreSQL did not end in order");

@@ -115,7 +115,7 @@ impl Incarnation {
     pub(crate) fn signal(self, signal: Signal) {
         if self.is_alive() {
             // It may have ended in between, which is what the signal was for.
-            drop(rustix::process::kill_process(self.pid, signal));
+            let _ended = rustix::process::kill_process(self.pid, signal);
         }
     }
 

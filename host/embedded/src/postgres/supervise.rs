@@ -46,7 +46,7 @@ impl Server {
     fn signal(&self, signal: Signal) {
         // While the child is not reaped, its id is its own.
         if let Some(pid) = self.pid().and_then(Pid::from_raw) {
-            drop(rustix::process::kill_process(pid, signal));
+            let _ended = rustix::process::kill_process(pid, signal);
         }
     }
 
