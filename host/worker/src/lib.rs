@@ -1,1 +1,10 @@
-//! Placeholder head.
+//! Roles that run foreign code: the evaluator turns commits into queued jobs, the builder turns jobs into outputs.
+//!
+//! Start reading at [`evaluator::run`] and [`builder::run`], the two loops; both hand what they made to a signer
+//! through [`signer_client::SignerClient`], over HTTP even when the signer runs in the same process.
+//!
+//! Never here: signing keys, the object store's credentials, forges, plugins, pages.
+
+pub mod builder;
+pub mod evaluator;
+pub mod signer_client;

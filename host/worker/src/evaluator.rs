@@ -1,0 +1,1 @@
+//! The evaluator: claims evaluations, runs the engine, inserts the graph.
