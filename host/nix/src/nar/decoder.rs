@@ -36,8 +36,6 @@ pub enum Token {
         /// Where it points to: not empty, no NUL byte, otherwise anything.
         target: Vec<u8>,
     },
-    /// The archive is complete. Bytes after it are not consumed.
-    End,
 }
 
 /// What one call of [`Decoder::push`] did.
@@ -45,7 +43,7 @@ pub enum Token {
 pub struct Step {
     /// How many bytes of the input are used up.
     pub consumed: usize,
-    /// What was recognised; `None` when more input is needed.
+    /// What was recognised; `None` when more input is needed, or when the archive is over ([`Decoder::is_done`]).
     pub token: Option<Token>,
 }
 
@@ -109,12 +107,12 @@ impl Decoder {
         }
     }
 
-    /// Bytes consumed so far: after [`Token::End`] the size of the archive.
+    /// Bytes consumed so far: once the archive is over, its size.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Whether the archive is complete.
+    /// Whether the archive is complete. To be asked before more input is fetched: nothing need follow an archive.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
@@ -264,7 +262,7 @@ impl Decoder {
                 self.check_target(target)?;
                 (State::LinkClose, Some(Token::Symlink { target: target.to_vec() }))
             }
-            (State::LinkClose, b")") => return Ok(self.close_silently()),
+            (State::LinkClose, b")") => (self.after_node(), None),
             (State::DirectoryNext, b"entry") => (State::EntryOpen, None),
             (State::DirectoryNext, b")") => {
                 self.open.pop();
@@ -290,11 +288,6 @@ impl Decoder {
     /// Where a closed node leads to: back into its directory, or to the end.
     fn after_node(&self) -> State {
         if self.open.is_empty() { State::Done } else { State::EntryClose }
-    }
-
-    fn close_silently(&mut self) -> Option<Token> {
-        self.state = self.after_node();
-        None
     }
 
     fn count_node(&mut self) -> Result<(), NarError> {

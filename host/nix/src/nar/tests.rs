@@ -1,0 +1,1 @@
+//! Unit tests of the grammar; those against Nix are in `tests/nar_*.rs`.
