@@ -1,0 +1,137 @@
+-- Layer 1, the Nix store layer: what derivations are and what the cache holds. It knows nothing of CI; the CI layer
+-- joins it by `drv_path` alone.
+
+CREATE TABLE derivations (
+    drv_path text PRIMARY KEY CHECK (drv_path LIKE '/nix/store/%.drv' AND length(drv_path) <= 255),
+    hash_part text NOT NULL GENERATED ALWAYS AS (substr(drv_path, 12, 32)) STORED,
+    name text NOT NULL,
+    system text NOT NULL,
+    required_features text[] NOT NULL DEFAULT '{}',
+    -- The evaluator's word for the hash modulo fixed outputs. Signers trust only `drv_modulo`.
+    modulo_hash text,
+    -- A public project's evaluation reached it.
+    public boolean NOT NULL DEFAULT false,
+    drv_json jsonb, -- reserved
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX derivations_hash_part ON derivations (hash_part);
+CREATE INDEX derivations_system ON derivations (system);
+
+CREATE TABLE derivation_outputs (
+    drv_path text NOT NULL REFERENCES derivations ON DELETE CASCADE,
+    output_name text NOT NULL,
+    output_path text, -- null: floating content-addressed
+    fixed_hash text,
+    PRIMARY KEY (drv_path, output_name)
+);
+CREATE INDEX derivation_outputs_path ON derivation_outputs (output_path);
+
+-- `input_drv` has no foreign key: below a derivation whose outputs are available nobody walks, so its inputs may be
+-- unknown here.
+CREATE TABLE derivation_inputs (
+    referrer text NOT NULL REFERENCES derivations ON DELETE CASCADE,
+    input_drv text NOT NULL,
+    outputs text[] NOT NULL,
+    PRIMARY KEY (referrer, input_drv)
+);
+CREATE INDEX derivation_inputs_input ON derivation_inputs (input_drv);
+
+CREATE TABLE derivation_sources (
+    referrer text NOT NULL REFERENCES derivations ON DELETE CASCADE,
+    path text NOT NULL,
+    PRIMARY KEY (referrer, path)
+);
+CREATE INDEX derivation_sources_path ON derivation_sources (path);
+
+-- Hashes modulo fixed outputs as signers computed them from the bytes they stored: what output paths are checked
+-- against. A table of its own, because `.drv` files come before the graph, and because no other role may write it.
+CREATE TABLE drv_modulo (
+    drv_path text PRIMARY KEY,
+    modulo_hash text NOT NULL
+);
+
+-- What the cache holds or is about to hold: one row a store path, whoever produced it.
+CREATE TABLE store_paths (
+    path text PRIMARY KEY CHECK (path LIKE '/nix/store/%' AND length(path) <= 255),
+    hash_part text NOT NULL GENERATED ALWAYS AS (substr(path, 12, 32)) STORED,
+    nar_hash text NOT NULL CHECK (nar_hash LIKE 'sha256:%'),
+    nar_size bigint NOT NULL CHECK (nar_size >= 0),
+    file_hash text NOT NULL CHECK (file_hash LIKE 'sha256:%'),
+    file_size bigint NOT NULL CHECK (file_size >= 0),
+    object_key text NOT NULL GENERATED ALWAYS AS ('nar/' || substr(file_hash, 8) || '.nar.zst') STORED,
+    refs text[] NOT NULL,
+    ca text,
+    deriver text,
+    producing_attempt bigint, -- null: a source, or a path found on the side
+    generation integer NOT NULL DEFAULT 1 CHECK (generation >= 1),
+    state text NOT NULL CHECK (state IN ('claimed', 'published', 'lost')),
+    public boolean NOT NULL DEFAULT false,
+    -- Garbage collection leaves the objects alone until then.
+    leased_until timestamptz,
+    claimed_at timestamptz NOT NULL DEFAULT now(),
+    published_at timestamptz,
+    lost_at timestamptz,
+    -- When it was found lost within the last hour: bounds how often it heals.
+    losses timestamptz[] NOT NULL DEFAULT '{}',
+    CHECK ((state = 'lost') = (lost_at IS NOT NULL))
+);
+CREATE INDEX store_paths_hash_part ON store_paths (hash_part);
+CREATE INDEX store_paths_unpublished ON store_paths (claimed_at) WHERE state = 'claimed';
+CREATE INDEX store_paths_attempt ON store_paths (producing_attempt);
+
+-- Bounded memo of what upstream caches have.
+CREATE TABLE upstream_paths (
+    path text PRIMARY KEY,
+    present boolean NOT NULL,
+    checked_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX upstream_paths_expiry ON upstream_paths (expires_at);
+
+-- A path that two attempts built differently: the first stays, the difference is a finding.
+CREATE TABLE reproducibility_findings (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    path text NOT NULL,
+    published_nar_hash text NOT NULL,
+    found_nar_hash text NOT NULL,
+    attempt_id bigint,
+    found_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX reproducibility_findings_path ON reproducibility_findings (path);
+
+CREATE TABLE realisations ( -- reserved for content-addressed derivations
+    drv_hash text NOT NULL,
+    output_name text NOT NULL,
+    output_path text NOT NULL,
+    signatures text[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (drv_hash, output_name)
+);
+
+-- Invariant 4: within a generation, what a path is never changes. A new generation begins only with a lost path.
+CREATE FUNCTION guard_store_path() RETURNS trigger
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NEW.generation = OLD.generation THEN
+        IF (NEW.nar_hash, NEW.nar_size, NEW.refs, NEW.file_hash, NEW.file_size) IS DISTINCT FROM
+           (OLD.nar_hash, OLD.nar_size, OLD.refs, OLD.file_hash, OLD.file_size)
+           OR NEW.producing_attempt IS DISTINCT FROM OLD.producing_attempt
+           OR NEW.ca IS DISTINCT FROM OLD.ca
+        THEN
+            RAISE EXCEPTION 'store path %: generation % is fixed and cannot change', OLD.path, OLD.generation
+                USING ERRCODE = 'check_violation';
+        END IF;
+        IF NEW.state IS DISTINCT FROM OLD.state AND (OLD.state, NEW.state) NOT IN
+           (('claimed', 'published'), ('claimed', 'lost'), ('published', 'lost'))
+        THEN
+            RAISE EXCEPTION 'store path %: % may not become % in one generation', OLD.path, OLD.state, NEW.state
+                USING ERRCODE = 'check_violation';
+        END IF;
+    ELSIF NEW.generation <> OLD.generation + 1 OR OLD.state <> 'lost' OR NEW.state <> 'claimed' THEN
+        RAISE EXCEPTION 'store path %: generation % begins only as claimed after a loss', OLD.path, NEW.generation
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER store_paths_guard BEFORE UPDATE ON store_paths
+    FOR EACH ROW EXECUTE FUNCTION guard_store_path();
