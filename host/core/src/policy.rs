@@ -39,7 +39,12 @@ pub struct ProjectLoad {
 /// Orders candidates for one node.
 pub trait Policy: Send + Sync {
     /// Jobs in the order in which the node should try to claim them. May leave some out.
-    fn rank(&self, node: &NodeId, projects: &[ProjectLoad], candidates: &[Candidate]) -> Result<Vec<JobId>, PolicyError>;
+    fn rank(
+        &self,
+        node: &NodeId,
+        projects: &[ProjectLoad],
+        candidates: &[Candidate],
+    ) -> Result<Vec<JobId>, PolicyError>;
 }
 
 /// Why a policy gave no order; the claim falls back to priority, then first in, first out.

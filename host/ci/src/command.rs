@@ -1,0 +1,10 @@
+//! One file a command.
+
+pub(crate) mod config_check;
+pub(crate) mod eval;
+pub(crate) mod keygen;
+pub(crate) mod log;
+pub(crate) mod migrate;
+pub(crate) mod read;
+pub(crate) mod serve;
+pub(crate) mod up;

@@ -1,0 +1,286 @@
+//! The configuration of one node: one TOML file, every key with a default and an environment override.
+//!
+//! Start at [`load::load`]. The keys with their meaning are the table in [`keys`]; this file gives them types and
+//! defaults, and a test holds the two together.
+
+pub(crate) mod keys;
+pub(crate) mod load;
+pub(crate) mod value;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use harmonia_core::Capability;
+use serde::{Deserialize, Serialize};
+use url::Url;
+use value::{Bytes, Span};
+
+/// Everything one node needs to know.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) node: Node,
+    pub(crate) database: Database,
+    pub(crate) object_store: ObjectStore,
+    pub(crate) signer: Signer,
+    pub(crate) cache: Cache,
+    pub(crate) store: Store,
+    pub(crate) builder: Builder,
+    pub(crate) build: Build,
+    pub(crate) evaluator: Evaluator,
+    pub(crate) eval: Eval,
+    pub(crate) intervals: Intervals,
+    pub(crate) log: Log,
+}
+
+/// Who this node is and what it does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Node {
+    pub(crate) name: Option<String>,
+    pub(crate) capabilities: Vec<Capability>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) endpoint: Option<Url>,
+    pub(crate) public_url: Option<Url>,
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Where PostgreSQL is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Database {
+    pub(crate) url: Option<String>,
+    pub(crate) url_file: Option<PathBuf>,
+    pub(crate) max_connections: u32,
+}
+
+/// Where the bucket is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ObjectStore {
+    pub(crate) endpoint: Option<Url>,
+    pub(crate) region: String,
+    pub(crate) bucket: String,
+    pub(crate) path_style: bool,
+    pub(crate) access_key_file: Option<PathBuf>,
+    pub(crate) secret_key_file: Option<PathBuf>,
+}
+
+/// With which keys paths are signed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Signer {
+    pub(crate) key_files: Vec<PathBuf>,
+}
+
+/// What clients and builders trust and ask.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cache {
+    pub(crate) url: Option<Url>,
+    pub(crate) public_keys: Vec<String>,
+    pub(crate) substituters: Vec<Url>,
+    pub(crate) priority: u32,
+}
+
+/// The local Nix store of this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Store {
+    pub(crate) daemon_socket: PathBuf,
+    pub(crate) root: PathBuf,
+}
+
+/// What this node builds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Builder {
+    pub(crate) max_jobs: u32,
+    pub(crate) systems: Vec<String>,
+    pub(crate) features: Vec<String>,
+    pub(crate) min_free: Bytes,
+}
+
+/// Bounds of one build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Build {
+    pub(crate) timeout: Span,
+    pub(crate) max_silent: Span,
+    pub(crate) output_max: Bytes,
+    pub(crate) log_max: Bytes,
+    pub(crate) cores: u32,
+}
+
+/// How much this node evaluates at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Evaluator {
+    pub(crate) max_evals: u32,
+    pub(crate) workers: u32,
+}
+
+/// Bounds of one evaluation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Eval {
+    pub(crate) engine: EngineChoice,
+    pub(crate) timeout: Span,
+    pub(crate) memory_max: Bytes,
+    pub(crate) network: bool,
+    pub(crate) require_sandbox: bool,
+}
+
+/// Which program evaluates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EngineChoice {
+    /// nix-eval-jobs when it is on PATH, else nix.
+    Auto,
+    /// Plain Nix, 2.8 or newer.
+    Nix,
+    /// nix-eval-jobs.
+    NixEvalJobs,
+}
+
+/// How often loops look; tests set them to fractions of a second.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Intervals {
+    pub(crate) heartbeat: Span,
+    pub(crate) node_dead_after: Span,
+    pub(crate) chores: Span,
+    pub(crate) unsupported_after: Span,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Pretty,
+    /// For machines.
+    Json,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            name: None,
+            capabilities: Vec::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8060)),
+            endpoint: None,
+            public_url: None,
+            state_dir: PathBuf::from("/var/lib/harmonia-ci"),
+        }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: None, url_file: None, max_connections: 16 }
+    }
+}
+
+impl Default for ObjectStore {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: "us-east-1".to_owned(),
+            bucket: "harmonia-ci".to_owned(),
+            path_style: true,
+            access_key_file: None,
+            secret_key_file: None,
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { url: None, public_keys: Vec::new(), substituters: Vec::new(), priority: 30 }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { daemon_socket: PathBuf::from("/nix/var/nix/daemon-socket/socket"), root: PathBuf::from("/") }
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            max_jobs: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1),
+            systems: vec![current_system()],
+            features: ["benchmark", "big-parallel", "nixos-test"].map(str::to_owned).to_vec(),
+            min_free: Bytes(2 << 30),
+        }
+    }
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self {
+            timeout: Span::seconds(4 * 3600),
+            max_silent: Span::seconds(30 * 60),
+            output_max: Bytes(4 << 30),
+            log_max: Bytes(64 << 20),
+            cores: 0,
+        }
+    }
+}
+
+impl Default for Evaluator {
+    fn default() -> Self {
+        Self { max_evals: 1, workers: 2 }
+    }
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self {
+            engine: EngineChoice::Auto,
+            timeout: Span::seconds(3600),
+            memory_max: Bytes(4 << 30),
+            network: true,
+            require_sandbox: false,
+        }
+    }
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            heartbeat: Span::seconds(30),
+            node_dead_after: Span::seconds(120),
+            chores: Span::seconds(30),
+            unsupported_after: Span::seconds(30 * 60),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Pretty }
+    }
+}
+
+/// The Nix name of the machine this binary was built for (`x86_64-linux`).
+pub(crate) fn current_system() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
+
+impl Config {
+    /// Whether this node has the capability.
+    pub(crate) fn has(&self, capability: Capability) -> bool {
+        self.node.capabilities.contains(&capability)
+    }
+}

@@ -1,0 +1,118 @@
+//! Every configuration key with its meaning: for `config check`, and to name the nearest one when a key is unknown.
+
+/// `section.key` and what it means.
+pub(crate) const KEYS: &[(&str, &str)] = &[
+    ("node.name", "name of this node, unique in the cluster; default: the host's name"),
+    ("node.capabilities", "what it does: frontend, evaluator, signer, builder"),
+    ("node.listen", "address of the HTTP listener"),
+    ("node.endpoint", "URL under which other nodes reach this one; default: http://<listen>"),
+    ("node.public_url", "URL under which people and forges reach the pages; default: the endpoint"),
+    ("node.state_dir", "folder for this node's own files (spools, git mirrors)"),
+    ("database.url", "PostgreSQL URL; put one with a password into a file and use url_file"),
+    ("database.url_file", "file that holds the PostgreSQL URL"),
+    ("database.max_connections", "most connections this node opens"),
+    ("object_store.endpoint", "URL of the S3 endpoint; without it AWS's own of the region"),
+    ("object_store.region", "region of the bucket"),
+    ("object_store.bucket", "name of the bucket"),
+    ("object_store.path_style", "address the bucket in the path (most stores but AWS)"),
+    ("object_store.access_key_file", "file that holds the access key id"),
+    ("object_store.secret_key_file", "file that holds the secret access key"),
+    ("signer.key_files", "files with secret signing keys (harmonia-ci keygen); every path is signed with each"),
+    ("cache.url", "URL of the binary cache as builders and clients see it; default: the public URL's root"),
+    ("cache.public_keys", "further public keys (name:base64) whose signatures builders trust"),
+    ("cache.substituters", "binary caches that builders ask after our own"),
+    ("cache.priority", "priority in nix-cache-info; lower is asked first"),
+    ("store.daemon_socket", "socket of the Nix daemon that builds"),
+    ("store.root", "folder under which that daemon's /nix lies; / for the system's own"),
+    ("builder.max_jobs", "builds at once; default: one a processor"),
+    ("builder.systems", "systems this node builds"),
+    ("builder.features", "system features it offers (kvm, big-parallel, …)"),
+    ("builder.min_free", "claims pause when the store's disk has less free"),
+    ("build.timeout", "longest build"),
+    ("build.max_silent", "longest time without a line of log"),
+    ("build.output_max", "largest output of one derivation"),
+    ("build.log_max", "a log is cut there; the build goes on"),
+    ("build.cores", "NIX_BUILD_CORES; 0 means all"),
+    ("evaluator.max_evals", "evaluations at once"),
+    ("evaluator.workers", "processes of one evaluation"),
+    ("eval.engine", "auto, nix or nix-eval-jobs"),
+    ("eval.timeout", "longest evaluation"),
+    ("eval.memory_max", "memory bound of one engine process"),
+    ("eval.network", "whether the engine may reach the network (to fetch flake inputs)"),
+    ("eval.require_sandbox", "refuse to evaluate when the kernel denies a wall of the sandbox"),
+    ("intervals.heartbeat", "how often a node says that it lives"),
+    ("intervals.node_dead_after", "silent for so long, a node counts as dead and its work is given to others"),
+    ("intervals.chores", "how often the chores run (reaper, invariant sweep, …)"),
+    ("intervals.unsupported_after", "a job whose class nobody offered for so long fails as unsupported"),
+    ("log.level", "tracing filter: error, warn, info, debug, or per module"),
+    ("log.format", "pretty or json"),
+];
+
+/// The known key nearest to `unknown` (by edit distance), when it is near enough to be what was meant.
+pub(crate) fn nearest(unknown: &str) -> Option<&'static str> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+    KEYS.iter()
+        .map(|(key, _)| {
+            let whole = distance(unknown, key);
+            let key_only = distance(&last(unknown), &last(key)) + usize::from(unknown.split('.').next() != key.split('.').next());
+            (whole.min(key_only), *key)
+        })
+        .min()
+        .filter(|(distance, key)| *distance <= key.len() / 2)
+        .map(|(_, key)| key)
+}
+
+/// Levenshtein distance in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, right) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(left != *right);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_typo_finds_the_key_that_was_meant() {
+        for (typo, meant) in [
+            ("build.time_out", "build.timeout"),
+            ("database.uri", "database.url"),
+            ("builder.max-jobs", "builder.max_jobs"),
+            ("node.timeout", "build.timeout"),
+        ] {
+            assert_eq!(nearest(typo), Some(meant), "{typo}");
+        }
+        assert_eq!(nearest("zzzzzzzzzzzz.qqqqqqqqqqq"), None);
+    }
+
+    #[test]
+    fn the_table_names_exactly_the_keys_that_are_read() {
+        // Every key of the table is accepted…
+        for (key, meaning) in KEYS {
+            let (section, name) = key.split_once('.').expect("section.key");
+            assert!(!meaning.is_empty());
+            let text = format!("[{section}]\n{name} = {{ not_a_value = true }}\n");
+            let error = toml::from_str::<Config>(&text).expect_err("a table is no value of any key").to_string();
+            assert!(!error.contains("unknown field `"), "{key} is not read: {error}");
+        }
+        // …and every key that is read and has a default is in the table.
+        let defaults = toml::Table::try_from(Config::default()).expect("defaults serialize");
+        for (section, values) in &defaults {
+            for name in values.as_table().expect("sections are tables").keys() {
+                let key = format!("{section}.{name}");
+                assert!(KEYS.iter().any(|(known, _)| *known == key), "{key} is missing in KEYS");
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! How the program ends: exit codes, and an error as a person should read it.
+//!
+//! | code | means |
+//! |---|---|
+//! | 0 | done; with `eval --wait`, everything succeeded |
+//! | 1 | it failed; with `eval --wait`, something did not evaluate or build |
+//! | 2 | bad usage or configuration: nothing was done |
+//! | 3 | a server this command needs (ours, PostgreSQL, the object store) cannot be reached |
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+/// What went wrong, its cause and what to try: printed once, by `main`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// It failed (exit code 1).
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into(), hint: None }
+    }
+
+    /// Bad usage or configuration (exit code 2).
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into(), hint: None }
+    }
+
+    /// Something cannot be reached (exit code 3).
+    pub(crate) fn unreachable(message: impl Into<String>) -> Self {
+        Self { code: 3, message: message.into(), hint: None }
+    }
+
+    /// Adds what to try.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Prints it and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("  try: {hint}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<crate::config::load::ConfigError> for Failure {
+    fn from(error: crate::config::load::ConfigError) -> Self {
+        Self::usage(chain(&error))
+    }
+}
+
+/// An error with its causes, one after the other, each said once.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            let _ = write!(text, ": {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
