@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::base32;
 
 pub use make::{MakeStorePathError, References};
-pub(crate) use make::output_path_name;
+pub(crate) use make::{fixed_output_hash, output_path_name};
 
 /// The only store directory that we handle. Hashes depend on it, so it is no setting.
 pub const STORE_DIR: &str = "/nix/store";
