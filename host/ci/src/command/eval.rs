@@ -2,8 +2,8 @@
 //!
 //! A local repository travels as a git bundle ([`repository`]): the server never reads the client's paths.
 
-mod progress;
-mod repository;
+pub(crate) mod progress;
+pub(crate) mod repository;
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -127,7 +127,7 @@ async fn describe(args: &EvalArgs, client: &Client) -> Result<NewEvaluation, Fai
     })
 }
 
-async fn upload(client: &Client, snapshot: &repository::Snapshot) -> Result<i64, Failure> {
+pub(crate) async fn upload(client: &Client, snapshot: &repository::Snapshot) -> Result<i64, Failure> {
     let read = |error: std::io::Error| Failure::failed(format!("could not read the git bundle: {error}"));
     let file = tokio::fs::File::open(&snapshot.bundle).await.map_err(read)?;
     let length = file.metadata().await.map_err(read)?.len();

@@ -1,0 +1,84 @@
+//! `config check`: what is in force, where it came from, and what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::cli::ConfigArgs;
+use crate::config::{Config, keys, load};
+use crate::exit::Failure;
+use crate::node;
+
+/// Prints every key with its value, its origin and its meaning; then checks that the files it names can be used.
+pub(crate) fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    let config = load::load(args.config.as_deref(), &environment)?;
+    print!("{}", explain(&config, args.config.as_deref(), &environment)?);
+    node::check(&config)?;
+    println!("\nThe configuration is usable.");
+    Ok(())
+}
+
+fn explain(config: &Config, file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<String, Failure> {
+    let broken = |error: toml::ser::Error| Failure::failed(error.to_string());
+    let effective = toml::Table::try_from(config).map_err(broken)?;
+    let written: toml::Table = file
+        .and_then(|path| std::fs::read_to_string(path).ok())
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_default();
+    let mut text = String::new();
+    let mut last_section = "";
+    for (key, meaning) in keys::KEYS {
+        let Some((section, name)) = key.split_once('.') else { continue };
+        if section != last_section {
+            text.push_str(&format!("\n[{section}]\n"));
+            last_section = section;
+        }
+        let variable = format!("{}{}", load::ENV_PREFIX, key.replace('.', "__").to_uppercase());
+        let lookup = |table: &toml::Table| table.get(section).and_then(|values| values.get(name)).cloned();
+        let origin = if environment.contains_key(&variable) {
+            "environment"
+        } else if lookup(&written).is_some() {
+            "file"
+        } else {
+            "default"
+        };
+        match lookup(&effective) {
+            Some(value) => text.push_str(&format!("{name} = {value}  # {origin}: {meaning}\n")),
+            None => text.push_str(&format!("# {name} is not set: {meaning}\n")),
+        }
+    }
+    Ok(redact(&text))
+}
+
+/// A password in the database's URL is nobody's business.
+fn redact(text: &str) -> String {
+    text.lines()
+        .map(|line| {
+            let Some((start, rest)) = line.split_once("://") else { return format!("{line}\n") };
+            match rest.split_once('@') {
+                Some((credentials, host)) if credentials.contains(':') && !credentials.contains('"') => {
+                    let user = credentials.split(':').next().unwrap_or("");
+                    format!("{start}://{user}:…@{host}\n")
+                }
+                _ => format!("{line}\n"),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_explained_with_its_origin_and_no_password() {
+        let mut config = Config::default();
+        config.database.url = Some("postgres://ci:hunter2@db.example.org/ci".to_owned());
+        let environment = BTreeMap::from([("HARMONIA_CI__BUILD__CORES".to_owned(), "4".to_owned())]);
+        let text = explain(&config, None, &environment).ok().expect("explains");
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("cores = 0  # environment"), "{text}");
+        assert!(text.contains("timeout = \"4h\"  # default: longest build"), "{text}");
+        assert!(text.contains("# url_file is not set"), "{text}");
+    }
+}

@@ -1,0 +1,170 @@
+//! `up`: everything in one process tree on one machine.
+//!
+//! It only starts what a bigger installation has elsewhere (PostgreSQL, an object store, a Nix daemon), writes a
+//! configuration that names them, and then runs the same node as `serve`. What it keeps is in [`data`]; started again
+//! it resumes.
+
+mod data;
+mod demo;
+
+use std::sync::Arc;
+
+use harmonia_core::{Capability, SystemClock};
+use harmonia_embedded::nix_daemon::{NixDaemon, NixDaemonOptions};
+use harmonia_embedded::postgres::{PostgresOptions, PrivatePostgres};
+use harmonia_embedded::s3::{S3Endpoint, S3Options};
+use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
+
+use crate::cli::UpArgs;
+use crate::client::{Client, default_data_dir};
+use crate::config::{Config, load};
+use crate::exit::{Failure, chain};
+use crate::node::{self, Stop};
+use data::DataDir;
+
+/// Name of the database in the private cluster.
+const DATABASE: &str = "harmonia";
+/// Name of the bucket.
+const BUCKET: &str = "harmonia-ci";
+
+/// Runs until a signal ends it.
+pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
+    let folder = match &args.data_dir {
+        Some(folder) => folder.clone(),
+        None => default_data_dir()?,
+    };
+    let mut log = crate::config::Log { level: "warn".to_owned(), ..crate::config::Log::default() };
+    if let Ok(level) = std::env::var("HARMONIA_CI__LOG__LEVEL") {
+        log.level = level;
+    }
+    crate::logging::set_up(&log)?;
+    let stop = Stop::new();
+    let signals = tokio::spawn(abort_on_signal(stop.clone()));
+    let ended = run_in(&args, DataDir::open(folder)?, stop).await;
+    signals.abort();
+    ended
+}
+
+async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure> {
+    // The port first: when it is taken, nothing else needs to start.
+    let listener = node::bind(args.listen).await?;
+    let address = listener.local_addr().map_err(|error| Failure::failed(format!("could not read the address: {error}")))?;
+    let secrets = data.secrets()?;
+    eprintln!("data in {}", data.path().display());
+
+    let services = tokio::select! {
+        started = Services::start(&data, &secrets) => started?,
+        () = stop.requested() => return Ok(()),
+    };
+    let config = configure(&data, &secrets, &services, args)?;
+    data.write_config(&config)?;
+    let url = Url::parse(&format!("http://{address}/")).map_err(|error| Failure::failed(error.to_string()))?;
+    data.write_server_file(&url, &secrets.api_token)?;
+
+    let db = node::connect(&config).await?;
+    db.migrate().await.map_err(|error| Failure::failed(chain(&error)))?;
+    node::allow_token(&db, "up", &secrets.api_token).await?;
+    drop(db);
+
+    let demo = args.demo;
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    let node = node::run(config, listener, stop.clone(), move |_: &Config| {
+        let _ = ready.send(());
+    });
+    let client = Client::new(url.clone(), Some(secrets.api_token.clone()))?;
+    let front = async {
+        if is_ready.await.is_err() {
+            return Ok(());
+        }
+        if demo {
+            demo::build(&client, &data, &secrets.public_key, &url).await?;
+        }
+        println!("ready {url}ci/");
+        eprintln!("Ctrl-C ends it; started again it resumes.");
+        Ok(())
+    };
+    let (ended, shown) = tokio::join!(node, async {
+        let shown: Result<(), Failure> = tokio::select! { shown = front => shown, () = stop.requested() => Ok(()) };
+        if shown.is_err() {
+            stop.abort();
+        }
+        shown
+    });
+    services.stop().await;
+    data.remove_server_file();
+    ended.and(shown)
+}
+
+/// What a bigger installation has elsewhere. Dropping it stops everything without waiting.
+struct Services {
+    postgres: PrivatePostgres,
+    s3: S3Endpoint,
+    daemon: NixDaemon,
+}
+
+impl Services {
+    async fn start(data: &DataDir, secrets: &data::Secrets) -> Result<Self, Failure> {
+        let failed = |what: &str, error: &dyn std::error::Error| Failure::failed(format!("could not start {what}: {}", chain(error)));
+        let mut postgres = PostgresOptions::new(data.postgres());
+        postgres.databases = vec![DATABASE.to_owned()];
+        let s3 = S3Options {
+            folder: data.objects(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            access_key: secrets.access_key.clone(),
+            secret_key: secrets.secret_key.clone(),
+            buckets: vec![BUCKET.to_owned()],
+            durable: true,
+        };
+        let daemon = NixDaemonOptions::new(data.store(), data.nix_state());
+        let (postgres, s3, daemon) = tokio::join!(
+            PrivatePostgres::start(postgres),
+            S3Endpoint::start(s3, Arc::new(SystemClock)),
+            NixDaemon::start(daemon),
+        );
+        Ok(Self {
+            postgres: postgres.map_err(|error| failed("the private PostgreSQL", &error))?,
+            s3: s3.map_err(|error| failed("the object store", &error))?,
+            daemon: daemon.map_err(|error| failed("the Nix daemon", &error))?,
+        })
+    }
+
+    /// Ends them cleanly, the database last.
+    async fn stop(self) {
+        tokio::join!(self.daemon.stop(), self.s3.stop());
+        self.postgres.stop().await;
+    }
+}
+
+/// The configuration of the one node, with what the environment overrides.
+fn configure(data: &DataDir, secrets: &data::Secrets, services: &Services, args: &UpArgs) -> Result<Config, Failure> {
+    let mut config = load::load(None, &std::env::vars().collect())?;
+    config.node.name = Some("local".to_owned());
+    config.node.capabilities = Capability::ALL.to_vec();
+    config.node.listen = args.listen;
+    config.node.state_dir = data.state();
+    config.database.url = Some(services.postgres.url(DATABASE));
+    config.object_store.endpoint =
+        Some(Url::parse(&services.s3.url()).map_err(|error| Failure::failed(format!("object store URL: {error}")))?);
+    config.object_store.bucket = BUCKET.to_owned();
+    config.object_store.access_key_file = Some(secrets.access_key_file.clone());
+    config.object_store.secret_key_file = Some(secrets.secret_key_file.clone());
+    config.signer.key_files = vec![secrets.signing_key_file.clone()];
+    config.store.daemon_socket = services.daemon.socket().to_owned();
+    config.store.root = data.store();
+    Ok(config)
+}
+
+/// The first signal ends everything (running builds go back to the queue); a second one does not wait.
+async fn abort_on_signal(stop: Stop) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("Could not listen for signals: `up` can only be killed");
+        return;
+    };
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    eprintln!("stopping: running builds go back to the queue");
+    stop.abort();
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    eprintln!("stopping at once");
+    std::process::exit(1);
+}
