@@ -7,4 +7,10 @@
 
 pub mod builder;
 pub mod evaluator;
+pub mod pack;
 pub mod signer_client;
+pub mod store_daemon;
+pub mod substitute;
+
+#[cfg(test)]
+mod test_parts;

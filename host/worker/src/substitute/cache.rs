@@ -1,0 +1,187 @@
+//! One question to one binary cache over HTTP. Start at [`narinfo`].
+
+use std::time::Duration;
+
+use harmonia_nix::store_path::References;
+use harmonia_nix::{ContentAddressMethod, HashAlgorithm, NarInfo, PublicKey, StorePath};
+use url::Url;
+
+use super::SubstituteError;
+
+/// A narinfo with as many references as any path may have fits.
+const NARINFO_BYTES_MAX: usize = 4 << 20;
+/// Time for a small object.
+const SMALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time until the headers of an archive arrive.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What went wrong with one answer of one cache.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No connection, or it broke off.
+    #[error("the connection failed")]
+    Http(#[source] reqwest::Error),
+    /// Nothing came for too long.
+    #[error("nothing came for {seconds} s")]
+    Stalled {
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// An HTTP status that is neither success nor "not found".
+    #[error("it answered HTTP {0}")]
+    Status(u16),
+    /// The narinfo names an archive that is not there.
+    #[error("the archive {0} is not there")]
+    NoArchive(String),
+    /// More bytes than allowed.
+    #[error("it is larger than {max} bytes")]
+    TooLarge {
+        /// The bound in bytes.
+        max: u64,
+    },
+    /// Not a narinfo.
+    #[error("its narinfo is not valid")]
+    NarInfo(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A narinfo of another path.
+    #[error("its narinfo describes {0}")]
+    OtherPath(StorePath),
+    /// A URL that leads nowhere.
+    #[error("it names an invalid URL '{0}'")]
+    Url(String),
+    /// A compression that we cannot undo.
+    #[error("the archive is compressed with '{0}', which is not supported (zstd, xz, gzip and none are)")]
+    Compression(String),
+    /// The compressed bytes cannot be unpacked, or end early.
+    #[error("the archive cannot be unpacked")]
+    Unpack(#[source] std::io::Error),
+    /// The archive has another size than promised.
+    #[error("the archive has {found} bytes, {promised} were promised")]
+    Size {
+        /// Bytes received (at least).
+        found: u64,
+        /// Bytes promised.
+        promised: u64,
+    },
+    /// The archive has another hash than promised.
+    #[error("the {what} has hash {found}, {promised} was promised")]
+    Hash {
+        /// NAR or file.
+        what: &'static str,
+        /// Of what was received.
+        found: String,
+        /// Of the narinfo.
+        promised: String,
+    },
+}
+
+/// The URL of an object below that of the cache.
+pub(super) fn object_url(cache: &Url, name: &str) -> Result<Url, FetchError> {
+    let mut base = cache.clone();
+    if !base.path().ends_with('/') {
+        base.set_path(&format!("{}/", cache.path()));
+    }
+    let url = base.join(name).map_err(|_| FetchError::Url(name.chars().take(200).collect()))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        _ => Err(FetchError::Url(name.chars().take(200).collect())),
+    }
+}
+
+/// A small object; `None` when the cache says that it has none.
+pub(super) async fn get_small(
+    http: &reqwest::Client,
+    cache: &Url,
+    name: &str,
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, FetchError> {
+    let get = http
+        .get(object_url(cache, name)?)
+        .timeout(SMALL_TIMEOUT)
+        // A proxy's memory of a 404 must not count.
+        .header("cache-control", "no-cache");
+    let mut response = get.send().await.map_err(http_error)?;
+    match response.status().as_u16() {
+        200 => {}
+        // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too.
+        403 | 404 | 410 => return Ok(None),
+        status => return Err(FetchError::Status(status)),
+    }
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(http_error)? {
+        if bytes.len() + chunk.len() > bytes_max {
+            return Err(FetchError::TooLarge { max: bytes_max as u64 });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}
+
+/// Begins to receive the archive of `info`.
+pub(super) async fn get_archive(
+    http: &reqwest::Client,
+    cache: &Url,
+    info: &NarInfo,
+) -> Result<reqwest::Response, FetchError> {
+    let get = http.get(object_url(cache, &info.url)?).send();
+    let response = match tokio::time::timeout(HEADERS_TIMEOUT, get).await {
+        Ok(response) => response.map_err(http_error)?,
+        Err(_) => return Err(FetchError::Stalled { seconds: HEADERS_TIMEOUT.as_secs() }),
+    };
+    match response.status().as_u16() {
+        200 => Ok(response),
+        403 | 404 | 410 => Err(FetchError::NoArchive(info.url.clone())),
+        status => Err(FetchError::Status(status)),
+    }
+}
+
+/// What `cache` says of `path`, if it has it and is to be believed.
+pub(super) async fn narinfo(
+    http: &reqwest::Client,
+    cache: &Url,
+    path: &StorePath,
+    trusted_keys: &[PublicKey],
+) -> Result<Option<NarInfo>, SubstituteError> {
+    let name = format!("{}.narinfo", path.hash_part());
+    let unavailable =
+        |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.clone(), cause };
+    let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.clone(), cause };
+    let Some(bytes) = get_small(http, cache, &name, NARINFO_BYTES_MAX).await.map_err(unavailable)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
+    let info = NarInfo::parse(&text).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
+    if info.path != *path {
+        return Err(corrupt(FetchError::OtherPath(info.path)));
+    }
+    if is_trustworthy(&info, trusted_keys) {
+        Ok(Some(info))
+    } else {
+        Err(SubstituteError::BadSignature { path: path.clone(), cache: cache.clone() })
+    }
+}
+
+/// Signed by a trusted key, or addressed by its content, in which case the path itself proves it.
+fn is_trustworthy(info: &NarInfo, trusted_keys: &[PublicKey]) -> bool {
+    info.is_signed_by(trusted_keys) || is_content_addressed(info)
+}
+
+/// Whether the content address is the one that the path was made from. That the content has this address is seen from the
+/// NAR's hash where the two are the same; for the others (single files, old hashes) the daemon checks it on import.
+fn is_content_addressed(info: &NarInfo) -> bool {
+    let Some(address) = info.content_address else { return false };
+    let mut others = info.references.clone();
+    let to_self = others.remove(&info.path);
+    if address.method == ContentAddressMethod::Recursive
+        && address.hash.algorithm() == HashAlgorithm::Sha256
+        && !to_self
+        && address.hash != info.nar_hash.into()
+    {
+        return false;
+    }
+    let made = StorePath::make_fixed_output(info.path.name(), address, &References { others, to_self });
+    made.is_ok_and(|path| path == info.path)
+}
+
+pub(super) fn http_error(error: reqwest::Error) -> FetchError {
+    FetchError::Http(error.without_url())
+}
