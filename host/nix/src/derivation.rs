@@ -20,9 +20,7 @@ use crate::store_path::{StorePath, StorePathNameError};
 pub use aterm::{
     ARGS_MAX, AtermProblem, ENV_MAX, INPUT_DRVS_MAX, INPUT_SRCS_MAX, OUTPUTS_MAX, ParseDerivationError, TEXT_BYTES_MAX,
 };
-pub use modulo::{
-    ModuloError, ModuloHash, OutputMismatch, ParseModuloHashError, VerifiedOutputs, VerifyOutputsError,
-};
+pub use modulo::{ModuloError, ModuloHash, OutputMismatch, ParseModuloHashError, VerifiedOutputs, VerifyOutputsError};
 pub use options::{DerivationOptions, DerivationOptionsError};
 pub use output::{DerivationKind, DerivationKindError, DerivationOutput, DerivationOutputError};
 pub use placeholder::{hash_placeholder, upstream_output_placeholder};
@@ -100,8 +98,8 @@ impl Derivation {
     /// Reads a `.drv` file and checks that its bytes belong to its path, which proves that nothing was changed.
     pub fn from_file(path: &StorePath, text: &[u8]) -> Result<Self, DerivationFileError> {
         let name = path.derivation_name().ok_or_else(|| DerivationFileError::NotADerivation(path.clone()))?;
-        let derivation = Self::parse(name, text)
-            .map_err(|cause| DerivationFileError::Parse { path: path.clone(), cause })?;
+        let derivation =
+            Self::parse(name, text).map_err(|cause| DerivationFileError::Parse { path: path.clone(), cause })?;
         let computed = derivation.drv_path_of(text)?;
         if computed == *path {
             Ok(derivation)

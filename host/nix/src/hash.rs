@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::Digest as _;
 
 use crate::base32;
+use crate::text_serde::serde_as_text;
 
 const BYTES_MAX: usize = 64;
 /// A SHA-512 in base16 with its prefix is the longest form there is.
@@ -291,18 +292,8 @@ impl FromStr for Sha256Hash {
     }
 }
 
-impl serde::Serialize for Sha256Hash {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Sha256Hash {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+serde_as_text!(Hash);
+serde_as_text!(Sha256Hash);
 
 /// Hashes data that comes in pieces.
 #[derive(Debug, Clone)]

@@ -25,6 +25,7 @@ pub mod nar;
 pub mod narinfo;
 pub mod signature;
 pub mod store_path;
+mod text_serde;
 pub mod worker_protocol;
 
 pub use content_address::{ContentAddress, ContentAddressMethod};

@@ -167,6 +167,11 @@ impl FromStr for NarInfo {
     }
 }
 
+enum Deriver {
+    Unknown,
+    Path(StorePath),
+}
+
 /// What was read so far.
 #[derive(Default)]
 struct Fields {
@@ -178,7 +183,7 @@ struct Fields {
     nar_hash: Option<NarHash>,
     nar_size: Option<u64>,
     references: Option<BTreeSet<StorePath>>,
-    deriver: Option<Option<StorePath>>,
+    deriver: Option<Deriver>,
     content_address: Option<ContentAddress>,
     signatures: Vec<Signature>,
 }
@@ -208,8 +213,8 @@ impl Fields {
             }),
             "Deriver" => once(&mut self.deriver, line, "Deriver", || match value {
                 // Old Hydras wrote this for want of one.
-                "unknown-deriver" | "" => Ok(None),
-                value => Ok(Some(StorePath::from_base_name(value)?)),
+                "unknown-deriver" | "" => Ok(Deriver::Unknown),
+                value => Ok(Deriver::Path(StorePath::from_base_name(value)?)),
             }),
             "CA" => once(&mut self.content_address, line, "CA", || Ok(value.parse()?)),
             "Sig" => {
@@ -236,7 +241,10 @@ impl Fields {
             nar_hash: self.nar_hash.ok_or(NarInfoError::Missing("NarHash"))?,
             nar_size: self.nar_size.ok_or(NarInfoError::Missing("NarSize"))?,
             references: self.references.unwrap_or_default(),
-            deriver: self.deriver.flatten(),
+            deriver: match self.deriver {
+                Some(Deriver::Path(path)) => Some(path),
+                Some(Deriver::Unknown) | None => None,
+            },
             content_address: self.content_address,
             signatures: self.signatures,
         })

@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 
+use crate::text_serde::serde_as_text;
+
 /// Longest name of a key, in bytes.
 pub const KEY_NAME_BYTES_MAX: usize = 255;
 
@@ -178,6 +180,9 @@ impl fmt::Display for PublicKey {
     }
 }
 
+serde_as_text!(Signature);
+serde_as_text!(PublicKey);
+
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Signature({self})")
@@ -214,6 +219,8 @@ mod tests {
         assert!(!public.verify(b"Message", &signature));
         assert!(!key("a-1", 2).public_key().verify(b"message", &signature));
         assert!(!key("a-2", 1).public_key().verify(b"message", &signature), "another name");
+        let json = serde_json::to_string(&public).expect("serialises");
+        assert_eq!(serde_json::from_str::<PublicKey>(&json).expect("parses"), public);
         let reread = SecretKey::parse(&secret.to_secret_text()).expect("own text");
         assert_eq!(reread.sign(b"message"), signature);
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::base32;
+use crate::text_serde::serde_as_text;
 
 pub use make::{MakeStorePathError, References};
 pub(crate) use make::{fixed_output_hash, output_path_name};
@@ -198,18 +199,7 @@ impl FromStr for StorePath {
     }
 }
 
-impl serde::Serialize for StorePath {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for StorePath {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
-    }
-}
+serde_as_text!(StorePath);
 
 #[cfg(test)]
 mod tests;

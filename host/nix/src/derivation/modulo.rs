@@ -98,10 +98,7 @@ impl Derivation {
     /// What stands for this derivation in the hashes of those that need it (outputs not masked).
     ///
     /// `input` gives the same hash of each input derivation. It is not asked when an output is fixed.
-    pub fn hash_modulo(
-        &self,
-        input: impl FnMut(&StorePath) -> Option<ModuloHash>,
-    ) -> Result<ModuloHash, ModuloError> {
+    pub fn hash_modulo(&self, input: impl FnMut(&StorePath) -> Option<ModuloHash>) -> Result<ModuloHash, ModuloError> {
         self.hash_with(input, false)
     }
 
@@ -119,19 +116,16 @@ impl Derivation {
         &self,
         input: impl FnMut(&StorePath) -> Option<ModuloHash>,
     ) -> Result<BTreeMap<String, Option<StorePath>>, ModuloError> {
-        let compute: &dyn Fn(&str, &DerivationOutput) -> Result<Option<StorePath>, ModuloError> = match self.kind()? {
-            DerivationKind::Fixed => &|name, output| Ok(self.fixed_path(name, output)?),
-            DerivationKind::Floating | DerivationKind::Impure => &|_, _| Ok(None),
-            DerivationKind::InputAddressed | DerivationKind::Deferred => {
-                let masked = self.hash_modulo_masked(input)?;
-                &move |name, _| {
-                    let path = || {
-                        StorePath::make_output(&self.name, name, masked.hash)
-                            .map_err(|cause| ModuloError::Name { output: name.to_owned(), cause })
-                    };
-                    if masked.is_deferred { Ok(None) } else { path().map(Some) }
-                }
-            }
+        let masked = match self.kind()? {
+            DerivationKind::InputAddressed | DerivationKind::Deferred => Some(self.hash_modulo_masked(input)?),
+            DerivationKind::Fixed | DerivationKind::Floating | DerivationKind::Impure => None,
+        };
+        let compute = |name: &str, output: &DerivationOutput| match masked {
+            Some(ModuloHash { hash, is_deferred: false }) => StorePath::make_output(&self.name, name, hash)
+                .map(Some)
+                .map_err(|cause| ModuloError::Name { output: name.to_owned(), cause }),
+            Some(ModuloHash { is_deferred: true, .. }) => Ok(None),
+            None => Ok(self.fixed_path(name, output)?),
         };
         self.outputs.iter().map(|(name, output)| Ok((name.clone(), compute(name, output)?))).collect()
     }
@@ -173,6 +167,7 @@ impl Derivation {
         }
     }
 
+    /// The path that a fixed output must have; `None` for others.
     fn fixed_path(&self, name: &str, output: &DerivationOutput) -> Result<Option<StorePath>, MakeStorePathError> {
         let path_name = output_path_name(&self.name, name);
         let make = |address| StorePath::make_fixed_output(&path_name, address, &References::default());

@@ -35,10 +35,8 @@ impl Derivation {
         let mut rewrites = HashMap::new();
         for (drv_path, output_names) in &self.input_drvs {
             for output in output_names {
-                let path = output_path(drv_path, output).ok_or_else(|| ResolveError::UnknownInput {
-                    drv_path: drv_path.clone(),
-                    output: output.clone(),
-                })?;
+                let path = output_path(drv_path, output)
+                    .ok_or_else(|| ResolveError::UnknownInput { drv_path: drv_path.clone(), output: output.clone() })?;
                 if let Some(placeholder) = upstream_output_placeholder(drv_path, output) {
                     rewrites.insert(BString::from(placeholder), path.clone());
                 }

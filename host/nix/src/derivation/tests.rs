@@ -7,10 +7,7 @@ use crate::content_address::{ContentAddress, ContentAddressMethod};
 use crate::hash::{Hash, HashAlgorithm};
 
 fn any_bytes() -> impl Strategy<Value = BString> {
-    prop_oneof![
-        vec(any::<u8>(), 0..20).prop_map(BString::from),
-        "[\"\\\\\n\r\tab/$ü]{0,20}".prop_map(BString::from)
-    ]
+    prop_oneof![vec(any::<u8>(), 0..20).prop_map(BString::from), "[\"\\\\\n\r\tab/$ü]{0,20}".prop_map(BString::from)]
 }
 
 fn any_path(name: &'static str) -> impl Strategy<Value = StorePath> {
@@ -47,8 +44,8 @@ fn any_derivation() -> impl Strategy<Value = Derivation> {
     let input_srcs = btree_set(any_path("[a-z+_?=0-9-][a-z.+_?=0-9-]{0,9}"), 0..4);
     let args = vec(any_bytes(), 0..4);
     let env = btree_map(any_bytes(), any_bytes(), 0..6);
-    (outputs, input_drvs, input_srcs, "[a-z0-9_-]{0,9}", any_bytes(), args, env)
-        .prop_map(|(outputs, input_drvs, input_srcs, platform, builder, args, env)| Derivation {
+    (outputs, input_drvs, input_srcs, "[a-z0-9_-]{0,9}", any_bytes(), args, env).prop_map(
+        |(outputs, input_drvs, input_srcs, platform, builder, args, env)| Derivation {
             name: "any".to_owned(),
             outputs,
             input_drvs,
@@ -57,7 +54,8 @@ fn any_derivation() -> impl Strategy<Value = Derivation> {
             builder,
             args,
             env,
-        })
+        },
+    )
 }
 
 fn example() -> Derivation {
@@ -154,7 +152,8 @@ fn kinds() {
     assert_eq!(derivation.kind(), Err(DerivationKindError::Mixed));
     derivation.outputs.clear();
     assert_eq!(derivation.kind(), Err(DerivationKindError::None));
-    let fixed = DerivationOutput::fixed("x", "dev", ContentAddress::flat(Hash::of(HashAlgorithm::Md5, b""))).expect("valid");
+    let fixed =
+        DerivationOutput::fixed("x", "dev", ContentAddress::flat(Hash::of(HashAlgorithm::Md5, b""))).expect("valid");
     derivation.outputs.insert("dev".to_owned(), fixed);
     assert_eq!(derivation.kind(), Err(DerivationKindError::FixedNotOut));
     assert_eq!(derivation.hash_modulo(|_| None), Err(ModuloError::Kind(DerivationKindError::FixedNotOut)));
@@ -167,7 +166,9 @@ fn too_long_names_have_no_paths() {
     assert!(derivation.drv_path().is_err());
     let output = DerivationOutput::Deferred;
     derivation.outputs = BTreeMap::from([("out".to_owned(), output.clone()), ("dev".to_owned(), output)]);
-    assert!(matches!(derivation.compute_output_paths(|_| None), Err(ModuloError::Name { output, .. }) if output == "dev"));
+    assert!(
+        matches!(derivation.compute_output_paths(|_| None), Err(ModuloError::Name { output, .. }) if output == "dev")
+    );
 }
 
 #[test]
@@ -187,7 +188,9 @@ fn options_from_the_environment() {
     let mut derivation = example();
     let options = derivation.options().expect("none stated");
     assert!(options.required_system_features.is_empty() && !options.prefer_local_build && options.allow_substitutes);
-    for (key, value) in [("requiredSystemFeatures", " kvm\tbig-parallel\n kvm"), ("preferLocalBuild", "1"), ("allowSubstitutes", "")] {
+    for (key, value) in
+        [("requiredSystemFeatures", " kvm\tbig-parallel\n kvm"), ("preferLocalBuild", "1"), ("allowSubstitutes", "")]
+    {
         derivation.env.insert(key.into(), value.into());
     }
     let options = derivation.options().expect("valid");

@@ -22,6 +22,13 @@ impl References {
         Self { others: others.into_iter().collect(), to_self: false }
     }
 
+    /// Sorts the references that a path is known to have (as in a narinfo) into itself and others.
+    pub fn of(path: &StorePath, references: impl IntoIterator<Item = StorePath>) -> Self {
+        let mut others: BTreeSet<StorePath> = references.into_iter().collect();
+        let to_self = others.remove(path);
+        Self { others, to_self }
+    }
+
     fn is_empty(&self) -> bool {
         self.others.is_empty() && !self.to_self
     }
@@ -86,6 +93,15 @@ impl StorePath {
             _ if !references.is_empty() => Err(MakeStorePathError::References(address)),
             _ => Ok(make("output:out", fixed_output_hash(method, &hash, ""), name)?),
         }
+    }
+}
+
+impl StorePath {
+    /// Whether this is the path that its content address and references give.
+    ///
+    /// Says nothing of whether the content has this address: that takes the content.
+    pub fn is_content_addressed_by(&self, address: ContentAddress, references: &References) -> bool {
+        Self::make_fixed_output(self.name(), address, references).is_ok_and(|computed| computed == *self)
     }
 }
 

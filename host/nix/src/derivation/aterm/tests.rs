@@ -51,8 +51,13 @@ fn only_the_text_that_nix_writes_is_read() {
 #[test]
 fn values_are_checked() {
     assert!(matches!(refusal_of("\"/nix/store/5bc", "\"/5bc"), (0, AtermProblem::StorePath(_))));
-    assert_eq!(refusal_of("\"/nix/store/g3rcjylr4c1w5lfvcs6ykbyscln8075a-a.drv\"",
-        "\"/nix/store/g3rcjylr4c1w5lfvcs6ykbyscln8075a-a.dry\""), (0, AtermProblem::NotADerivation));
+    assert_eq!(
+        refusal_of(
+            "\"/nix/store/g3rcjylr4c1w5lfvcs6ykbyscln8075a-a.drv\"",
+            "\"/nix/store/g3rcjylr4c1w5lfvcs6ykbyscln8075a-a.dry\""
+        ),
+        (0, AtermProblem::NotADerivation)
+    );
     assert!(matches!(refusal_of("\"dev\"", "\"d/v\""), (0, AtermProblem::OutputName(_))));
     assert!(matches!(refusal_of("\"x86_64-linux\"", "\"x\\\\\""), (0, AtermProblem::Platform)));
     let fields = "\"/nix/store/d9qdqrjlpv25j6nxhvhsxjblynz10c6i-m\",\"\",\"\"";
