@@ -43,6 +43,9 @@ pub enum AtermProblem {
     /// A list is longer than its bound.
     #[error("more than {0} entries in one list")]
     TooMany(usize),
+    /// A derivation that depends on outputs of derivations which do not exist yet.
+    #[error("dynamic derivations ('DrvWithVersion', an experiment of later Nix versions) are not supported")]
+    Dynamic,
     /// Another text must stand here.
     #[error("expected '{0}'")]
     Expected(&'static str),
@@ -84,6 +87,9 @@ impl Derivation {
         let mut cursor = Cursor { text, offset: 0 };
         if text.len() > TEXT_BYTES_MAX {
             return Err(cursor.problem(AtermProblem::TooLarge));
+        }
+        if text.starts_with(b"DrvWithVersion(") {
+            return Err(cursor.problem(AtermProblem::Dynamic));
         }
         cursor.expect("Derive(")?;
         let mut outputs = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! The installed Nix with a private store. Start at [`Nix::new`].
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,6 +67,22 @@ impl Nix {
     pub(crate) fn eval(&self, expression: &str) -> String {
         let json = self.run("nix-instantiate", &["--eval", "--strict", "--json", "--expr", expression]);
         serde_json::from_str(&json).expect("a string")
+    }
+}
+
+impl Drop for Nix {
+    fn drop(&mut self) {
+        // Folders in the store are read-only, and only root could remove what is in them.
+        make_writable(self.root.path());
+    }
+}
+
+/// Does what it can: a test that fails already must not fail again while it cleans up.
+fn make_writable(folder: &Path) {
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in folders.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        make_writable(&entry.path());
     }
 }
 

@@ -32,6 +32,7 @@ fn every_cut_is_refused_where_it_is() {
         let (offset, _) = refusal(&TEXT[..length]);
         assert!(offset <= length);
     }
+    assert_eq!(refusal("DrvWithVersion(\"xp-dyn-drv\",[])"), (0, AtermProblem::Dynamic));
     assert_eq!(refusal(""), (0, AtermProblem::Expected("Derive(")));
     assert_eq!(refusal(&format!("{TEXT} ")), (TEXT.len(), AtermProblem::TrailingBytes));
     assert_eq!(refusal(&TEXT[..TEXT.len() - 4]).1, AtermProblem::UnfinishedString);
