@@ -1,0 +1,103 @@
+//! Commands against a running server: follow a log, ask why, rebuild, cancel, git URLs, dirty trees.
+
+use std::io::Read as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use harmonia_tests::repository::{commit, flake, git};
+use harmonia_tests::server::{Server, folder, lines_of, parse, text, wait_for};
+
+#[test]
+fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
+    let data = folder();
+    let server = Server::up(&data.path().join("up"), &[], &[("HARMONIA_CI__BUILDER__MAX_JOBS", "1")]);
+    let repository = data.path().join("repository");
+    // It prints, then works on for a while, unless it is told to stop.
+    let slow = flake(
+        r#"rec {
+      slow = sh "slow" "echo first line; n=0; while [ $n -lt 600 ]; do n=$((n+1)); sleep 0.1; done; echo done > $out" {};
+      after = sh "after" "cat $slow > $out" { inherit slow; };
+      other = sh "other" "echo other > $out" {};
+    }"#,
+    );
+    commit(&repository, &[("flake.nix", &slow)]);
+    let path = repository.to_str().expect("UTF-8");
+    let created = server.json(&["eval", path, "--json"]);
+    let eval = created["id"].as_u64().expect("an id").to_string();
+
+    let building = wait_for(Duration::from_secs(60), || {
+        let queue = server.json(&["queue", "--json"]);
+        let running = queue["running"].as_array()?.iter().find(|job| job["name"] == "slow")?.clone();
+        running["id"].as_u64()
+    });
+    let job = building.expect("the slow build starts").to_string();
+
+    // Following shows the first line while it builds.
+    let mut follow = server.command(&["log", "-f", &job]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let lines = lines_of(follow.stdout.take().expect("piped"));
+    let mut end = follow.stderr.take().expect("piped");
+    assert_eq!(lines.recv_timeout(Duration::from_secs(30)).as_deref(), Ok("first line"));
+
+    // What waits says why: one for its input, the other for a slot.
+    let why = |name: &str| {
+        let output = server.run(&["queue", "--why", &format!("checks.{}-linux.{name}", std::env::consts::ARCH)]);
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(why("after").contains("slow"), "{}", why("after"));
+    assert!(why("other").contains("waits:"), "{}", why("other"));
+
+    let cancelled = server.json(&["cancel", &job, "--json"]);
+    assert!(cancelled["changed"].as_u64().is_some_and(|n| n >= 1), "{cancelled}");
+    let status = wait_for(Duration::from_secs(20), || follow.try_wait().expect("waited for"));
+    assert!(status.is_some_and(|s| s.success()), "following ends with the build");
+    let mut said = String::new();
+    end.read_to_string(&mut said).expect("read");
+    assert!(said.contains("cancelled"), "{said}");
+
+    // The slot is free again, so the other one gets built.
+    let other = wait_for(Duration::from_secs(60), || {
+        let output = server.run(&["queue", "--json", "--why", &format!("checks.{}-linux.other", std::env::consts::ARCH)]);
+        (parse(&output)["status"] == "succeeded").then_some(())
+    });
+    assert!(other.is_some(), "a cancelled build frees its slot");
+
+    let rebuilt = server.json(&["rebuild", &job, "--json"]);
+    assert!(rebuilt["changed"].as_u64().is_some_and(|n| n >= 1), "{rebuilt}");
+    let output = server.run(&["queue", "--json", "--why", &job]);
+    assert_eq!(parse(&output)["priority"].as_u64(), Some(100), "{}", text(&output));
+    let ended = server.json(&["cancel", "--eval", &eval, "--json"]);
+    assert!(ended["changed"].as_u64().is_some(), "{ended}");
+    let over = wait_for(Duration::from_secs(30), || {
+        let queue = server.json(&["queue", "--json"]);
+        (queue["running"].as_array().is_some_and(Vec::is_empty) && queue["waiting"].as_array().is_some_and(Vec::is_empty)).then_some(())
+    });
+    assert!(over.is_some(), "cancelling the evaluation leaves nothing behind: {}", server.json(&["queue", "--json"]));
+}
+
+#[test]
+fn git_urls_and_dirty_trees_are_evaluated() {
+    let data = folder();
+    let server = Server::up(&data.path().join("up"), &[], &[]);
+    let repository = data.path().join("repository");
+    commit(&repository, &[("flake.nix", &flake(r#"{ a = sh "a" "echo a > $out" {}; }"#))]);
+
+    let url = format!("file://{}#main", repository.display());
+    let output = server.run(&["eval", &url, "--wait", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let detail = parse(&output);
+    assert_eq!(detail["commit"].as_str(), Some(git(&repository, &["rev-parse", "HEAD"]).as_str()));
+
+    std::fs::write(repository.join("flake.nix"), flake(r#"{ a = sh "a" "echo dirty > $out" {}; b = sh "b" "echo b > $out" {}; }"#)).expect("written");
+    let path = repository.to_str().expect("UTF-8");
+    let output = server.run(&["eval", path, "--wait", "--json", "--dirty"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let detail = parse(&output);
+    assert_eq!((detail["attrs"].as_array().map(Vec::len), detail["dirty"].as_bool()), (Some(2), Some(true)));
+    assert_eq!(git(&repository, &["status", "--porcelain"]).trim(), "M flake.nix", "the repository is as it was");
+
+    // A table for people is printed without a terminal, too.
+    let output = server.run(&["eval", path, "--wait"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 of 1 attributes succeeded"), "{}", text(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("uncommitted changes are not evaluated"), "{}", text(&output));
+}
