@@ -8,3 +8,4 @@
 
 pub mod postgres;
 mod process;
+pub mod s3;

@@ -1,0 +1,222 @@
+//! An S3 endpoint over a folder. Start at [`S3Endpoint::start`], then `backend` for what it answers.
+//!
+//! Signatures, presigned expiry, length, checksums and write-once are enforced before an object can be seen: a body
+//! goes into a temporary file, is verified, written out to disk, and then takes its name in one step.
+
+mod access;
+mod backend;
+mod errors;
+mod folder;
+mod keys;
+mod list;
+mod multipart;
+mod object_file;
+mod receive;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harmonia_core::Clock;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use s3s::auth::SecretKey;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// More clients than this wait to be accepted.
+const CONNECTIONS_MAX: usize = 512;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is under way when we stop may take as long to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// When the system has no file descriptors left, accepting at once again would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What to serve and where.
+#[derive(Debug, Clone)]
+pub struct S3Options {
+    /// Holds all objects; created when missing, used by one process at a time.
+    pub folder: PathBuf,
+    /// Port 0 takes a free one: see [`S3Endpoint::address`].
+    pub listen: SocketAddr,
+    /// Names the one key pair that may do everything.
+    pub access_key: String,
+    /// Never sent; requests are signed with it.
+    pub secret_key: String,
+    /// Created when missing.
+    pub buckets: Vec<String>,
+    /// `false` gives up safety against power loss for speed: only for objects that may be thrown away.
+    pub durable: bool,
+}
+
+/// Why there is no endpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum S3Error {
+    /// Another process of ours serves the folder.
+    #[error("the object store in {folder} is in use by another process: stop that one first")]
+    InUse {
+        /// The shared folder.
+        folder: PathBuf,
+    },
+    /// Not a name that S3 allows.
+    #[error("{name:?} is no usable bucket name: take 3 to 63 lower-case letters, digits and hyphens")]
+    BucketName {
+        /// The name given.
+        name: String,
+    },
+    /// The address cannot be had.
+    #[error("could not listen on {address}: free the port or choose another one")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A file operation failed.
+    #[error("could not {doing} {path}")]
+    Io {
+        /// The verb.
+        doing: &'static str,
+        /// Its object.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+/// A running endpoint. Dropping it closes it without waiting; [`S3Endpoint::stop`] lets requests end.
+#[derive(Debug)]
+pub struct S3Endpoint {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<()>,
+}
+
+impl S3Endpoint {
+    /// Opens the folder, removes what interrupted uploads left, creates the buckets and listens.
+    ///
+    /// Presigned requests expire by `clock` (and by the machine's clock as well, so it cannot be made later).
+    pub async fn start(options: S3Options, clock: Arc<dyn Clock>) -> Result<Self, S3Error> {
+        for name in &options.buckets {
+            if !s3s::path::check_bucket_name(name) {
+                return Err(S3Error::BucketName { name: name.clone() });
+            }
+        }
+        let (root, durable, buckets) = (options.folder.clone(), options.durable, options.buckets);
+        let folder = tokio::task::spawn_blocking(move || {
+            let folder = folder::Folder::open(&root, durable)?;
+            for name in buckets {
+                match folder.create_bucket(&name) {
+                    Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => {
+                        return Err(S3Error::Io { doing: "create", path: folder.bucket(&name), cause });
+                    }
+                    _ => {}
+                }
+            }
+            Ok(folder)
+        })
+        .await
+        .map_err(|cause| S3Error::Io { doing: "open", path: options.folder, cause: cause.into() })??;
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
+        let address = listener.local_addr().map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
+
+        let mut service = S3ServiceBuilder::new(backend::Backend { folder: Arc::new(folder), clock: Arc::clone(&clock) });
+        service.set_auth(access::OneKeyPair { access_key: options.access_key, secret_key: SecretKey::from(options.secret_key) });
+        service.set_access(access::Gate { clock });
+        let (stop, stopping) = watch::channel(false);
+        let server = tokio::spawn(serve(listener, service.build(), stopping));
+        tracing::info!("The object store answers at http://{address}");
+        Ok(Self { address, stop, server })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The endpoint URL for clients, who have to use path style.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Accepts nothing more, lets requests end for some seconds, and lets go of the folder.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Err(error) = (&mut self.server).await {
+            tracing::error!(%error, "The object store did not end in order");
+        }
+    }
+}
+
+impl Drop for S3Endpoint {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, service: S3Service, mut stopping: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let stopping_connections = stopping.clone();
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        tokio::select! {
+            _ = async { stopping.wait_for(|stop| *stop).await.map(drop) } => break,
+            Some(_) = connections.join_next() => {}
+            (Ok(permit), accepted) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    let connection = converse(stream, service.clone(), stopping_connections.clone());
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "The object store could not accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_PATIENCE, all_ended).await.is_err() {
+        tracing::warn!("The object store cuts off requests that did not end within {STOP_PATIENCE:?}");
+        connections.shutdown().await;
+    }
+}
+
+async fn converse(stream: TcpStream, service: S3Service, mut stopping: watch::Receiver<bool>) {
+    // Small answers must not wait for the acknowledgement of earlier ones.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "Could not set TCP_NODELAY");
+    }
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let stopped = async { stopping.wait_for(|stop| *stop).await.map(drop) };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "A connection to the object store broke off");
+    }
+}
+
+#[cfg(test)]
+mod tests;
