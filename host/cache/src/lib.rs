@@ -1,1 +1,16 @@
-//! Placeholder head.
+//! What stands between the bucket and everybody else: upload slots, the signer, and the reader of the binary cache.
+//!
+//! Start reading at [`Signer`] for how a path gets into the cache (cache.md's upload protocol step by step), then at
+//! [`Reader`] for how it gets out. [`ObjectStore`] is the only code that speaks S3.
+//!
+//! Never here: HTTP routes and status codes, the queue's policy, processes, foreign code.
+//! Only here: signing keys and the object store's credentials.
+
+mod flight;
+pub mod keys;
+mod object;
+
+pub use object::{
+    ByteRange, DEFAULT_REGION, ObjectBody, ObjectError, ObjectHead, ObjectStore, ObjectStoreOptions, PresignedPut,
+    PutContract, PutOptions, PutOutcome,
+};

@@ -1,0 +1,52 @@
+//! Who may see what. Known for a while: that something is public for longer than that it is not, since publication
+//! should show at once.
+
+use harmonia_core::Timestamp;
+use harmonia_nix::StorePath;
+
+use super::{ReadError, Reader, Viewer};
+
+impl Reader {
+    pub(super) async fn is_public(&self, path: &StorePath) -> Result<bool, ReadError> {
+        if let Some(is_public) = self.remembered(path) {
+            return Ok(is_public);
+        }
+        // A path that the database does not know is nobody's business.
+        let is_public = self.inner.db.path_rows(std::slice::from_ref(path)).await?.iter().any(|row| row.public);
+        self.inner.memory.remember_visibility(path, is_public, self.now());
+        Ok(is_public)
+    }
+
+    /// The derivation of this base name, if this viewer may see its log and its file.
+    pub(super) async fn visible_derivation(
+        &self,
+        viewer: Viewer,
+        base_name: &str,
+    ) -> Result<Option<StorePath>, ReadError> {
+        let Some(drv) = StorePath::from_base_name(base_name).ok().filter(StorePath::is_derivation) else {
+            return Ok(None);
+        };
+        if viewer == Viewer::Token {
+            return Ok(Some(drv));
+        }
+        let is_public = match self.remembered(&drv) {
+            Some(is_public) => is_public,
+            None => {
+                let is_public = self.inner.db.derivation_public(&drv).await?;
+                self.inner.memory.remember_visibility(&drv, is_public, self.now());
+                is_public
+            }
+        };
+        Ok(is_public.then_some(drv))
+    }
+
+    fn remembered(&self, path: &StorePath) -> Option<bool> {
+        let options = &self.inner.options;
+        let now = self.now();
+        self.inner.memory.visibility(path, now - options.fresh_for, now - options.hidden_for)
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.inner.options.clock.now()
+    }
+}

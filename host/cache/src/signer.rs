@@ -1,0 +1,143 @@
+//! How a path gets into the cache: slots, verification, claim, signature, publication. Start at [`Signer`].
+//!
+//! A signer keeps nothing between calls: what is claimed is in the database, what is uploaded in the bucket, and every
+//! step may be repeated. The decisions are pure (`rules`), texts become values at the edge (`wire`); the rest fetches
+//! facts for the one and does what the other says:
+//!
+//! | call | module |
+//! |---|---|
+//! | upload slots | `slots` |
+//! | `.drv` files | `derivations` |
+//! | sources | `sources` |
+//! | a finished build | `complete`, then `publish` |
+//! | a failed build | `fail` |
+//! | after a crash | `publish` ([`Signer::finish_unfinished`]) |
+//! | what the store enforces | `probe` |
+
+mod complete;
+mod content;
+mod derivations;
+mod error;
+mod fail;
+mod objects;
+mod probe;
+mod publish;
+mod rows;
+mod rules;
+mod slots;
+mod sources;
+mod wire;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use harmonia_core::{Clock, SystemClock};
+use harmonia_db::Db;
+use harmonia_nix::{PublicKey, SecretKey, StorePath};
+
+use crate::ObjectStore;
+use crate::flight::Flights;
+
+pub use error::{NotUploaded, ObjectDifference, Refusal, SignError, SignErrorKind};
+pub use probe::ProbeReport;
+
+/// Store requests that one call of a signer keeps under way.
+const PARALLEL_REQUESTS: usize = 16;
+
+/// Whether archives are read again before they are signed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum Verify {
+    /// What a builder declares of a NAR is believed (its object's size and checksum are checked all the same). Paths that
+    /// are bound to another hash than that of their NAR are always read.
+    #[default]
+    Declared,
+    /// This share of the archives is read, from 0 to 1.
+    Sample(f64),
+    /// Every archive is read.
+    Always,
+}
+
+/// Is told which paths were just published, so that readers forget what they knew of them.
+pub type PublishedHook = Arc<dyn Fn(&[StorePath]) + Send + Sync>;
+
+/// How a signer works.
+#[derive(Clone)]
+pub struct SignerOptions {
+    /// Whether archives are read again.
+    pub verify: Verify,
+    /// Called after each publication; usually [`crate::Reader::published`] of the same process.
+    pub on_published: Option<PublishedHook>,
+    /// Where presigned URLs begin to be valid.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for SignerOptions {
+    fn default() -> Self {
+        Self { verify: Verify::default(), on_published: None, clock: Arc::new(SystemClock) }
+    }
+}
+
+impl fmt::Debug for SignerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignerOptions").field("verify", &self.verify).finish_non_exhaustive()
+    }
+}
+
+/// The holder of the signing keys and of the bucket's credentials. Cheap to clone.
+///
+/// Every method takes the claim token of whoever calls and checks it in the database: a stale one is
+/// [`SignError::StaleClaim`] at every step. Every method may be called again with the same arguments.
+#[derive(Clone)]
+pub struct Signer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    store: ObjectStore,
+    keys: Vec<SecretKey>,
+    options: SignerOptions,
+    /// Looks at objects that are under way, by key.
+    looks: Flights<objects::Look, objects::LookAnswer>,
+    /// Whether the store takes `If-None-Match`; believed until a probe says otherwise.
+    write_once: AtomicBool,
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").field("keys", &self.inner.keys).finish_non_exhaustive()
+    }
+}
+
+impl Signer {
+    /// Signs with each of the keys (several during a rotation) what goes into this bucket.
+    pub fn new(db: Db, store: ObjectStore, keys: Vec<SecretKey>, options: SignerOptions) -> Self {
+        let inner =
+            Inner { db, store, keys, options, looks: Flights::default(), write_once: AtomicBool::new(true) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The halves of the keys that everybody may know.
+    pub fn public_keys(&self) -> Vec<PublicKey> {
+        self.inner.keys.iter().map(SecretKey::public_key).collect()
+    }
+
+    fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    fn store(&self) -> &ObjectStore {
+        &self.inner.store
+    }
+
+    fn is_write_once(&self) -> bool {
+        self.inner.write_once.load(Ordering::Relaxed)
+    }
+
+    fn tell_published(&self, paths: &[StorePath]) {
+        if let Some(hook) = &self.inner.options.on_published {
+            hook(paths);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! From claimed rows to published paths: signatures, narinfos, listings. Start at [`Signer::finish_unfinished`] for what
+//! is left to do after a crash.
+//!
+//! A claimed row implies that its object was verified and that the closure gate was passed, so anybody may publish it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use harmonia_core::signer_api::AttemptUsage;
+use harmonia_core::{AttemptId, JobId};
+use harmonia_db::{PathState, UnfinishedPublication};
+use harmonia_nix::nar::Listing;
+use harmonia_nix::{NarInfo, SecretKey, Sha256Hash, StorePath};
+
+use super::error::SignError;
+use super::rows::{Row, rows_of};
+use super::wire::{Object, Upload};
+use super::{PARALLEL_REQUESTS, Signer};
+use crate::{ObjectError, PutOptions, keys};
+
+/// Most publications finished in one round.
+const UNFINISHED_PER_ROUND: u32 = 100;
+
+/// Listings that came along with a call, with the NAR that each describes.
+pub(super) type Listings = BTreeMap<StorePath, (Sha256Hash, String)>;
+
+pub(super) fn take_listings<'a>(uploads: impl Iterator<Item = &'a mut Upload>) -> Listings {
+    uploads
+        .filter_map(|upload| {
+            upload.listing.take().map(|listing| (upload.path.clone(), (upload.nar_hash, listing)))
+        })
+        .collect()
+}
+
+impl Signer {
+    /// Finishes what was claimed when its signer stopped before it was published: signs and publishes from the claimed
+    /// rows, without any builder. Says how many publications it finished; to be called again while that is not 0, and
+    /// every now and then.
+    ///
+    /// Listings of these paths are lost, since only the builder had them.
+    pub async fn finish_unfinished(&self) -> Result<usize, SignError> {
+        let unfinished = self.db().unfinished_publications(UNFINISHED_PER_ROUND).await?;
+        let mut finished = 0;
+        for publication in unfinished {
+            let job = publication.job;
+            match self.finish(publication).await {
+                Ok(()) => finished += 1,
+                // One that cannot be finished must not keep the others waiting.
+                Err(error) => tracing::warn!(
+                    %job, error = &error as &dyn std::error::Error, "could not finish a publication, trying again later"
+                ),
+            }
+        }
+        Ok(finished)
+    }
+
+    async fn finish(&self, publication: UnfinishedPublication) -> Result<(), SignError> {
+        let UnfinishedPublication { job, attempt, rows, .. } = publication;
+        let rows = rows_of(rows)?;
+        let mut log_key = None;
+        if let Some(drv_path) = rows.iter().find_map(|row| row.upload.deriver.as_ref()) {
+            let key = keys::attempt_log(drv_path, attempt);
+            if self.store().head(&key).await?.is_some() {
+                self.store().copy(&key, &keys::log(drv_path)).await?;
+                log_key = Some(key);
+            }
+        }
+        tracing::info!(%job, %attempt, "finishing a publication that was interrupted");
+        self.publish_build(job, &rows, &Listings::new(), &AttemptUsage::default(), log_key.as_deref()).await
+    }
+
+    /// Publishes all outputs of a build and ends its job.
+    pub(super) async fn publish_build(
+        &self,
+        job: JobId,
+        rows: &[Row],
+        listings: &Listings,
+        usage: &AttemptUsage,
+        log_key: Option<&str>,
+    ) -> Result<(), SignError> {
+        self.write_narinfos(rows, listings).await?;
+        let paths = paths_of(rows);
+        let finished = self.db().publish_outputs(job, &paths, usage, log_key).await?;
+        self.tell_published(&paths);
+        tracing::debug!(%job, readied = finished.readied, "published");
+        Ok(())
+    }
+
+    /// Publishes paths that belong to no job.
+    pub(super) async fn publish_sources(&self, rows: &[Row], listings: &Listings) -> Result<(), SignError> {
+        self.write_narinfos(rows, listings).await?;
+        let paths = paths_of(rows);
+        self.db().publish_paths(&paths).await?;
+        self.tell_published(&paths);
+        Ok(())
+    }
+
+    async fn write_narinfos(&self, rows: &[Row], listings: &Listings) -> Result<(), SignError> {
+        stream::iter(rows.iter().filter(|row| row.state != PathState::Published))
+            .map(|row| self.write_narinfo(&row.upload, listings))
+            .buffer_unordered(PARALLEL_REQUESTS)
+            .try_collect::<()>()
+            .await?;
+        Ok(())
+    }
+
+    async fn write_narinfo(&self, upload: &Upload, listings: &Listings) -> Result<(), ObjectError> {
+        if let Some((nar_hash, listing)) = listings.get(&upload.path)
+            && *nar_hash == upload.nar_hash
+            && let Some(listing) = normalize_listing(&upload.path, listing)
+        {
+            let options = PutOptions { content_type: "application/json", ..PutOptions::default() };
+            self.store().put(&keys::listing(&upload.path), listing.into(), options).await?;
+        }
+        let text = narinfo(upload, &self.inner.keys).to_string();
+        let options = PutOptions { content_type: "text/x-nix-narinfo", ..PutOptions::default() };
+        self.store().put(&keys::narinfo(&upload.path), Bytes::from(text), options).await?;
+        Ok(())
+    }
+
+    /// Makes the attempt's log the one that `nix log` finds. `None`: there was none, or it is not there as declared.
+    ///
+    /// A log is never worth more than the build it is about: trouble with it is logged here and ends there.
+    pub(super) async fn publish_log(
+        &self,
+        drv_path: &StorePath,
+        attempt: AttemptId,
+        declared: Option<Object>,
+    ) -> Option<String> {
+        let object = declared?;
+        let key = keys::attempt_log(drv_path, attempt);
+        match self.look(&key, object).await {
+            Ok(None) => {}
+            Ok(Some(difference)) => {
+                tracing::warn!(key, %difference, "the log that a builder declared is not in the bucket");
+                return None;
+            }
+            // Unknown is not absent: the key stays on record.
+            Err(error) => {
+                tracing::warn!(key, error = &error as &dyn std::error::Error, "could not look at a log");
+                return Some(key);
+            }
+        }
+        if let Err(error) = self.store().copy(&key, &keys::log(drv_path)).await {
+            tracing::warn!(key, error = &error as &dyn std::error::Error, "could not make a log the latest");
+        }
+        Some(key)
+    }
+}
+
+fn paths_of(rows: &[Row]) -> Vec<StorePath> {
+    rows.iter().map(|row| row.upload.path.clone()).collect()
+}
+
+/// The signed narinfo of a path.
+fn narinfo(upload: &Upload, secret_keys: &[SecretKey]) -> NarInfo {
+    let mut narinfo = NarInfo {
+        path: upload.path.clone(),
+        url: keys::nar(&upload.object.hash),
+        compression: "zstd".to_owned(),
+        file_hash: Some(upload.object.hash),
+        file_size: Some(upload.object.size),
+        nar_hash: upload.nar_hash,
+        nar_size: upload.nar_size,
+        references: upload.references.clone(),
+        deriver: upload.deriver.clone(),
+        content_address: upload.ca,
+        signatures: Vec::new(),
+    };
+    for key in secret_keys {
+        narinfo.sign(key);
+    }
+    narinfo
+}
+
+/// What a builder calls a listing is served to browsers: only what is one goes into the bucket, and without the rest.
+fn normalize_listing(path: &StorePath, text: &str) -> Option<String> {
+    let listing = serde_json::from_str::<Listing>(text).and_then(|listing| serde_json::to_string(&listing));
+    match listing {
+        Ok(listing) => Some(listing),
+        Err(error) => {
+            tracing::warn!(%path, %error, "a builder sent a listing that is none: left out");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use harmonia_nix::PublicKey;
+
+    use super::*;
+
+    #[test]
+    fn a_narinfo_is_signed_by_every_key() {
+        let path = StorePath::parse("/nix/store/00000000000000000000000000000000-a").expect("valid");
+        let upload = Upload {
+            path: path.clone(),
+            nar_hash: Sha256Hash::of(b"nar"),
+            nar_size: 120,
+            object: Object { hash: Sha256Hash::of(b"file"), size: 80 },
+            references: BTreeSet::from([path]),
+            deriver: None,
+            ca: None,
+            listing: None,
+        };
+        let secret_keys = ["old-1", "new-1"].map(|name| SecretKey::from_seed(name, &[7; 32]).expect("valid"));
+        let narinfo = NarInfo::parse(&narinfo(&upload, &secret_keys).to_string()).expect("own text");
+        assert_eq!(narinfo.signatures.len(), 2);
+        for key in &secret_keys {
+            let key: PublicKey = key.public_key();
+            assert!(narinfo.is_signed_by(std::slice::from_ref(&key)), "{key}");
+        }
+        assert_eq!(narinfo.url, keys::nar(&upload.object.hash));
+    }
+
+    #[test]
+    fn only_listings_are_published() {
+        let path = StorePath::parse("/nix/store/00000000000000000000000000000000-a").expect("valid");
+        let sound = r#"{"version":1,"root":{"type":"regular","size":3,"narOffset":96}}"#;
+        assert_eq!(normalize_listing(&path, sound).as_deref(), Some(sound));
+        for bad in ["", "<script>", r#"{"version":1}"#, &"[".repeat(100_000)] {
+            assert_eq!(normalize_listing(&path, bad), None);
+        }
+    }
+}

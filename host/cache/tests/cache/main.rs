@@ -1,0 +1,4 @@
+//! The cache with its real parts: an S3 endpoint, PostgreSQL, Nix.
+
+mod object_store;
+mod support;
