@@ -88,13 +88,15 @@ impl SignerClient {
             {
                 log = None;
             }
-            paths = stream::iter(paths.into_iter().zip(answer.paths))
-                .map(|((info, source), slot)| async move {
-                    Ok::<_, SignerError>(match self.put(&slot, source).await? {
-                        PutOutcome::Stored => None,
-                        PutOutcome::Expired => Some((info, source)),
-                    })
+            let put = |((info, source), slot)| async move {
+                Ok::<_, SignerError>(match self.put(&slot, source).await? {
+                    PutOutcome::Stored => None,
+                    PutOutcome::Expired => Some((info, source)),
                 })
+            };
+            // Futures made before the stream: made within, they could not be sent between threads.
+            let puts: Vec<_> = paths.into_iter().zip(answer.paths).map(put).collect();
+            paths = stream::iter(puts)
                 .buffer_unordered(self.options.parallel_puts.max(1))
                 .try_filter_map(|left| async move { Ok(left) })
                 .try_collect()
