@@ -134,7 +134,11 @@ impl Client {
     /// Sends, and turns everything but 2xx into an error.
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, CallError> {
         let answer = request.send().await.map_err(|error| {
-            CallError::Unreachable(format!("the server at {} does not answer: {}", self.base, chain(&error.without_url())))
+            CallError::Unreachable(format!(
+                "the server at {} does not answer: {}",
+                self.base,
+                chain(&error.without_url())
+            ))
         })?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -167,8 +171,9 @@ impl Client {
             .text()
             .await
             .map_err(|error| CallError::Unreachable(format!("the answer broke off: {}", chain(&error))))?;
-        serde_json::from_str(&text)
-            .map_err(|error| CallError::Garbled(format!("the server's answer is not what this version expects: {error}")))
+        serde_json::from_str(&text).map_err(|error| {
+            CallError::Garbled(format!("the server's answer is not what this version expects: {error}"))
+        })
     }
 }
 
@@ -182,7 +187,7 @@ fn read_server_file(data_dir: &Path) -> Result<Option<ServerFile>, Failure> {
                 .hint("name the server with --server and --token, or run as the user that runs `up`"));
         }
     };
-    serde_json::from_str(&text)
-        .map(Some)
-        .map_err(|error| Failure::failed(format!("{} is damaged: {error}", path.display())).hint("start `harmonia-ci up` again"))
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        Failure::failed(format!("{} is damaged: {error}", path.display())).hint("start `harmonia-ci up` again")
+    })
 }

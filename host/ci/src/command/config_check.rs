@@ -21,10 +21,8 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Failure> {
 fn explain(config: &Config, file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<String, Failure> {
     let broken = |error: toml::ser::Error| Failure::failed(error.to_string());
     let effective = toml::Table::try_from(config).map_err(broken)?;
-    let written: toml::Table = file
-        .and_then(|path| std::fs::read_to_string(path).ok())
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_default();
+    let written: toml::Table =
+        file.and_then(|path| std::fs::read_to_string(path).ok()).and_then(|text| text.parse().ok()).unwrap_or_default();
     let mut text = String::new();
     let mut last_section = "";
     for (key, meaning) in keys::KEYS {

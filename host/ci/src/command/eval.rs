@@ -64,7 +64,11 @@ pub(crate) async fn run(args: &EvalArgs) -> Result<(), Failure> {
 }
 
 /// Follows one evaluation until it and its builds have ended.
-pub(crate) async fn watch(client: &Client, id: EvalId, progress: &mut dyn Progress) -> Result<EvaluationDetail, Failure> {
+pub(crate) async fn watch(
+    client: &Client,
+    id: EvalId,
+    progress: &mut dyn Progress,
+) -> Result<EvaluationDetail, Failure> {
     let mut silent_since: Option<std::time::Instant> = None;
     loop {
         match client.get::<EvaluationDetail>(&format!("/api/v1/evaluations/{id}")).await {
@@ -133,7 +137,11 @@ pub(crate) async fn upload(client: &Client, snapshot: &repository::Snapshot) -> 
     let length = file.metadata().await.map_err(read)?.len();
     let limit = harmonia_core::limits::BUNDLE_BYTES_MAX;
     if length > limit {
-        let message = format!("the repository's history is {} MiB, more than the {} MiB a server takes", length >> 20, limit >> 20);
+        let message = format!(
+            "the repository's history is {} MiB, more than the {} MiB a server takes",
+            length >> 20,
+            limit >> 20
+        );
         return Err(Failure::usage(message).hint("push it somewhere and evaluate its git URL"));
     }
     let request = client

@@ -21,8 +21,9 @@ pub(crate) fn run(args: &KeygenArgs) -> Result<(), Failure> {
 /// Writes a new secret key to `path`, which must not exist, and gives the public key's text.
 pub(crate) fn generate(name: &str, path: &Path) -> Result<String, Failure> {
     let seed: [u8; 32] = rand::random();
-    let secret = SecretKey::generate(name, seed)
-        .map_err(|error| Failure::usage(error.to_string()).hint("use letters, digits, dots and dashes: cache.example.org-1"))?;
+    let secret = SecretKey::from_seed(name, &seed).map_err(|error| {
+        Failure::usage(error.to_string()).hint("use letters, digits, dots and dashes: cache.example.org-1")
+    })?;
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

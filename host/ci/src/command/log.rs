@@ -61,7 +61,8 @@ async fn follow(client: &Client, job: JobId) -> Result<(), Failure> {
                     return Ok(());
                 }
             }
-            Err(CallError::Unreachable(_) | CallError::Refused { status: 503, .. }) if silent_since.elapsed() < PATIENCE => {}
+            Err(CallError::Unreachable(_) | CallError::Refused { status: 503, .. })
+                if silent_since.elapsed() < PATIENCE => {}
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(RECONNECT_AFTER).await;
@@ -80,7 +81,9 @@ async fn read_events(answer: reqwest::Response, last_id: &mut Option<String>) ->
             let Ok(parsed) = serde_json::from_str::<LogEvent>(&event.data) else { continue };
             match parsed {
                 LogEvent::Log { text } => write_out(text.as_bytes())?,
-                LogEvent::Gap { bytes } => eprintln!("[{bytes} bytes are left out here; they come with the stored log]"),
+                LogEvent::Gap { bytes } => {
+                    eprintln!("[{bytes} bytes are left out here; they come with the stored log]")
+                }
                 LogEvent::Attempt { attempt } => eprintln!("[attempt {attempt}]"),
                 LogEvent::End { status } => {
                     eprintln!("[{status}]");

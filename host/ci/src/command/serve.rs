@@ -25,7 +25,8 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<(), Failure> {
 }
 
 async fn drain_then_abort(stop: Stop) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("Could not listen for signals: the node can only be killed");
         return;
     };

@@ -49,7 +49,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
 async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure> {
     // The port first: when it is taken, nothing else needs to start.
     let listener = node::bind(args.listen).await?;
-    let address = listener.local_addr().map_err(|error| Failure::failed(format!("could not read the address: {error}")))?;
+    let address =
+        listener.local_addr().map_err(|error| Failure::failed(format!("could not read the address: {error}")))?;
     let secrets = data.secrets()?;
     eprintln!("data in {}", data.path().display());
 
@@ -105,7 +106,9 @@ struct Services {
 
 impl Services {
     async fn start(data: &DataDir, secrets: &data::Secrets) -> Result<Self, Failure> {
-        let failed = |what: &str, error: &dyn std::error::Error| Failure::failed(format!("could not start {what}: {}", chain(error)));
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            Failure::failed(format!("could not start {what}: {}", chain(error)))
+        };
         let mut postgres = PostgresOptions::new(data.postgres());
         postgres.databases = vec![DATABASE.to_owned()];
         let s3 = S3Options {
@@ -157,7 +160,8 @@ fn configure(data: &DataDir, secrets: &data::Secrets, services: &Services, args:
 
 /// The first signal ends everything (running builds go back to the queue); a second one does not wait.
 async fn abort_on_signal(stop: Stop) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("Could not listen for signals: `up` can only be killed");
         return;
     };

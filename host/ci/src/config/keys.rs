@@ -54,7 +54,8 @@ pub(crate) fn nearest(unknown: &str) -> Option<&'static str> {
     KEYS.iter()
         .map(|(key, _)| {
             let whole = distance(unknown, key);
-            let key_only = distance(&last(unknown), &last(key)) + usize::from(unknown.split('.').next() != key.split('.').next());
+            let key_only =
+                distance(&last(unknown), &last(key)) + usize::from(unknown.split('.').next() != key.split('.').next());
             (whole.min(key_only), *key)
         })
         .min()

@@ -38,7 +38,8 @@ fn did_you_mean(key: &str) -> String {
 pub(crate) fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     let mut table = toml::Table::new();
     if let Some(path) = path {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         table = text
             .parse::<toml::Table>()
             .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
@@ -90,7 +91,10 @@ fn override_key(table: &mut toml::Table, variable: &str, text: &str) -> Result<(
     // A TOML value if it reads as one and the key wants it (numbers, booleans, arrays), else the text itself.
     let parsed = format!("value = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
     let section_table = |value: toml::Value| {
-        toml::Table::from_iter([(section.to_owned(), toml::Value::Table(toml::Table::from_iter([(name.to_owned(), value)])))])
+        toml::Table::from_iter([(
+            section.to_owned(),
+            toml::Value::Table(toml::Table::from_iter([(name.to_owned(), value)])),
+        )])
     };
     let as_text = toml::Value::String(text.to_owned());
     let candidates = parsed.into_iter().chain([as_text]);
@@ -113,9 +117,11 @@ fn override_key(table: &mut toml::Table, variable: &str, text: &str) -> Result<(
 
 /// A secret from a file, without surrounding white space.
 pub(crate) fn read_secret(what: &'static str, path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path)
-        .map(|text| text.trim().to_owned())
-        .map_err(|source| ConfigError::Secret { what, path: path.to_owned(), source })
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|source| ConfigError::Secret {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -136,10 +142,12 @@ mod tests {
     #[test]
     fn file_then_environment() {
         let text = "[build]\ntimeout = \"2h\"\n[builder]\nmax_jobs = 3\n";
-        let config = from(text, &[("HARMONIA_CI__BUILDER__MAX_JOBS", "5"), ("HARMONIA_CI__BUILD__CORES", "2")]).expect("loads");
+        let config =
+            from(text, &[("HARMONIA_CI__BUILDER__MAX_JOBS", "5"), ("HARMONIA_CI__BUILD__CORES", "2")]).expect("loads");
         assert_eq!(config.build.timeout, crate::config::value::Span::seconds(7200));
         assert_eq!((config.builder.max_jobs, config.build.cores), (5, 2));
-        let config = from("", &[("HARMONIA_CI__NODE__NAME", "7"), ("HARMONIA_CI__BUILDER__SYSTEMS", "[\"a-linux\"]")]).expect("loads");
+        let config = from("", &[("HARMONIA_CI__NODE__NAME", "7"), ("HARMONIA_CI__BUILDER__SYSTEMS", "[\"a-linux\"]")])
+            .expect("loads");
         assert_eq!(config.node.name.as_deref(), Some("7"));
         assert_eq!(config.builder.systems, ["a-linux"]);
     }

@@ -149,9 +149,12 @@ mod tests {
 
     #[test]
     fn sizes_read_as_written_and_print_shortest() {
-        for (text, bytes, printed) in
-            [("512", 512, "512"), ("64MiB", 64 << 20, "64MiB"), ("4 GB", 4_000_000_000, "3906250KiB"), ("1KiB", 1024, "1KiB")]
-        {
+        for (text, bytes, printed) in [
+            ("512", 512, "512"),
+            ("64MiB", 64 << 20, "64MiB"),
+            ("4 GB", 4_000_000_000, "3906250KiB"),
+            ("1KiB", 1024, "1KiB"),
+        ] {
             let size = Bytes::parse(text).expect(text);
             assert_eq!(size.0, bytes, "{text}");
             assert_eq!(size.to_string(), printed);

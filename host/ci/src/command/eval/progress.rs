@@ -52,11 +52,7 @@ struct Seen(HashMap<String, AttrState>);
 
 impl Seen {
     fn changed<'a>(&mut self, detail: &'a EvaluationDetail) -> Vec<&'a Attr> {
-        detail
-            .attrs
-            .iter()
-            .filter(|attr| self.0.insert(attr.attr.clone(), attr.state) != Some(attr.state))
-            .collect()
+        detail.attrs.iter().filter(|attr| self.0.insert(attr.attr.clone(), attr.state) != Some(attr.state)).collect()
     }
 }
 
@@ -147,7 +143,8 @@ impl Progress for Screen {
         }
         let counts = &detail.evaluation.counts;
         self.bar.set_length(counts.total);
-        self.bar.set_position(counts.succeeded + counts.failed + counts.dep_failed + counts.eval_errors + counts.cancelled);
+        self.bar
+            .set_position(counts.succeeded + counts.failed + counts.dep_failed + counts.eval_errors + counts.cancelled);
         let evaluating = match detail.evaluation.status {
             EvalStatus::Queued => "waits for an evaluator, ",
             EvalStatus::Running => "evaluating, ",

@@ -35,12 +35,15 @@ pub(crate) fn remote(flake: &str) -> Result<Option<(String, Option<String>)>, Fa
     let location = location.strip_prefix("git+").unwrap_or(location);
     let Some((scheme, _)) = location.split_once("://") else { return Ok(None) };
     if !["https", "http", "ssh", "git", "file"].contains(&scheme) {
-        let message = format!("'{flake}' has the scheme {scheme}, and git URLs begin with https, http, ssh, git or file");
+        let message =
+            format!("'{flake}' has the scheme {scheme}, and git URLs begin with https, http, ssh, git or file");
         return Err(Failure::usage(message));
     }
     let url = url::Url::parse(location).map_err(|error| Failure::usage(format!("'{flake}' is not a URL: {error}")))?;
     if url.password().is_some() {
-        return Err(Failure::usage("a URL with a password in it would end up in the database").hint("use a URL without one"));
+        return Err(
+            Failure::usage("a URL with a password in it would end up in the database").hint("use a URL without one")
+        );
     }
     Ok(Some((location.to_owned(), branch)))
 }
@@ -68,23 +71,30 @@ pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failu
             .hint("name a local repository or a git URL"));
     }
     let not_a_repository = |error: GitError| match error {
-        GitError::Failed { .. } => Failure::usage(format!("'{}' is not in a git repository with a work tree", path.display()))
-            .hint("run `git init`, add the files and commit; a flake is evaluated from a commit"),
+        GitError::Failed { .. } => {
+            Failure::usage(format!("'{}' is not in a git repository with a work tree", path.display()))
+                .hint("run `git init`, add the files and commit; a flake is evaluated from a commit")
+        }
         error => error.into(),
     };
     let top = git(path, &["rev-parse", "--show-toplevel"]).await.map_err(not_a_repository)?;
     let top = PathBuf::from(top);
-    let head = git(&top, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await.map_err(|error| match error {
-        GitError::Failed { .. } => Failure::usage(format!("{} has no commit yet", top.display())).hint("commit something first"),
-        error => error.into(),
-    })?;
+    let head =
+        git(&top, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await.map_err(|error| match error {
+            GitError::Failed { .. } => {
+                Failure::usage(format!("{} has no commit yet", top.display())).hint("commit something first")
+            }
+            error => error.into(),
+        })?;
     if git(&top, &["rev-parse", "--is-shallow-repository"]).await? == "true" {
         return Err(Failure::usage("this is a shallow clone: its history cannot be packed")
             .hint("run `git fetch --unshallow`, or evaluate the git URL"));
     }
     let changed = !git(&top, &["status", "--porcelain", "--untracked-files=normal"]).await?.is_empty();
-    let branch = git(&top, &["symbolic-ref", "--quiet", "--short", "HEAD"]).await.unwrap_or_else(|_| "detached".to_owned());
-    let folder = tempfile::tempdir().map_err(|error| Failure::failed(format!("could not make a temporary folder: {error}")))?;
+    let branch =
+        git(&top, &["symbolic-ref", "--quiet", "--short", "HEAD"]).await.unwrap_or_else(|_| "detached".to_owned());
+    let folder =
+        tempfile::tempdir().map_err(|error| Failure::failed(format!("could not make a temporary folder: {error}")))?;
     let scratch = Scratch::new(&top, folder.path()).await?;
     let commit = if dirty && changed { scratch.commit_work_tree(&top, &head).await? } else { head.clone() };
     let bundle = scratch.bundle(&commit).await?;
@@ -113,7 +123,8 @@ struct Scratch {
 impl Scratch {
     async fn new(top: &Path, folder: &Path) -> Result<Self, Failure> {
         let git_dir = folder.join("scratch.git");
-        git(folder, &["init", "--quiet", "--bare", "--object-format", &object_format(top).await, "scratch.git"]).await?;
+        git(folder, &["init", "--quiet", "--bare", "--object-format", &object_format(top).await, "scratch.git"])
+            .await?;
         let objects = git(top, &["rev-parse", "--path-format=absolute", "--git-path", "objects"]).await?;
         let alternates = git_dir.join("objects/info/alternates");
         std::fs::write(&alternates, format!("{objects}\n"))
@@ -185,7 +196,10 @@ async fn run_git(folder: &Path, environment: &[(&str, &Path)], args: &[&str]) ->
         return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(GitError::Failed { command: args.iter().find(|a| !a.starts_with('-')).copied().unwrap_or("").to_owned(), stderr })
+    Err(GitError::Failed {
+        command: args.iter().find(|a| !a.starts_with('-')).copied().unwrap_or("").to_owned(),
+        stderr,
+    })
 }
 
 #[cfg(test)]

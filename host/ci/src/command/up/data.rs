@@ -45,7 +45,8 @@ impl DataDir {
     /// Makes the folder when it is missing, and locks it.
     pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Failure::usage(format!("could not {what} {}: {error}", path.display())).hint("name another folder with --data-dir")
+            Failure::usage(format!("could not {what} {}: {error}", path.display()))
+                .hint("name another folder with --data-dir")
         };
         let path = std::path::absolute(&path).map_err(|error| failed("use", &error))?;
         // The database's account must get through, so this folder is open and what is in it is not.
@@ -60,7 +61,8 @@ impl DataDir {
             .map_err(|error| failed("write into", &error))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let holder = std::io::read_to_string(&lock).unwrap_or_default();
-            let message = format!("another `harmonia-ci up` (process {}) runs with data in {}", holder.trim(), path.display());
+            let message =
+                format!("another `harmonia-ci up` (process {}) runs with data in {}", holder.trim(), path.display());
             return Err(Failure::failed(message).hint("use that one, end it, or name another folder with --data-dir"));
         }
         lock.set_len(0)
@@ -131,7 +133,8 @@ impl DataDir {
 
     /// Writes the effective configuration, so that it can be read and taken to another machine.
     pub(crate) fn write_config(&self, config: &Config) -> Result<(), Failure> {
-        let text = toml::to_string(config).map_err(|error| Failure::failed(format!("could not write the configuration: {error}")))?;
+        let text = toml::to_string(config)
+            .map_err(|error| Failure::failed(format!("could not write the configuration: {error}")))?;
         let text = format!("# Written by `harmonia-ci up` at every start: what its one node runs with.\n{text}");
         self.write("config.toml", text.as_bytes())
     }
@@ -169,7 +172,8 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// The secret in `path`; made from `bytes` random bytes when it is missing.
 fn random_once(path: &Path, bytes: usize) -> Result<String, Failure> {
     use std::fmt::Write as _;
-    let failed = |error: std::io::Error| Failure::failed(format!("could not keep a secret in {}: {error}", path.display()));
+    let failed =
+        |error: std::io::Error| Failure::failed(format!("could not keep a secret in {}: {error}", path.display()));
     if !path.exists() {
         let mut text = String::new();
         for _ in 0..bytes {
