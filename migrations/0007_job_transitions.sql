@@ -1,0 +1,317 @@
+-- What all changes of jobs are made of. Nobody is granted these: the functions for each role call them.
+--
+-- Locks. Whoever makes a job pending, or inserts one, first locks the jobs it depends on FOR SHARE, so that their
+-- completion or failure either was seen or waits; then its own rows. Both in id order; what still meets crosswise is a
+-- deadlock, which PostgreSQL ends and host/db tries again. Each statement of a function sees what was committed before
+-- that statement, which the loops below rely on.
+
+CREATE FUNCTION lock_jobs_with_inputs(p_jobs bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM FROM build_jobs WHERE id IN (
+        SELECT i.id FROM build_jobs j
+        JOIN derivation_inputs d ON d.referrer = j.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE j.id = ANY (p_jobs) AND i.id <> ALL (p_jobs))
+    ORDER BY id FOR SHARE;
+    PERFORM FROM build_jobs WHERE id = ANY (p_jobs) ORDER BY id FOR NO KEY UPDATE;
+END
+$$;
+
+-- Marks every pending job above `p_sources` (failed, dep-failed or cancelled ones, locked): dep-failed with the root cause
+-- where a failure is below, else cancelled. Returns how many.
+CREATE FUNCTION block_dependents(p_sources bigint[]) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_group record;
+    v_frontier bigint[];
+    v_found bigint[];
+    v_marked bigint[];
+    v_count bigint := 0;
+BEGIN
+    FOR v_group IN
+        SELECT CASE WHEN status = 'cancelled' THEN 'cancelled' ELSE 'dep-failed' END AS becomes,
+            CASE status WHEN 'failed' THEN id WHEN 'dep-failed' THEN coalesce(root_cause, id) END AS cause,
+            array_agg(id) AS ids
+        FROM build_jobs WHERE id = ANY (p_sources) AND status IN ('failed', 'dep-failed', 'cancelled')
+        GROUP BY 1, 2
+        ORDER BY 1 DESC, 2 -- failures first: a job above both is dep-failed
+    LOOP
+        v_frontier := v_group.ids;
+        -- Again until nothing is found: a job inserted above one of ours while we waited for its lock shows in the next round.
+        LOOP
+            WITH RECURSIVE above(id, drv_path) AS (
+                SELECT j.id, j.drv_path FROM build_jobs s
+                JOIN derivation_inputs d ON d.input_drv = s.drv_path
+                JOIN build_jobs j ON j.drv_path = d.referrer
+                WHERE s.id = ANY (v_frontier) AND j.status = 'pending'
+                UNION
+                SELECT j.id, j.drv_path FROM above a
+                JOIN derivation_inputs d ON d.input_drv = a.drv_path
+                JOIN build_jobs j ON j.drv_path = d.referrer
+                WHERE j.status = 'pending'
+            ) SELECT array_agg(id) INTO v_found FROM above;
+            EXIT WHEN v_found IS NULL;
+            PERFORM FROM build_jobs WHERE id = ANY (v_found) ORDER BY id FOR NO KEY UPDATE;
+            WITH marked AS (
+                UPDATE build_jobs SET status = v_group.becomes,
+                    root_cause = CASE WHEN v_group.becomes = 'dep-failed' THEN v_group.cause END,
+                    message = NULL, not_before = NULL
+                WHERE id = ANY (v_found) AND status = 'pending' RETURNING id
+            ) SELECT array_agg(id) INTO v_marked FROM marked;
+            EXIT WHEN v_marked IS NULL;
+            v_count := v_count + cardinality(v_marked);
+            v_frontier := v_marked;
+        END LOOP;
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+
+-- For pending jobs, locked with their inputs: counts what they wait for, and marks those that wait for what will not come.
+-- `p_notify`: tell builders about those that are ready.
+CREATE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_blockers bigint[];
+BEGIN
+    UPDATE build_jobs j SET unmet_deps = c.unmet
+    FROM (
+        SELECT own.id, count(i.id) FILTER (WHERE i.status <> 'succeeded') AS unmet
+        FROM build_jobs own
+        LEFT JOIN derivation_inputs d ON d.referrer = own.drv_path
+        LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE own.id = ANY (p_jobs) GROUP BY own.id
+    ) c
+    WHERE j.id = c.id AND j.status = 'pending' AND j.unmet_deps <> c.unmet;
+    SELECT array_agg(DISTINCT i.id) INTO v_blockers
+    FROM build_jobs own
+    JOIN derivation_inputs d ON d.referrer = own.drv_path
+    JOIN build_jobs i ON i.drv_path = d.input_drv
+    WHERE own.id = ANY (p_jobs) AND own.status = 'pending' AND i.status IN ('failed', 'dep-failed', 'cancelled');
+    IF v_blockers IS NOT NULL THEN
+        PERFORM block_dependents(v_blockers);
+    END IF;
+    IF p_notify THEN
+        PERFORM notify_ready(array_agg(DISTINCT class_id)) FROM build_jobs
+        WHERE id = ANY (p_jobs) AND status = 'pending' AND unmet_deps = 0;
+    END IF;
+END
+$$;
+
+-- Jobs that have what was asked of them (uploading, or pending whose outputs turned up; locked): succeeded, and their
+-- dependents wait for one less. Returns how many became ready.
+CREATE FUNCTION jobs_succeeded(p_jobs bigint[]) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_done bigint[];
+    v_dependents bigint[];
+    v_classes integer[];
+BEGIN
+    WITH done AS (
+        UPDATE build_jobs SET status = 'succeeded', message = NULL, exit_code = NULL, not_before = NULL, priority = 0,
+            retry_count = 0, lost_count = 0
+        WHERE id = ANY (p_jobs) AND status IN ('uploading', 'pending') RETURNING id
+    ) SELECT array_agg(id) INTO v_done FROM done;
+    IF v_done IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- A statement of its own: a job inserted above ours while we waited for the row must be seen.
+    SELECT array_agg(DISTINCT j.id) INTO v_dependents
+    FROM build_jobs s
+    JOIN derivation_inputs d ON d.input_drv = s.drv_path
+    JOIN build_jobs j ON j.drv_path = d.referrer
+    WHERE s.id = ANY (v_done) AND j.status = 'pending';
+    IF v_dependents IS NOT NULL THEN
+        PERFORM FROM build_jobs WHERE id = ANY (v_dependents) ORDER BY id FOR NO KEY UPDATE;
+        WITH less AS (
+            UPDATE build_jobs j SET unmet_deps = j.unmet_deps - c.n
+            FROM (
+                SELECT d.referrer, count(*) AS n
+                FROM build_jobs s JOIN derivation_inputs d ON d.input_drv = s.drv_path
+                WHERE s.id = ANY (v_done) GROUP BY d.referrer
+            ) c
+            WHERE j.id = ANY (v_dependents) AND j.drv_path = c.referrer AND j.status = 'pending'
+            RETURNING j.class_id, j.unmet_deps
+        ) SELECT array_agg(class_id) INTO v_classes FROM less WHERE unmet_deps = 0;
+    END IF;
+    PERFORM notify_done(v_done);
+    PERFORM notify_ready(v_classes);
+    RETURN coalesce(cardinality(v_classes), 0);
+END
+$$;
+
+-- Makes failed, dep-failed and cancelled jobs pending again, with all dep-failed jobs above them, and settles the lot.
+-- Returns the jobs that were reset.
+CREATE FUNCTION reset_jobs(p_jobs bigint[], p_priority integer) RETURNS bigint[]
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_found bigint[];
+    v_now bigint[];
+    v_reset bigint[] := '{}';
+    v_frontier bigint[] := p_jobs;
+BEGIN
+    LOOP
+        WITH RECURSIVE above(id, drv_path) AS (
+            SELECT id, drv_path FROM build_jobs
+            WHERE id = ANY (v_frontier)
+            UNION
+            SELECT j.id, j.drv_path FROM above a
+            JOIN derivation_inputs d ON d.input_drv = a.drv_path
+            JOIN build_jobs j ON j.drv_path = d.referrer
+            WHERE j.status = 'dep-failed'
+        ) SELECT array_agg(id) INTO v_found FROM above JOIN build_jobs USING (id)
+        WHERE status IN ('failed', 'dep-failed', 'cancelled');
+        EXIT WHEN v_found IS NULL;
+        PERFORM lock_jobs_with_inputs(v_found);
+        WITH reset AS (
+            UPDATE build_jobs SET status = 'pending', priority = coalesce(p_priority, priority), message = NULL,
+                exit_code = NULL, retry_count = 0, lost_count = 0, not_before = NULL, avoid_node = NULL,
+                queued_at = now(), started_at = NULL
+            WHERE id = ANY (v_found) AND status IN ('failed', 'dep-failed', 'cancelled') RETURNING id
+        ) SELECT array_agg(id) INTO v_now FROM reset;
+        EXIT WHEN v_now IS NULL;
+        v_reset := v_reset || v_now;
+        -- Once more from there: something may have been inserted above, dep-failed, while we waited.
+        v_frontier := v_now;
+    END LOOP;
+    IF cardinality(v_reset) > 0 THEN
+        -- Inputs of those found in later rounds were locked then; all are settled together, statuses being final now.
+        PERFORM settle_jobs(v_reset, true);
+    END IF;
+    RETURN v_reset;
+END
+$$;
+
+-- Ends the attempt that holds a claimed job.
+CREATE FUNCTION end_attempt(p_attempt bigint, p_outcome text, p_message text) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    UPDATE build_attempts SET outcome = p_outcome, message = p_message, finished_at = now()
+    WHERE id = p_attempt AND outcome = 'running'
+$$;
+
+-- Whether all outputs of a derivation can be had: published, or known upstream. `p_fresh`: expired memo rows do not count.
+CREATE FUNCTION drv_available(p_drv text, p_fresh boolean) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT count(*) > 0 AND count(*) = count(*) FILTER (WHERE
+        EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path AND s.state = 'published')
+        OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present
+            AND (NOT p_fresh OR u.expires_at > now())))
+    FROM derivation_outputs o WHERE o.drv_path = p_drv
+$$;
+
+-- Whether the cache holds, or a signer is about to publish, every output: such a job is finished, never built again.
+CREATE FUNCTION outputs_claimed(p_drv text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT count(*) > 0 AND count(*) = count(s.path)
+    FROM derivation_outputs o
+    LEFT JOIN store_paths s ON s.path = o.output_path AND s.state IN ('claimed', 'published')
+    WHERE o.drv_path = p_drv
+$$;
+
+-- Store paths were published (or found upstream): pending jobs of any derivation with these outputs have what they wait for.
+CREATE FUNCTION outputs_turned_up(p_paths text[]) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+BEGIN
+    SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j
+    WHERE j.status = 'pending' AND j.drv_path IN (SELECT o.drv_path FROM derivation_outputs o WHERE o.output_path = ANY (p_paths))
+        AND drv_available(j.drv_path, true);
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM FROM build_jobs WHERE id = ANY (v_jobs) ORDER BY id FOR NO KEY UPDATE;
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
+    RETURN coalesce(jobs_succeeded(v_jobs), 0);
+END
+$$;
+
+-- Serialises everything that takes interest away: two that leave at once must not each count on the other.
+CREATE FUNCTION lock_withdrawals() RETURNS void
+LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock(hashtext('harmonia-ci withdrawals'))
+$$;
+
+-- Cancels jobs below `p_roots` that no live evaluation reaches any more. Call under lock_withdrawals, with the evaluation
+-- no longer live. `p_running`: also those that build or upload, unless their outputs are accepted already.
+CREATE FUNCTION cancel_unwanted(p_roots text[], p_running boolean, p_message text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_candidates bigint[];
+    v_unwanted bigint[];
+    v_cancelled bigint[];
+    v_held record;
+BEGIN
+    WITH RECURSIVE below(id, drv_path) AS (
+        SELECT id, drv_path FROM build_jobs WHERE drv_path = ANY (p_roots) AND status NOT IN ('succeeded', 'cancelled')
+        UNION
+        SELECT i.id, i.drv_path FROM below b
+        JOIN derivation_inputs d ON d.referrer = b.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    ) SELECT array_agg(id) INTO v_candidates FROM below JOIN build_jobs j USING (id)
+    WHERE j.status = 'pending' OR (p_running AND j.status IN ('building', 'uploading'));
+    IF v_candidates IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- An evaluation that is just inserting above one of these holds it; after its commit the next statement sees its roots.
+    PERFORM FROM build_jobs WHERE id = ANY (v_candidates) ORDER BY id FOR NO KEY UPDATE;
+    WITH RECURSIVE above(drv_path) AS (
+        SELECT drv_path FROM build_jobs WHERE id = ANY (v_candidates)
+        UNION
+        SELECT j.drv_path FROM above a
+        JOIN derivation_inputs d ON d.input_drv = a.drv_path
+        JOIN build_jobs j ON j.drv_path = d.referrer
+        WHERE j.status NOT IN ('succeeded', 'cancelled')
+    ), wanted(id, drv_path) AS (
+        SELECT j.id, j.drv_path FROM above JOIN build_jobs j USING (drv_path)
+        WHERE j.status NOT IN ('succeeded', 'cancelled') AND is_live_root(drv_path)
+        UNION
+        SELECT i.id, i.drv_path FROM wanted w
+        JOIN derivation_inputs d ON d.referrer = w.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    )
+    SELECT array_agg(c.id) INTO v_unwanted FROM unnest(v_candidates) AS c(id)
+    WHERE c.id NOT IN (SELECT id FROM wanted);
+    RETURN cancel_jobs(v_unwanted, p_running, p_message);
+END
+$$;
+
+-- Whether a live evaluation names this derivation.
+CREATE FUNCTION is_live_root(p_drv text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM eval_attrs a JOIN live_evaluations e ON e.attrs_of = a.eval_id WHERE a.drv_path = p_drv)
+        OR EXISTS (SELECT FROM eval_holds h JOIN live_evaluations e ON e.attrs_of = h.eval_id WHERE h.drv_path = p_drv)
+$$;
+
+-- Cancels these jobs (locked) and every pending one above them.
+CREATE FUNCTION cancel_jobs(p_jobs bigint[], p_running boolean, p_message text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_held record;
+    v_cancelled bigint[];
+BEGIN
+    IF p_running THEN
+        FOR v_held IN
+            SELECT attempt_id, claimed_by FROM build_jobs
+            WHERE id = ANY (p_jobs) AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))
+        LOOP
+            PERFORM end_attempt(v_held.attempt_id, 'aborted', p_message);
+            PERFORM pg_notify('claims', v_held.claimed_by);
+        END LOOP;
+    END IF;
+    WITH cancelled AS (
+        UPDATE build_jobs SET status = 'cancelled', message = p_message, not_before = NULL
+        WHERE id = ANY (p_jobs) AND (status = 'pending'
+            OR (p_running AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))))
+        RETURNING id
+    ) SELECT array_agg(id) INTO v_cancelled FROM cancelled;
+    IF v_cancelled IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM notify_done(v_cancelled);
+    RETURN cardinality(v_cancelled) + block_dependents(v_cancelled);
+END
+$$;

@@ -1,0 +1,206 @@
+-- Chores of frontends, and the sweep that looks whether the invariants of database.md hold.
+
+-- Nodes that were silent for so long are dead: what they held goes back, counted as lost.
+CREATE FUNCTION reap_silent_nodes(p_silent interval, p_lost_max integer, OUT nodes bigint, OUT jobs bigint, OUT evaluations bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_node text;
+    v_released record;
+BEGIN
+    nodes := 0;
+    jobs := 0;
+    evaluations := 0;
+    FOR v_node IN
+        SELECT DISTINCT h.claimed_by FROM (
+            SELECT j.claimed_by FROM build_jobs j WHERE j.status IN ('building', 'uploading')
+            UNION SELECT e.claimed_by FROM evaluations e WHERE e.status = 'running'
+        ) h LEFT JOIN public.nodes n ON n.id = h.claimed_by
+        WHERE n.id IS NULL OR n.stopped OR n.last_seen < now() - p_silent
+        ORDER BY 1
+    LOOP
+        -- A heartbeat or a claim may have come in between.
+        PERFORM FROM public.nodes n WHERE n.id = v_node FOR UPDATE;
+        CONTINUE WHEN EXISTS (SELECT FROM public.nodes n WHERE n.id = v_node AND NOT n.stopped AND n.last_seen >= now() - p_silent);
+        SELECT * INTO v_released FROM release_holdings(v_node, NULL, 'lost', 'its node vanished', p_lost_max);
+        IF v_released.jobs + v_released.evaluations > 0 THEN
+            nodes := nodes + 1;
+            jobs := jobs + v_released.jobs;
+            evaluations := evaluations + v_released.evaluations;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION mark_unsupported(p_after interval) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job record;
+    v_count bigint := 0;
+BEGIN
+    FOR v_job IN
+        SELECT j.id, format('no node offers %s%s', c.system,
+            CASE WHEN c.features <> '{}' THEN ' with ' || array_to_string(c.features, ', ') ELSE '' END) AS message
+        FROM job_classes c JOIN build_jobs j ON j.class_id = c.id
+        WHERE j.status = 'pending' AND c.last_seen < now() - p_after
+            AND NOT EXISTS (SELECT FROM nodes n WHERE 'builder' = ANY (n.capabilities) AND NOT n.stopped
+                AND n.last_seen >= now() - p_after AND can_run(n.systems, n.features, c))
+        ORDER BY j.id
+    LOOP
+        PERFORM FROM build_jobs WHERE id = v_job.id AND status = 'pending' FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        PERFORM fail_job(v_job.id, 'unsupported', v_job.message, NULL);
+        v_count := v_count + 1;
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+
+-- A capable node was seen since: pending again, unless nobody wants them any more.
+CREATE FUNCTION revive_unsupported() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+    v_reset bigint[];
+BEGIN
+    SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j JOIN job_classes c ON c.id = j.class_id
+    WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND c.last_seen > j.finished_at;
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    v_reset := reset_jobs(v_jobs, NULL);
+    PERFORM lock_withdrawals();
+    PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
+    FROM build_jobs WHERE id = ANY (v_reset);
+    RETURN cardinality(v_reset);
+END
+$$;
+
+-- Invariants 1 to 3 and what of 5 the database can say, with the evidence. At most 100 findings of each kind.
+CREATE FUNCTION sweep_invariants() RETURNS TABLE (invariant integer, detail text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    (SELECT 1, format('job %s is %s, but its attempt %s is %s', j.id, j.status, j.attempt_id, coalesce(a.outcome, 'unknown'))
+    FROM build_jobs j LEFT JOIN build_attempts a ON a.id = j.attempt_id
+    WHERE j.status IN ('building', 'uploading')
+        AND (a.outcome = 'running' AND a.token_hash = j.claim_token_hash AND a.job_id = j.id) IS NOT TRUE LIMIT 100)
+    UNION ALL
+    (SELECT 1, format('attempt %s runs, but job %s is %s', a.id, a.job_id, j.status)
+    FROM build_attempts a JOIN build_jobs j ON j.id = a.job_id
+    WHERE a.outcome = 'running' AND j.attempt_id IS DISTINCT FROM a.id LIMIT 100)
+    UNION ALL
+    (SELECT 2, format('job %s (%s) says it waits for %s inputs, %s are not succeeded', w.id, w.drv_path, w.unmet_deps, w.counted)
+    FROM (
+        SELECT j.id, j.drv_path, j.unmet_deps, count(i.id) FILTER (WHERE i.status <> 'succeeded') AS counted
+        FROM build_jobs j
+        LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
+        LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE j.status = 'pending' GROUP BY j.id
+    ) w WHERE w.unmet_deps <> w.counted LIMIT 100)
+    UNION ALL
+    (SELECT 2, format('job %s: its input %s has neither a job nor available outputs', j.id, d.input_drv)
+    FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
+    WHERE j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
+        AND NOT drv_available(d.input_drv, false) LIMIT 100)
+    UNION ALL
+    (SELECT 3, format('job %s is pending above job %s, which is %s', j.id, i.id, i.status)
+    FROM build_jobs j
+    JOIN derivation_inputs d ON d.referrer = j.drv_path
+    JOIN build_jobs i ON i.drv_path = d.input_drv
+    WHERE j.status = 'pending' AND i.status IN ('failed', 'dep-failed', 'cancelled') LIMIT 100)
+    UNION ALL
+    (SELECT 3, format('job %s is dep-failed, but none of its inputs is', j.id)
+    FROM build_jobs j
+    WHERE j.status = 'dep-failed' AND NOT EXISTS (
+        SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed')) LIMIT 100)
+    UNION ALL
+    (SELECT 5, format('evaluation %s is complete, but has no attribute and no allow-empty', e.id)
+    FROM evaluations e WHERE e.complete AND NOT e.allow_empty AND e.status = 'succeeded'
+        AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = e.id) LIMIT 100)
+    UNION ALL
+    (SELECT 5, format('evaluation %s is complete, but attribute %s has no result', x.eval_id, x.attr)
+    FROM eval_expected_attrs x JOIN evaluations e ON e.id = x.eval_id
+    WHERE e.complete AND e.status = 'succeeded'
+        AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = x.eval_id AND a.attr = x.attr) LIMIT 100)
+    UNION ALL
+    (SELECT 5, format('evaluation %s: attribute %s has neither a job nor available outputs', a.eval_id, a.attr)
+    FROM live_evaluations l JOIN evaluations e ON e.id = l.id JOIN eval_attrs a ON a.eval_id = l.attrs_of
+    WHERE e.complete AND a.drv_path IS NOT NULL AND NOT a.cached
+        AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = a.drv_path)
+        AND NOT drv_available(a.drv_path, false) LIMIT 100)
+$$;
+
+-- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended
+-- while they were building leaves some). Returns how many jobs were wrong.
+CREATE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_wrong bigint[];
+    v_orphans bigint[];
+BEGIN
+    SELECT array_agg(id) INTO v_orphans FROM build_jobs j
+    WHERE j.status = 'dep-failed' AND NOT EXISTS (
+        SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed'));
+    settled := coalesce(cardinality(reset_jobs(v_orphans, NULL)), 0);
+    SELECT array_agg(w.id) INTO v_wrong FROM (
+        SELECT j.id FROM build_jobs j
+        LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
+        LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE j.status = 'pending' GROUP BY j.id
+        HAVING j.unmet_deps <> count(i.id) FILTER (WHERE i.status <> 'succeeded')
+            OR count(i.id) FILTER (WHERE i.status IN ('failed', 'dep-failed', 'cancelled')) > 0
+    ) w;
+    IF v_wrong IS NOT NULL THEN
+        PERFORM lock_jobs_with_inputs(v_wrong);
+        -- Only those still pending; settle_jobs looks again under the locks.
+        PERFORM settle_jobs(v_wrong, true);
+        settled := settled + cardinality(v_wrong);
+    END IF;
+    PERFORM lock_withdrawals();
+    SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
+    WHERE j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
+    IF v_orphans IS NOT NULL THEN
+        -- An evaluation may be inserting above one of them: look again once it is locked.
+        PERFORM FROM build_jobs WHERE id = ANY (v_orphans) ORDER BY id FOR NO KEY UPDATE;
+        SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
+        WHERE j.id = ANY (v_orphans) AND j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
+    END IF;
+    cancelled := coalesce(cancel_jobs(v_orphans, false, 'no evaluation wants it any more'), 0);
+END
+$$;
+
+-- Unfinished jobs that a live evaluation reaches, or that somebody asked to rebuild.
+CREATE FUNCTION wanted_jobs() RETURNS SETOF bigint
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    WITH RECURSIVE wanted(id, drv_path) AS (
+        SELECT j.id, j.drv_path FROM build_jobs j
+        WHERE j.status NOT IN ('succeeded', 'cancelled') AND (j.priority > 0 OR is_live_root(j.drv_path))
+        UNION
+        SELECT i.id, i.drv_path FROM wanted w
+        JOIN derivation_inputs d ON d.referrer = w.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    ) SELECT id FROM wanted
+$$;
+
+-- Rows that only take room: bundles a day after they came (or with their evaluation), log tails of ended attempts,
+-- memo rows long expired that nothing waiting leans on.
+CREATE FUNCTION delete_stale(p_bundle_age interval, OUT bundles bigint, OUT log_tails bigint, OUT upstream bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    DELETE FROM public.bundles b WHERE b.created_at < now() - p_bundle_age
+        AND NOT EXISTS (SELECT FROM evaluations e WHERE e.bundle_id = b.id AND e.status IN ('queued', 'running'));
+    GET DIAGNOSTICS bundles = ROW_COUNT;
+    DELETE FROM build_log_tails t WHERE NOT EXISTS (SELECT FROM build_attempts a WHERE a.id = t.attempt_id
+        AND (a.outcome = 'running' OR a.finished_at > now() - interval '10 minutes'));
+    GET DIAGNOSTICS log_tails = ROW_COUNT;
+    DELETE FROM upstream_paths u WHERE u.expires_at < now() - interval '7 days'
+        AND NOT EXISTS (
+            SELECT FROM derivation_outputs o
+            JOIN derivation_inputs d ON d.input_drv = o.drv_path
+            JOIN build_jobs j ON j.drv_path = d.referrer
+            WHERE o.output_path = u.path AND j.status IN ('pending', 'building', 'uploading'));
+    GET DIAGNOSTICS upstream = ROW_COUNT;
+END
+$$;
