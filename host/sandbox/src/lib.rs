@@ -1,1 +1,26 @@
-//! Placeholder head.
+//! Namespaces, mounts and limits for programs we do not trust.
+//!
+//! Start reading at [`spec::SandboxSpec`], what the program may see and use; [`exec`] becomes the monitor of a program
+//! that runs in such a place. A process with several threads cannot enter namespaces, so whoever wants to run
+//! something starts a helper (`harmonia-ci sandbox-exec`) whose `main` is [`helper_main`], and writes
+//! [`SandboxSpec::header`] to its standard input, followed by whatever the program itself is to read there.
+//!
+//! The walls, from the outside: namespaces (mount, PID, IPC, UTS, network unless asked for; user when we are not
+//! root), a private root that holds only what the spec names, an unprivileged user without capabilities and
+//! `no_new_privs`, resource limits, Landlock and seccomp. [`abilities`] says which of them this kernel gives.
+//!
+//! Never here: everything else of ours. Only here: `unsafe`, each with its reason.
+
+pub mod abilities;
+mod error;
+mod exec;
+mod namespaces;
+mod program;
+mod root;
+pub mod spec;
+mod walls;
+
+pub use abilities::{Abilities, abilities};
+pub use error::SandboxError;
+pub use exec::{SETUP_FAILED_EXIT_CODE, exec, helper_main};
+pub use spec::{Bind, Limits, PrivateDirectory, SandboxSpec, TextFile, User};

@@ -1,0 +1,5 @@
+//! The helper alone, for the tests of this crate: a specification on standard input, then the program's own input.
+
+fn main() {
+    harmonia_sandbox::helper_main()
+}

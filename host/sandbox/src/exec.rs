@@ -1,0 +1,199 @@
+//! The three processes of a sandbox. Start at [`exec`].
+//!
+//! The *monitor* (the helper that was started) makes the namespaces, waits, and ends the way the program ended. The
+//! *init* is PID 1 of the PID namespace: it builds the root and reaps. The *program* is its child. When the monitor
+//! dies init is killed by the kernel, and with init everything in its namespace: killing the monitor kills all.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+
+use crate::error::{SandboxError, chain, step};
+use crate::spec::SandboxSpec;
+use crate::{namespaces, program, root};
+
+/// How a helper ends whose program did not run because the sandbox could not be set up. The reason is on stderr.
+pub const SETUP_FAILED_EXIT_CODE: i32 = 125;
+
+const REPORT_ENDED: u8 = b'S';
+const REPORT_FAILED: u8 = b'E';
+
+/// The whole `main` of a helper: reads the spec from standard input, runs the program, ends as it ended.
+pub fn helper_main() -> ! {
+    let outcome = (|| {
+        // Unbuffered: what follows the spec belongs to the program.
+        let stdin = step(|| "open the standard input".to_owned(), io::stdin().as_fd().try_clone_to_owned())?;
+        let spec = SandboxSpec::read(File::from(stdin))?;
+        exec(&spec)
+    })();
+    let Err(error) = outcome;
+    // Nobody is left to tell when even that fails.
+    drop(writeln!(io::stderr(), "sandbox: {}", chain(&error)));
+    std::process::exit(SETUP_FAILED_EXIT_CODE)
+}
+
+/// Runs the program in a sandbox and ends this process the way the program ended (same exit code, same signal).
+/// Returns only when the program could not be started.
+pub fn exec(spec: &SandboxSpec) -> Result<Infallible, SandboxError> {
+    spec.check()?;
+    let threads = step(|| "count the threads".to_owned(), std::fs::read_dir("/proc/self/task"))?.count();
+    if threads != 1 {
+        return Err(SandboxError::Threads);
+    }
+    let was_root = rustix::process::geteuid().is_root();
+    let (go_read, go_write) = pipe()?;
+    let (report_read, report_write) = pipe()?;
+    namespaces::enter(spec.user, spec.network)?;
+    match fork()? {
+        None => {
+            drop((go_write, report_read));
+            init(spec, was_root, go_read, report_write)
+        }
+        Some(init) => {
+            drop((go_read, report_write));
+            monitor(init, go_write, report_read)
+        }
+    }
+}
+
+fn monitor(init: Pid, go: OwnedFd, report: OwnedFd) -> Result<Infallible, SandboxError> {
+    step(|| "start init".to_owned(), File::from(go).write_all(b"g"))?;
+    wait_for_report_or_orphanage(init, report.as_fd());
+    let mut message = Vec::new();
+    step(|| "hear from init".to_owned(), File::from(report).take(64 << 10).read_to_end(&mut message))?;
+    let waited = step(|| "wait for init".to_owned(), rustix::process::waitpid(Some(init), WaitOptions::empty()))?;
+    match message.split_first() {
+        Some((&REPORT_FAILED, text)) => Err(SandboxError::Inside(String::from_utf8_lossy(text).into_owned())),
+        Some((&REPORT_ENDED, status)) if status.len() == 8 => {
+            let number = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            end_as(number(&status[..4]), number(&status[4..]))
+        }
+        // Init was killed, by us or by the kernel, and the program with it.
+        _ => {
+            let status = waited.map(|(_, status)| status);
+            end_as(-1, status.and_then(WaitStatus::terminating_signal).unwrap_or(libc::SIGKILL))
+        }
+    }
+}
+
+/// Returns when init has something to say, or was killed because nobody listens to us any more: the caller holds the
+/// other end of our standard error, so that its death shows there (a parent-death signal would be bound to the one
+/// *thread* that started us, which may end long before the caller).
+fn wait_for_report_or_orphanage(init: Pid, report: BorrowedFd<'_>) {
+    let stderr = io::stderr();
+    let stderr = stderr.as_fd();
+    let is_pipe = rustix::fs::fstat(stderr).is_ok_and(|stat| {
+        matches!(
+            rustix::fs::FileType::from_raw_mode(stat.st_mode),
+            rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket
+        )
+    });
+    loop {
+        let mut fds = vec![PollFd::from_borrowed_fd(report, PollFlags::IN)];
+        if is_pipe {
+            // Asks for nothing: errors are reported unasked.
+            fds.push(PollFd::from_borrowed_fd(stderr, PollFlags::empty()));
+        }
+        match rustix::event::poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+            Ok(_) => {
+                if fds.get(1).is_some_and(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP)) {
+                    let _gone = rustix::process::kill_process(init, Signal::KILL);
+                    return;
+                }
+                if !fds[0].revents().is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Ends this process with that exit code or, when it is negative, by that signal.
+fn end_as(code: i32, signal: i32) -> ! {
+    if code < 0 {
+        // No second core dump for the same death; where the signal does not kill, the exit code says it.
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        let _best_effort = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+        if let Some(signal) = Signal::from_named_raw(signal) {
+            // Twice, since the first SEGV or BUS only makes the handler of Rust's runtime step aside.
+            for _ in 0..2 {
+                let _not_killed = rustix::process::kill_process(rustix::process::getpid(), signal);
+            }
+        }
+        std::process::exit(128 + signal);
+    }
+    std::process::exit(code)
+}
+
+/// PID 1 of the new namespace.
+fn init(spec: &SandboxSpec, was_root: bool, go: OwnedFd, report: OwnedFd) -> ! {
+    let mut report = File::from(report);
+    match run(spec, was_root, go, &report) {
+        Ok((code, signal)) => {
+            let mut message = vec![REPORT_ENDED];
+            message.extend_from_slice(&code.to_le_bytes());
+            message.extend_from_slice(&signal.to_le_bytes());
+            drop(report.write_all(&message));
+            std::process::exit(0)
+        }
+        Err(error) => report_failure(report, &error),
+    }
+}
+
+fn report_failure(mut report: File, error: &SandboxError) -> ! {
+    let mut message = vec![REPORT_FAILED];
+    message.extend_from_slice(chain(error).as_bytes());
+    drop(report.write_all(&message));
+    std::process::exit(SETUP_FAILED_EXIT_CODE)
+}
+
+/// Builds the root, starts the program and reaps until it ended: (exit code or -1, signal or 0).
+fn run(spec: &SandboxSpec, was_root: bool, go: OwnedFd, report: &File) -> Result<(i32, i32), SandboxError> {
+    step(
+        || "tie our life to the monitor's".to_owned(),
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)),
+    )?;
+    // The monitor may have died before that; then this end of file is all that is left of it.
+    step(|| "hear from the monitor".to_owned(), File::from(go).read_exact(&mut [0]))?;
+    step(|| "set the host name".to_owned(), rustix::system::sethostname(b"localhost"))?;
+    root::build(spec)?;
+    let Some(child) = fork()? else {
+        let error = program::become_program(spec, was_root);
+        let report = report.try_clone().map_err(|cause| SandboxError::Step { step: "report".to_owned(), cause })?;
+        report_failure(report, &error)
+    };
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == child => {
+                let signal = status.terminating_signal();
+                return Ok((status.exit_status().unwrap_or(-1), signal.unwrap_or(0)));
+            }
+            // An orphan of the program.
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return step(|| "wait for the program".to_owned(), Err(error)),
+        }
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    step(|| "make a pipe".to_owned(), rustix::pipe::pipe_with(PipeFlags::CLOEXEC))
+}
+
+/// `None` in the child.
+fn fork() -> Result<Option<Pid>, SandboxError> {
+    // SAFETY: this process has one thread (checked by `exec`, and none is started later), so the child finds every lock
+    // free and every structure whole.
+    #[expect(unsafe_code, reason = "no safe form exists")]
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => step(|| "fork".to_owned(), Err(io::Error::last_os_error())),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}

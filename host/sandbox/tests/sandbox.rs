@@ -1,0 +1,238 @@
+//! Programs in real sandboxes: what they see, what they may, how they end. The helper is this crate's example.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use harmonia_sandbox::{Bind, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec};
+
+const UNPRIVILEGED: u32 = 54_321;
+
+/// Cargo puts examples beside the directory of test binaries.
+fn helper() -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let target = test.parent().and_then(Path::parent).expect("target directory");
+    target.join("examples/sandbox_exec")
+}
+
+fn shell(script: &str) -> SandboxSpec {
+    let mut spec = SandboxSpec {
+        argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        cwd: "/".into(),
+        dev: true,
+        proc: true,
+        private: vec![PrivateDirectory { path: "/tmp".into(), size_bytes: 1 << 20 }],
+        ..SandboxSpec::default()
+    };
+    spec.env.insert("PATH".to_owned(), "/usr/bin:/bin:/usr/sbin:/sbin".to_owned());
+    spec.add_system();
+    spec
+}
+
+fn start(mut command: Command, spec: &SandboxSpec, input: &[u8]) -> Child {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the helper starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(&spec.header().expect("serializes")).expect("the helper reads");
+    stdin.write_all(input).expect("the helper reads");
+    child
+}
+
+fn run(spec: &SandboxSpec) -> Output {
+    start(Command::new(helper()), spec, b"").wait_with_output().expect("ends")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn ok(spec: &SandboxSpec) -> String {
+    let output = run(spec);
+    assert!(output.status.success(), "{:?}: {}", output.status, text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[test]
+fn it_sees_what_the_spec_names_and_nothing_else() {
+    let host = tempfile::tempdir().expect("directory");
+    let store = host.path().join("root/nix/store");
+    std::fs::create_dir_all(&store).expect("directory");
+    std::fs::write(store.join("hello"), "from the store").expect("file");
+    std::fs::write(host.path().join("secret"), "of the host").expect("file");
+
+    let mut spec = shell(&format!(
+        "cat /nix/store/hello; echo; ls /; ls /nix; ls /proc/1 >/dev/null && tr '\\0' ' ' </proc/1/cmdline; \
+         test -e {0}/secret && echo leaked; test -e /etc/shadow && echo leaked; test -e /root && echo leaked; \
+         hostname 2>/dev/null || cat /proc/sys/kernel/hostname; env; exit 0",
+        host.path().display()
+    ));
+    spec.binds.push(Bind::at(&store, "/nix/store"));
+    let seen = ok(&spec);
+    assert!(seen.starts_with("from the store\n"), "{seen}");
+    assert!(!seen.contains("leaked") && seen.contains("localhost"), "{seen}");
+    let top: Vec<&str> = seen.lines().skip(1).take_while(|line| *line != "store").collect();
+    for name in &top {
+        assert!(
+            ["bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "nix", "proc", "sbin", "tmp", "usr"].contains(name),
+            "{name} in {top:?}"
+        );
+    }
+    assert!(!seen.contains("CARGO"), "the caller's environment: {seen}");
+}
+
+#[test]
+fn only_private_directories_can_be_written() {
+    let host = tempfile::tempdir().expect("directory");
+    std::fs::set_permissions(host.path(), PermissionsExt::from_mode(0o777)).expect("mode");
+    let mut spec = shell(
+        "echo x >/tmp/a && echo private; echo x >/data/a && echo bound; echo x >/a && echo root; mkdir /usr/a && echo usr; \
+         echo x >/etc/passwd && echo etc; head -c 2000000 /dev/zero >/tmp/big && echo large; echo x >/dev/null && echo null",
+    );
+    spec.binds.push(Bind::at(host.path(), "/data"));
+    let output = run(&spec);
+    assert_eq!(text(&output.stdout), "private\nnull\n", "{}", text(&output.stderr));
+    assert!(!host.path().join("a").exists());
+
+    let mut spec = shell("echo x >/data/a && echo bound");
+    spec.binds.push(Bind { writable: true, ..Bind::at(host.path(), "/data") });
+    assert_eq!(ok(&spec), "bound\n");
+    assert!(host.path().join("a").exists());
+}
+
+#[test]
+fn it_has_no_privileges_and_cannot_get_any() {
+    let seen = ok(&shell(
+        "id -u; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; unshare -m true 2>/dev/null && echo unshared; \
+         mount -t tmpfs none /tmp 2>/dev/null && echo mounted; echo $$ >/dev/null; ls /proc | grep -c '^[0-9]'; exit 0",
+    ));
+    assert!(!seen.contains("unshared") && !seen.contains("mounted"), "{seen}");
+    assert!(seen.starts_with("65534\n"), "{seen}");
+    for line in seen.lines().filter(|line| line.starts_with("Cap")) {
+        assert!(line.ends_with("0000000000000000"), "{line}");
+    }
+    assert_eq!(seen.lines().filter(|line| line.starts_with("Cap")).count(), 5, "{seen}");
+    assert!(seen.contains("NoNewPrivs:\t1") && seen.contains("Seccomp:\t2"), "{seen}");
+    let processes: u32 = seen.lines().last().and_then(|line| line.parse().ok()).expect("a count");
+    assert!(processes <= 5, "only its own processes: {seen}");
+}
+
+#[test]
+fn it_has_no_network_unless_asked_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let port = listener.local_addr().expect("bound").port();
+    // Whoever gets through is hung up on, which ends nc.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let script = format!("grep -c : /proc/net/dev; busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; exit 0");
+    let mut spec = shell(&script);
+    assert_eq!(ok(&spec), "1\n", "its own loopback, and that is down");
+    spec.network = true;
+    assert!(ok(&spec).contains("reached"));
+}
+
+#[test]
+fn it_ends_as_the_program_ends() {
+    assert_eq!(run(&shell("exit 7")).status.code(), Some(7));
+    assert_eq!(run(&shell("kill -SEGV $$")).status.signal(), Some(11));
+    assert_eq!(run(&shell("kill -KILL $$")).status.signal(), Some(9));
+    let output = start(Command::new(helper()), &shell("cat; echo done >&2"), b"what follows").wait_with_output();
+    let output = output.expect("ends");
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("what follows".to_owned(), "done\n".to_owned()));
+}
+
+#[test]
+fn what_cannot_be_set_up_does_not_run() {
+    let mut spec = shell("echo ran");
+    spec.binds.push(Bind::at("/no/such/thing", "/thing"));
+    let output = run(&spec);
+    assert_eq!(output.status.code(), Some(SETUP_FAILED_EXIT_CODE));
+    assert_eq!(text(&output.stdout), "");
+    assert!(text(&output.stderr).contains("could not find /no/such/thing: No such file"), "{}", text(&output.stderr));
+
+    let mut spec = shell("");
+    spec.argv = vec!["/no/program".to_owned()];
+    let output = run(&spec);
+    assert_eq!(output.status.code(), Some(SETUP_FAILED_EXIT_CODE));
+    assert!(text(&output.stderr).contains("could not run /no/program"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn memory_is_bounded() {
+    let mut spec = shell("dd if=/dev/zero of=/dev/null bs=200M count=1 2>&1");
+    assert!(run(&spec).status.success());
+    spec.limits.memory_bytes = Some(100 << 20);
+    let output = run(&spec);
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+}
+
+/// Reads to the end, which comes when nobody holds the other end any more.
+fn ends_within(mut stream: impl Read + Send + 'static, patience: Duration) -> bool {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        let _broken = stream.read_to_end(&mut rest);
+        sender.send(()).expect("the test waits");
+    });
+    receiver.recv_timeout(patience).is_ok()
+}
+
+fn with_descendants() -> (Child, std::process::ChildStdout) {
+    let mut child = start(
+        Command::new(helper()),
+        &shell("setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & echo started; sleep 1000"),
+        b"",
+    );
+    let mut stdout = child.stdout.take().expect("piped");
+    let mut line = [0; 8];
+    stdout.read_exact(&mut line).expect("it starts");
+    assert_eq!(&line, b"started\n");
+    (child, stdout)
+}
+
+#[test]
+fn killing_the_helper_kills_every_descendant() {
+    let (mut child, stdout) = with_descendants();
+    child.kill().expect("it runs");
+    child.wait().expect("ends");
+    assert!(ends_within(stdout, Duration::from_secs(5)), "somebody still holds the standard output");
+}
+
+#[test]
+fn the_death_of_the_caller_kills_every_descendant() {
+    let (mut child, stdout) = with_descendants();
+    // What the kernel does to our ends when we die.
+    drop(child.stderr.take());
+    assert!(ends_within(stdout, Duration::from_secs(5)), "somebody still holds the standard output");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while child.try_wait().expect("waits").is_none() {
+        assert!(Instant::now() < deadline, "the helper outlived its caller");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn it_works_for_an_ordinary_user() {
+    if !rustix::process::geteuid().is_root() {
+        return; // Then every other test has shown it.
+    }
+    let place = tempfile::tempdir().expect("directory");
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("mode");
+    let copy = place.path().join("helper");
+    std::fs::copy(helper(), &copy).expect("copies");
+    let mut command = Command::new(&copy);
+    command.uid(UNPRIVILEGED).gid(UNPRIVILEGED).current_dir("/");
+    let spec = shell("id -u; echo x >/tmp/a && echo private; grep CapEff /proc/self/status; ls /proc/self/task | wc -l");
+    let output = start(command, &spec, b"").wait_with_output().expect("ends");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "65534\nprivate\nCapEff:\t0000000000000000\n1\n");
+}
+
+#[test]
+fn the_walls_of_this_kernel_are_known() {
+    let abilities = harmonia_sandbox::abilities();
+    assert_eq!(abilities.root, rustix::process::geteuid().is_root());
+    let status = ok(&shell("grep '^Seccomp:' /proc/self/status"));
+    assert_eq!(abilities.seccomp, status.contains('2'));
+}
