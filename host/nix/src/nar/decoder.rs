@@ -117,6 +117,12 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes that are kept for the next call.
+    #[cfg(test)]
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// To be called when the input is over: an error if the archive is not.
     pub fn finish(&self) -> Result<(), NarError> {
         if self.is_done() { Ok(()) } else { Err(NarError::Truncated { offset: self.offset }) }
@@ -230,7 +236,7 @@ impl Decoder {
     /// One complete string in the current state.
     fn string(&mut self, string: &[u8]) -> Result<Option<Token>, NarError> {
         let (next, token) = match (self.state, string) {
-            (State::Magic, b"nix-archive-1") => (State::NodeOpen, None),
+            (State::Magic, b"nix-archive-1") | (State::NodeKey, b"node") => (State::NodeOpen, None),
             (State::NodeOpen, b"(") => (State::TypeKey, None),
             (State::TypeKey, b"type") => (State::TypeValue, None),
             (State::TypeValue, b"regular") => {
@@ -274,7 +280,6 @@ impl Decoder {
                 self.check_name(name)?;
                 (State::NodeKey, Some(Token::Entry { name: name.to_vec() }))
             }
-            (State::NodeKey, b"node") => (State::NodeOpen, None),
             (State::EntryClose, b")") => (State::DirectoryNext, None),
             (state, found) => {
                 let expected = expected_in(state);

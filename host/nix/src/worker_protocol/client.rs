@@ -187,9 +187,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// The answer was read to its end.
-    fn end<T>(&mut self, answer: T) -> Result<T, ClientError> {
+    fn end<T>(&mut self, answer: T) -> T {
         self.is_ready = true;
-        Ok(answer)
+        answer
     }
 
     async fn until_last(&mut self) -> Result<(), ClientError> {

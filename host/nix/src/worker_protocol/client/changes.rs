@@ -26,7 +26,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut request = self.begin(Operation::SetOptions)?;
         options.put(&mut request);
         self.ask(&request).await?;
-        self.end(())
+        self.is_ready = true;
+        Ok(())
     }
 
     /// Keeps a path (valid or not yet) from the garbage collector while this connection lasts.
@@ -50,7 +51,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_bytes(&mut request, link.as_os_str().as_encoded_bytes());
         self.ask(&request).await?;
         let link = read_string(&mut self.reader, "a root").await?;
-        self.end(link)
+        Ok(self.end(link))
     }
 
     /// Adds content whose hash determines its path (since 1.25). `source` is an archive for the recursive method, else the
@@ -73,7 +74,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.send(&request).await?;
         self.upload(source).await?;
         let added = ValidPathInfo::read(&mut self.reader).await?;
-        self.end(added)
+        Ok(self.end(added))
     }
 
     /// Adds one file with a text that may refer to other paths: a `.drv`, or what `builtins.toFile` makes (since 1.25).
@@ -109,7 +110,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         } else {
             self.answer_reads(archive).await?;
         }
-        self.end(())
+        self.is_ready = true;
+        Ok(())
     }
 
     /// Adds many paths in one go, in an order in which each path comes after those it refers to (since 1.32).
@@ -129,7 +131,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.send(&request).await?;
         let paths = paths.into_iter();
         self.upload(Sequence::new(paths.len(), paths)).await?;
-        self.end(())
+        self.is_ready = true;
+        Ok(())
     }
 
     /// Adds signatures (`key-name:base64`) to a valid path.
@@ -155,7 +158,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.send(&request).await?;
         self.upload(log).await?;
         read_u64(&mut self.reader).await?;
-        self.end(())
+        self.is_ready = true;
+        Ok(())
     }
 
     /// Registers where an output of a content-addressed derivation is, as a JSON text (since 1.31).
@@ -163,7 +167,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut request = self.begin(Operation::RegisterDrvOutput)?;
         put_bytes(&mut request, realisation);
         self.ask(&request).await?;
-        self.end(())
+        self.is_ready = true;
+        Ok(())
     }
 
     /// Makes a path valid by substituting it, unless it is valid.
@@ -198,7 +203,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let path = DerivedPath::from_wire(&path, version)?;
             results.push((path, BuildResult::read(&mut self.reader, version).await?));
         }
-        self.end(results)
+        Ok(self.end(results))
     }
 
     /// Builds one derivation, which need not be in the store; its inputs must be valid there.
@@ -216,7 +221,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_u64(&mut request, mode.code());
         self.ask(&request).await?;
         let result = BuildResult::read(&mut self.reader, self.session.version).await?;
-        self.end(result)
+        Ok(self.end(result))
     }
 
     /// Collects garbage, or tells what would be collected.
@@ -233,7 +238,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let paths = read_strings(&mut self.reader, "a path").await?;
         let freed_bytes = read_u64(&mut self.reader).await?;
         read_u64(&mut self.reader).await?; // obsolete
-        self.end(GcReport { paths, freed_bytes })
+        Ok(self.end(GcReport { paths, freed_bytes }))
     }
 
     /// Compares the store with its database, and the files with their hashes if asked to. Returns whether errors are left.
@@ -245,7 +250,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_bool(&mut request, repair);
         self.ask(&request).await?;
         let errors = read_bool(&mut self.reader).await?;
-        self.end(errors)
+        Ok(self.end(errors))
     }
 
     /// Makes equal files of the store share their blocks.
@@ -258,6 +263,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     async fn ask_number(&mut self, request: &[u8]) -> Result<u64, ClientError> {
         self.ask(request).await?;
         let number = read_u64(&mut self.reader).await?;
-        self.end(number)
+        Ok(self.end(number))
     }
 }

@@ -22,7 +22,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_store_path(&mut request, path);
         self.ask(&request).await?;
         let answer = read_bool(&mut self.reader).await?;
-        self.end(answer)
+        Ok(self.end(answer))
     }
 
     /// Which of these paths are valid; with `substitute` the daemon first substitutes what it can (since 1.27).
@@ -52,7 +52,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_store_path(&mut request, path);
         self.ask(&request).await?;
         let info = if read_bool(&mut self.reader).await? { Some(PathInfo::read(&mut self.reader).await?) } else { None };
-        self.end(info)
+        Ok(self.end(info))
     }
 
     /// The valid path with this hash part (32 characters).
@@ -61,7 +61,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         put_bytes(&mut request, hash_part);
         self.ask(&request).await?;
         let path = read_optional_store_path(&mut self.reader, "a path").await?;
-        self.end(path)
+        Ok(self.end(path))
     }
 
     /// Valid paths that refer to this one.
@@ -91,7 +91,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             download_size_bytes: read_u64(reader).await?,
             nar_size_bytes: read_u64(reader).await?,
         };
-        self.end(missing)
+        Ok(self.end(missing))
     }
 
     /// Outputs of a valid derivation by name; `None` where the path is not known before the build.
@@ -107,7 +107,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let name = read_string(&mut self.reader, "the name of an output").await?;
             outputs.insert(name, read_optional_store_path(&mut self.reader, "an output").await?);
         }
-        self.end(outputs)
+        Ok(self.end(outputs))
     }
 
     /// Realisations of an output of a content-addressed derivation (`sha256:…!out`), as JSON texts.
@@ -119,7 +119,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         for _ in 0..read_count(&mut self.reader, "realisations").await? {
             realisations.push(read_text(&mut self.reader, "a realisation").await?);
         }
-        self.end(realisations)
+        Ok(self.end(realisations))
     }
 
     /// All roots of the garbage collector.
@@ -130,7 +130,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         for _ in 0..read_count(&mut self.reader, "roots").await? {
             roots.push(GcRoot::read(&mut self.reader).await?);
         }
-        self.end(roots)
+        Ok(self.end(roots))
     }
 
     /// Writes the archive of a valid path to `output`, and returns its size in bytes. Does not flush `output`.
@@ -170,13 +170,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             output.write_all(&chunk[..used]).await.map_err(ClientError::Sink)?;
             self.reader.consume(used);
         }
-        self.end(decoder.offset())
+        Ok(self.end(decoder.offset()))
     }
 
     async fn ask_paths(&mut self, request: &[u8]) -> Result<BTreeSet<StorePath>, ClientError> {
         self.ask(request).await?;
         let paths = read_store_paths(&mut self.reader, "a path").await?;
-        self.end(paths)
+        Ok(self.end(paths))
     }
 
     pub(super) fn derived_paths(
