@@ -189,8 +189,9 @@ $$;
 CREATE FUNCTION delete_stale(p_bundle_age interval, OUT bundles bigint, OUT log_tails bigint, OUT upstream bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    DELETE FROM public.bundles b WHERE b.created_at < now() - p_bundle_age
-        AND NOT EXISTS (SELECT FROM evaluations e WHERE e.bundle_id = b.id AND e.status IN ('queued', 'running'));
+    DELETE FROM public.bundles b
+    WHERE NOT EXISTS (SELECT FROM evaluations e WHERE e.bundle_id = b.id AND e.status IN ('queued', 'running'))
+        AND (b.created_at < now() - p_bundle_age OR EXISTS (SELECT FROM evaluations e WHERE e.bundle_id = b.id));
     GET DIAGNOSTICS bundles = ROW_COUNT;
     DELETE FROM build_log_tails t WHERE NOT EXISTS (SELECT FROM build_attempts a WHERE a.id = t.attempt_id
         AND (a.outcome = 'running' OR a.finished_at > now() - interval '10 minutes'));

@@ -1,1 +1,94 @@
-//! When a transient failure is tried again: pure decisions over counts.
+//! When a transient failure is tried again: pure decisions over counts. Start at [`RetryPolicy::after_failure`].
+
+use std::time::Duration;
+
+use crate::limits::TRANSIENT_TRIES_MAX;
+
+/// How often and how soon jobs are tried again after transient failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Tries altogether; after the last one the job is an infrastructure failure. At least 1.
+    pub tries_max: u32,
+    /// Delay after the first failure; each further one multiplies it by [`RetryPolicy::FACTOR`].
+    pub first_delay: Duration,
+    /// No delay is longer.
+    pub delay_max: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            tries_max: TRANSIENT_TRIES_MAX,
+            first_delay: Duration::from_secs(10),
+            delay_max: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// Growth of the delay from one failure to the next.
+    pub const FACTOR: u32 = 4;
+
+    /// What follows the `failures`-th transient failure (1 is the first): the delay before the next try, or `None` when
+    /// there is none. `jitter` between 0 and 1 spreads the delay over its last quarter, so that jobs that failed together
+    /// do not come back together.
+    pub fn after_failure(&self, failures: u32, jitter: f64) -> Option<Duration> {
+        if failures == 0 || failures >= self.tries_max {
+            return None;
+        }
+        let factor = Self::FACTOR.checked_pow(failures - 1).unwrap_or(u32::MAX);
+        let delay = self.first_delay.checked_mul(factor).unwrap_or(self.delay_max).min(self.delay_max);
+        Some(delay.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0)))
+    }
+
+    /// The delays after the first, second, … failure, one for each that is followed by another try.
+    pub fn delays(&self, jitter: f64) -> Vec<Duration> {
+        // Bounded, whatever a configuration says.
+        (1..self.tries_max.min(100)).filter_map(|failures| self.after_failure(failures, jitter)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(tries_max: u32, first_s: u64, max_s: u64) -> RetryPolicy {
+        RetryPolicy { tries_max, first_delay: Duration::from_secs(first_s), delay_max: Duration::from_secs(max_s) }
+    }
+
+    #[test]
+    fn delays_grow_to_a_bound_and_end_with_the_last_try() {
+        let cases = [
+            // tries, first, max, failures, expected seconds at full jitter
+            (3, 10, 900, 0, None),
+            (3, 10, 900, 1, Some(10)),
+            (3, 10, 900, 2, Some(40)),
+            (3, 10, 900, 3, None),
+            (3, 10, 900, 4, None),
+            (1, 10, 900, 1, None),
+            (0, 10, 900, 1, None),
+            (9, 10, 900, 4, Some(640)),
+            (9, 10, 900, 5, Some(900)),
+            (u32::MAX, 10, 900, u32::MAX - 1, Some(900)),
+        ];
+        for (tries, first, max, failures, expected) in cases {
+            let got = policy(tries, first, max).after_failure(failures, 1.0).map(|d| d.as_secs());
+            assert_eq!(got, expected, "{tries} tries, failure {failures}");
+        }
+    }
+
+    #[test]
+    fn jitter_takes_at_most_a_quarter_off() {
+        let policy = RetryPolicy::default();
+        for (jitter, expected_ms) in [(0.0, 7_500), (0.5, 8_750), (1.0, 10_000), (7.0, 10_000), (-1.0, 7_500)] {
+            assert_eq!(policy.after_failure(1, jitter), Some(Duration::from_millis(expected_ms)), "jitter {jitter}");
+        }
+    }
+
+    #[test]
+    fn the_list_has_one_delay_for_each_retry() {
+        assert_eq!(RetryPolicy::default().delays(1.0), [10, 40].map(Duration::from_secs));
+        assert!(policy(1, 10, 20).delays(0.0).is_empty());
+        assert_eq!(policy(u32::MAX, 1, 2).delays(0.0).len(), 99);
+    }
+}

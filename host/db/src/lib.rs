@@ -1,1 +1,38 @@
-//! Placeholder head.
+//! Every SQL statement of Harmonia CI: queue, evaluations, nodes, store paths, maintenance.
+//!
+//! Start reading at [`Db`], then `queue` (what builders and signers do to jobs) and `evaluations` (who wants them).
+//! What changes state is a function in `migrations/`, one statement here: it checks the caller's claim token, runs in one
+//! transaction, and is tried again after a deadlock. `migrations/0004_jobs_and_nodes.sql` has the guarded state machine.
+//!
+//! Only here: sqlx. Never here: axum, wasmtime, S3, decisions that need no database (those are in core).
+
+mod connection;
+mod error;
+mod evaluations;
+mod listen;
+mod maintenance;
+mod migrate;
+mod nodes;
+mod paths;
+mod queue;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod tokens;
+pub mod views;
+
+pub use connection::{Db, DbOptions};
+pub use harmonia_core::retry::RetryPolicy;
+pub use error::DbError;
+pub use evaluations::{
+    AttrResult, BatchOutcome, ClaimedEvaluation, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
+    GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind, Walk,
+};
+pub use listen::{Channel, Listener, Notice};
+pub use maintenance::{ChoreLock, Deleted, Reaped, Repaired, Violation};
+pub use migrate::Migrated;
+pub use nodes::{HeartbeatAnswer, NodeRegistration, Released, SignerNode};
+pub use paths::{
+    AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
+    UnfinishedPublication,
+};
+pub use queue::{ClaimedJob, FailOutcome, JobLimits, LogTail, QueueHeads};

@@ -1,0 +1,125 @@
+//! The connection pool and how statements run on it.
+
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use harmonia_core::retry::RetryPolicy;
+use harmonia_core::{ClaimToken, Incarnation};
+use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::error::{DbError, lost_to_another_transaction};
+
+/// How often a statement that lost against others is tried before the caller hears of it.
+const TRIES: u32 = 12;
+
+/// How to reach PostgreSQL.
+#[derive(Clone)]
+pub struct DbOptions {
+    /// `postgres://user:password@host/database`; a socket directory goes into `?host=`.
+    pub url: String,
+    /// Most connections that this process opens (a listener and each held chore lock take one beside them).
+    pub max_connections: u32,
+}
+
+impl fmt::Debug for DbOptions {
+    /// The URL may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DbOptions").field("max_connections", &self.max_connections).finish_non_exhaustive()
+    }
+}
+
+/// The database. Cheap to clone: all clones share one pool.
+#[derive(Clone)]
+pub struct Db {
+    pub(crate) pool: PgPool,
+    pub(crate) connect: PgConnectOptions,
+    pub(crate) retry: RetryPolicy,
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Db").field("database", &self.connect.get_database()).finish_non_exhaustive()
+    }
+}
+
+impl Db {
+    /// Opens the pool and one connection, so that a wrong URL shows at once. Does not retry.
+    pub async fn connect(options: &DbOptions) -> Result<Self, DbError> {
+        let connect = PgConnectOptions::from_str(&options.url).map_err(|source| DbError::Url { source })?;
+        Self::connect_with(connect, PgPoolOptions::new().max_connections(options.max_connections.max(1))).await
+    }
+
+    pub(crate) async fn connect_with(connect: PgConnectOptions, pool: PgPoolOptions) -> Result<Self, DbError> {
+        // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them.
+        let connect = connect
+            .application_name("harmonia-ci")
+            .options([("idle_in_transaction_session_timeout", "60s"), ("lock_timeout", "30s"), ("timezone", "UTC")]);
+        let pool = pool
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(connect.clone())
+            .await
+            .map_err(|source| match DbError::from_sqlx("connect", source) {
+                DbError::Query { source, .. } => DbError::Unavailable { source },
+                other => other,
+            })?;
+        Ok(Self { pool, connect, retry: RetryPolicy::default() })
+    }
+
+    /// The same database with another policy for transient build failures.
+    #[must_use]
+    pub fn with_retry_policy(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// One round trip, to see that the database answers.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        self.run("ping", || sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&self.pool)).await.map(|_| ())
+    }
+
+    /// Closes all connections and waits until they are.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Runs one statement (one transaction), again when it lost against another one. `what` completes "could not …".
+    pub(crate) async fn run<T, F, Fut>(&self, what: &'static str, statement: F) -> Result<T, DbError>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, sqlx::Error>>,
+    {
+        let mut tries = 1;
+        loop {
+            match statement().await {
+                Ok(value) => return Ok(value),
+                Err(error) if tries < TRIES && lost_to_another_transaction(&error) => {
+                    tracing::debug!(what, tries, "statement lost against a concurrent one, trying again");
+                    // Jitter, so that those who met do not meet again.
+                    let bound_ms = 4_u64 << tries.min(7);
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(1..=bound_ms))).await;
+                    tries += 1;
+                }
+                Err(error) => return Err(DbError::from_sqlx(what, error)),
+            }
+        }
+    }
+}
+
+/// The hash of a token as a statement's argument.
+pub(crate) fn hash(token: &ClaimToken) -> Vec<u8> {
+    token.hash().0.to_vec()
+}
+
+/// An incarnation as a statement's argument.
+pub(crate) const fn incarnation(value: Incarnation) -> i64 {
+    value.0
+}
+
+/// A duration as a statement's argument.
+pub(crate) fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}

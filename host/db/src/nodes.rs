@@ -1,0 +1,187 @@
+//! Nodes: who lives, with which capabilities, and which run of its process speaks.
+
+use std::time::Duration;
+
+use harmonia_core::api;
+use harmonia_core::{Capability, Incarnation, NodeId};
+
+use crate::connection::{Db, incarnation, interval};
+use crate::error::DbError;
+
+/// What a node says of itself at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRegistration {
+    /// Its name, unique in the cluster.
+    pub id: NodeId,
+    /// This run of its process.
+    pub incarnation: Incarnation,
+    /// What it does.
+    pub capabilities: Vec<Capability>,
+    /// URL under which other nodes reach it.
+    pub endpoint: Option<String>,
+    /// Systems it builds.
+    pub systems: Vec<String>,
+    /// Features it offers.
+    pub features: Vec<String>,
+    /// Build slots.
+    pub max_jobs: u32,
+    /// Evaluations side by side.
+    pub max_evals: u32,
+    /// Version of its binary.
+    pub version: String,
+}
+
+/// What a former run of the node held and gave back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Jobs that are pending again. Those whose outputs were accepted stay for a signer to finish.
+    pub jobs: u64,
+    /// Evaluations that are queued again.
+    pub evaluations: u64,
+}
+
+/// What a node hears when it reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeartbeatAnswer {
+    /// `false`: another process took this node's name. Stop working.
+    pub current: bool,
+    /// Finish what runs, claim nothing.
+    pub draining: bool,
+}
+
+/// A signer one can talk to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignerNode {
+    /// Its name.
+    pub id: NodeId,
+    /// URL of its API.
+    pub endpoint: String,
+}
+
+impl Db {
+    /// Takes the node's name for this run of the process, and gives back what a former run held.
+    pub async fn register_node(&self, node: &NodeRegistration) -> Result<Released, DbError> {
+        let capabilities: Vec<String> = node.capabilities.iter().map(ToString::to_string).collect();
+        let row = self
+            .run("register the node", || {
+                sqlx::query!(
+                    r#"SELECT jobs AS "jobs!", evaluations AS "evaluations!"
+                       FROM register_node($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+                    node.id.0,
+                    incarnation(node.incarnation),
+                    &capabilities,
+                    node.endpoint.as_deref(),
+                    &node.systems,
+                    &node.features,
+                    i32::try_from(node.max_jobs).unwrap_or(i32::MAX),
+                    i32::try_from(node.max_evals).unwrap_or(i32::MAX),
+                    node.version,
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(Released { jobs: row.jobs as u64, evaluations: row.evaluations as u64 })
+    }
+
+    /// Says that the node lives. `paused`: why it claims nothing at the moment.
+    pub async fn heartbeat(
+        &self,
+        node: &NodeId,
+        run: Incarnation,
+        paused: Option<&str>,
+    ) -> Result<HeartbeatAnswer, DbError> {
+        let row = self
+            .run("report the node alive", || {
+                sqlx::query!(
+                    r#"SELECT is_current AS "current!", is_draining AS "draining!" FROM heartbeat($1, $2, $3)"#,
+                    node.0,
+                    incarnation(run),
+                    paused
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(HeartbeatAnswer { current: row.current, draining: row.draining })
+    }
+
+    /// A clean goodbye: what the node holds goes back, uncounted. Does nothing when another run took the name.
+    pub async fn deregister_node(&self, node: &NodeId, run: Incarnation) -> Result<(), DbError> {
+        self.run("deregister the node", || {
+            sqlx::query!("SELECT deregister_node($1, $2)", node.0, incarnation(run)).execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Starts or ends draining; `false` when there is no such node.
+    pub async fn set_draining(&self, node: &NodeId, draining: bool) -> Result<bool, DbError> {
+        self.run("drain the node", || {
+            sqlx::query_scalar!(r#"SELECT set_draining($1, $2) AS "known!""#, node.0, draining).fetch_one(&self.pool)
+        })
+        .await
+    }
+
+    /// Signers heard of within `silent_after`, most recently heard first.
+    pub async fn live_signers(&self, silent_after: Duration) -> Result<Vec<SignerNode>, DbError> {
+        let rows = self
+            .run("list signers", || {
+                sqlx::query!(
+                    r#"SELECT id, endpoint AS "endpoint!" FROM nodes
+                       WHERE 'signer' = ANY (capabilities) AND endpoint IS NOT NULL AND NOT stopped
+                           AND last_seen > now() - $1::interval
+                       ORDER BY last_seen DESC, id"#,
+                    interval(silent_after)
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| SignerNode { id: NodeId(row.id), endpoint: row.endpoint }).collect())
+    }
+
+    /// Every node that has not said goodbye, by name.
+    pub async fn nodes(&self, silent_after: Duration) -> Result<Vec<api::Node>, DbError> {
+        let rows = self
+            .run("list nodes", || {
+                sqlx::query!(
+                    r#"SELECT n.id, n.capabilities, n.systems, n.features, n.max_jobs, n.draining, n.version, n.paused,
+                           n.last_seen, n.last_seen > now() - $1::interval AS "online!",
+                           (SELECT count(*) FROM build_jobs j
+                               WHERE j.claimed_by = n.id AND j.status IN ('building', 'uploading')) AS "running!"
+                       FROM nodes n WHERE NOT n.stopped ORDER BY n.id"#,
+                    interval(silent_after)
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| api::Node {
+                id: row.id,
+                capabilities: row.capabilities,
+                systems: row.systems,
+                features: row.features,
+                max_jobs: row.max_jobs as u32,
+                running: row.running as u32,
+                draining: row.draining,
+                online: row.online,
+                version: row.version,
+                paused: row.paused,
+                last_seen: row.last_seen,
+            })
+            .collect())
+    }
+
+    /// Systems that some live builder builds, sorted.
+    pub async fn builder_systems(&self, silent_after: Duration) -> Result<Vec<String>, DbError> {
+        self.run("list systems", || {
+            sqlx::query_scalar!(
+                r#"SELECT DISTINCT s.system AS "system!" FROM nodes n CROSS JOIN LATERAL unnest(n.systems) AS s(system)
+                   WHERE 'builder' = ANY (n.capabilities) AND NOT n.stopped AND n.last_seen > now() - $1::interval
+                   ORDER BY 1"#,
+                interval(silent_after)
+            )
+            .fetch_all(&self.pool)
+        })
+        .await
+    }
+}

@@ -1,0 +1,284 @@
+//! Writes: claiming and publishing paths, and healing what was lost.
+
+use harmonia_core::signer_api::AttemptUsage;
+use harmonia_core::{AttemptId, ClaimToken, EvalId, JobId};
+use harmonia_nix::store_path::StorePath;
+
+use super::rows::{PathRow, parse_all, strings};
+use crate::connection::{Db, hash};
+use crate::error::{DbError, parse};
+use crate::queue::size;
+
+/// A path whose object is in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPath {
+    /// The path.
+    pub path: StorePath,
+    /// `sha256:<nix base32>` of the NAR.
+    pub nar_hash: String,
+    /// Size of the NAR in bytes.
+    pub nar_size: u64,
+    /// `sha256:<nix base32>` of the compressed NAR.
+    pub file_hash: String,
+    /// Size of the compressed NAR in bytes.
+    pub file_size: u64,
+    /// What it refers to.
+    pub references: Vec<StorePath>,
+    /// Content address, in Nix's text form.
+    pub ca: Option<String>,
+    /// The derivation that made it.
+    pub deriver: Option<StorePath>,
+}
+
+/// The rows that count from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// One for each path: ours, or the one that was there first.
+    pub rows: Vec<PathRow>,
+    /// Paths whose content differs from what was there first.
+    pub divergent: Vec<StorePath>,
+}
+
+/// A job ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// How many jobs became ready by it.
+    pub readied: u64,
+}
+
+/// A job whose outputs are claimed and that nobody has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedPublication {
+    /// The job.
+    pub job: JobId,
+    /// The attempt that holds it.
+    pub attempt: AttemptId,
+    /// Its derivation.
+    pub drv_path: StorePath,
+    /// The rows of all its outputs.
+    pub rows: Vec<PathRow>,
+}
+
+/// What came of a path found gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Healed {
+    /// Its job is pending again (or was on its way already).
+    Rebuilding,
+    /// Lost too often within the hour: its job is an infrastructure failure.
+    LimitReached,
+    /// No job makes it; what waits for it is an infrastructure failure, which the next evaluation tries again.
+    NoProducer,
+    /// It was not published (any more).
+    NotPublished,
+}
+
+/// Columns for `unnest`.
+struct Columns {
+    paths: Vec<String>,
+    nar_hashes: Vec<String>,
+    nar_sizes: Vec<i64>,
+    file_hashes: Vec<String>,
+    file_sizes: Vec<i64>,
+    references: Vec<String>,
+    cas: Vec<Option<String>>,
+    derivers: Vec<Option<String>>,
+}
+
+impl Columns {
+    fn of(paths: &[NewPath]) -> Self {
+        Self {
+            paths: paths.iter().map(|p| p.path.to_string()).collect(),
+            nar_hashes: paths.iter().map(|p| p.nar_hash.clone()).collect(),
+            nar_sizes: paths.iter().map(|p| size(p.nar_size)).collect(),
+            file_hashes: paths.iter().map(|p| p.file_hash.clone()).collect(),
+            file_sizes: paths.iter().map(|p| size(p.file_size)).collect(),
+            references: paths
+                .iter()
+                .map(|p| p.references.iter().map(StorePath::as_str).collect::<Vec<_>>().join(" "))
+                .collect(),
+            cas: paths.iter().map(|p| p.ca.clone()).collect(),
+            derivers: paths.iter().map(|p| p.deriver.as_ref().map(ToString::to_string)).collect(),
+        }
+    }
+}
+
+impl Db {
+    /// Keeps the sweep away from these paths' objects for a day.
+    pub async fn renew_leases(&self, paths: &[StorePath]) -> Result<(), DbError> {
+        let paths = strings(paths);
+        self.run("renew leases", || sqlx::query!("SELECT renew_leases($1)", &paths).execute(&self.pool)).await.map(|_| ())
+    }
+
+    /// Claims all outputs of an attempt in one transaction; the first writer of a path wins. Refused unless `outputs` are
+    /// exactly the derivation's. From here on the job is finished by signers, whatever happens to the builder.
+    pub async fn claim_outputs(
+        &self,
+        attempt: AttemptId,
+        token: &ClaimToken,
+        outputs: &[NewPath],
+    ) -> Result<Claimed, DbError> {
+        let columns = Columns::of(outputs);
+        let divergent = self
+            .run("claim outputs", || {
+                sqlx::query_scalar!(
+                    r#"SELECT p AS "path!" FROM claim_outputs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS p"#,
+                    attempt.0,
+                    hash(token),
+                    &columns.paths,
+                    &columns.nar_hashes,
+                    &columns.nar_sizes,
+                    &columns.file_hashes,
+                    &columns.file_sizes,
+                    &columns.references,
+                    &columns.cas as &[Option<String>],
+                    &columns.derivers as &[Option<String>],
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        let paths: Vec<StorePath> = outputs.iter().map(|output| output.path.clone()).collect();
+        Ok(Claimed { rows: self.path_rows(&paths).await?, divergent: parse_all(&divergent)? })
+    }
+
+    /// Claims an evaluation's sources; the first writer of a path wins.
+    pub async fn claim_paths(&self, eval: EvalId, token: &ClaimToken, paths: &[NewPath]) -> Result<Vec<PathRow>, DbError> {
+        self.claim_side_paths(Some(eval), None, token, paths).await
+    }
+
+    /// Claims paths that an attempt's outputs refer to and that no cache has.
+    pub async fn claim_extra_paths(
+        &self,
+        attempt: AttemptId,
+        token: &ClaimToken,
+        paths: &[NewPath],
+    ) -> Result<Vec<PathRow>, DbError> {
+        self.claim_side_paths(None, Some(attempt), token, paths).await
+    }
+
+    async fn claim_side_paths(
+        &self,
+        eval: Option<EvalId>,
+        attempt: Option<AttemptId>,
+        token: &ClaimToken,
+        paths: &[NewPath],
+    ) -> Result<Vec<PathRow>, DbError> {
+        let columns = Columns::of(paths);
+        self.run("claim paths", || {
+            sqlx::query!(
+                "SELECT claim_side_paths($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                eval.map(|id| id.0),
+                attempt.map(|id| id.0),
+                hash(token),
+                &columns.paths,
+                &columns.nar_hashes,
+                &columns.nar_sizes,
+                &columns.file_hashes,
+                &columns.file_sizes,
+                &columns.references,
+                &columns.cas as &[Option<String>],
+                &columns.derivers as &[Option<String>],
+            )
+            .execute(&self.pool)
+        })
+        .await?;
+        let paths: Vec<StorePath> = paths.iter().map(|path| path.path.clone()).collect();
+        self.path_rows(&paths).await
+    }
+
+    /// Ends a job whose outputs are claimed: rows published, attempt and job succeeded, dependents readied and their
+    /// builders told; one transaction. Idempotent; needs no token, so that any signer finishes what another began.
+    pub async fn publish_outputs(
+        &self,
+        job: JobId,
+        outputs: &[StorePath],
+        usage: &AttemptUsage,
+        log_key: Option<&str>,
+    ) -> Result<Finished, DbError> {
+        let paths = strings(outputs);
+        let readied = self
+            .run("publish outputs", || {
+                sqlx::query_scalar!(
+                    r#"SELECT publish_outputs($1, $2, $3, $4, $5, $6, $7) AS "readied!""#,
+                    job.0,
+                    &paths,
+                    log_key,
+                    usage.build_seconds,
+                    usage.cpu_seconds,
+                    usage.peak_memory_bytes.map(size),
+                    size(usage.output_bytes)
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(Finished { readied: readied as u64 })
+    }
+
+    /// Publishes claimed paths that are no job's outputs (sources, paths found on the side).
+    pub async fn publish_paths(&self, paths: &[StorePath]) -> Result<(), DbError> {
+        let paths = strings(paths);
+        self.run("publish paths", || sqlx::query_scalar!("SELECT publish_paths($1)", &paths).fetch_one(&self.pool))
+            .await
+            .map(|_| ())
+    }
+
+    /// Jobs that a signer left between claiming and publishing, oldest first.
+    pub async fn unfinished_publications(&self, limit: u32) -> Result<Vec<UnfinishedPublication>, DbError> {
+        let rows = self
+            .run("look for unfinished publications", || {
+                sqlx::query!(
+                    r#"SELECT job_id AS "job!", attempt_id AS "attempt!", drv_path AS "drv_path!"
+                       FROM unfinished_publications($1)"#,
+                    i32::try_from(limit).unwrap_or(i32::MAX)
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        let mut unfinished = Vec::with_capacity(rows.len());
+        for row in rows {
+            let drv_path: StorePath = parse("derivation", &row.drv_path)?;
+            let outputs = self.derivation_outputs(std::slice::from_ref(&drv_path)).await?;
+            let paths: Vec<StorePath> = outputs.into_iter().filter_map(|(_, _, path)| path).collect();
+            let rows = self.path_rows(&paths).await?;
+            unfinished.push(UnfinishedPublication { job: JobId(row.job), attempt: AttemptId(row.attempt), drv_path, rows });
+        }
+        Ok(unfinished)
+    }
+
+    /// Paths that builders found in no cache, oldest report first: for a signer to look at.
+    pub async fn missing_paths(&self, limit: u32) -> Result<Vec<StorePath>, DbError> {
+        let paths = self
+            .run("list missing paths", || {
+                sqlx::query_scalar!(
+                    "SELECT path FROM missing_path_reports ORDER BY reported_at LIMIT $1",
+                    i64::from(limit)
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        parse_all(&paths)
+    }
+
+    /// A signer saw that the path's object is gone: it is lost, and the job that makes it is pending again.
+    pub async fn confirm_lost_path(&self, path: &StorePath) -> Result<Healed, DbError> {
+        let outcome = self
+            .run("heal a lost path", || {
+                sqlx::query_scalar!(r#"SELECT confirm_lost_path($1) AS "outcome!""#, path.as_str()).fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(match outcome.as_str() {
+            "healed" => Healed::Rebuilding,
+            "limit" => Healed::LimitReached,
+            "no-producer" => Healed::NoProducer,
+            _ => Healed::NotPublished,
+        })
+    }
+
+    /// A signer saw that the path's object is there after all.
+    pub async fn dismiss_missing_path(&self, path: &StorePath) -> Result<(), DbError> {
+        self.run("dismiss a missing path", || {
+            sqlx::query!("SELECT dismiss_missing_path($1)", path.as_str()).execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+}

@@ -1,0 +1,196 @@
+//! A database of its own for each test, on the cluster that `HARMONIA_TEST_POSTGRES_URL` names.
+//!
+//! Start at [`TestDatabase::new`]. The migrated schema is built once a cluster and version of `migrations/` and cloned
+//! from then on. Dropping the value drops the database.
+
+use std::str::FromStr;
+
+use harmonia_core::{Capability, ClaimToken};
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::connection::Db;
+use crate::migrate::MIGRATOR;
+
+/// The variable that names the cluster.
+pub const POSTGRES_URL_VARIABLE: &str = "HARMONIA_TEST_POSTGRES_URL";
+
+/// A fresh database with the current schema; gone when dropped.
+#[derive(Debug)]
+pub struct TestDatabase {
+    /// The database.
+    pub db: Db,
+    /// Its URL, for tests that start processes.
+    pub url: String,
+    name: String,
+    admin: PgConnectOptions,
+}
+
+/// A new claim token.
+pub fn random_token() -> ClaimToken {
+    ClaimToken::from_random(rand::random())
+}
+
+impl TestDatabase {
+    /// Makes one with the schema applied.
+    ///
+    /// # Panics
+    /// When the cluster is missing or does not answer: a test cannot go on without.
+    pub async fn new() -> Self {
+        let (admin_url, admin) = admin_options();
+        let mut connection = connect(&admin).await;
+        let template = template(&mut connection, &admin).await;
+        let name = random_name();
+        // Shared, so that nobody drops the template meanwhile.
+        run(&mut connection, "SELECT pg_advisory_lock_shared(hashtext('harmonia test template'))").await;
+        create_database(&mut connection, &name, Some(&template)).await;
+        connection.close().await.expect("close the admin connection");
+        Self::open(&admin_url, admin, name).await
+    }
+
+    /// Makes an empty one, without any schema.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub async fn empty() -> Self {
+        let (admin_url, admin) = admin_options();
+        let name = random_name();
+        let mut connection = connect(&admin).await;
+        create_database(&mut connection, &name, None).await;
+        connection.close().await.expect("close the admin connection");
+        Self::open(&admin_url, admin, name).await
+    }
+
+    async fn open(admin_url: &str, admin: PgConnectOptions, name: String) -> Self {
+        let options = admin.clone().database(&name);
+        let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16)).await.expect("connect to the test database");
+        Self { db, url: with_database(admin_url, &name), name, admin }
+    }
+
+    /// Connects as the role of one capability, to try what it must not do.
+    ///
+    /// # Panics
+    /// When the role does not exist or the server is away.
+    pub async fn connect_as(&self, capability: Capability) -> Db {
+        let role = ["harmonia_", capability.as_str()].concat();
+        let pool = PgPoolOptions::new().max_connections(4).after_connect(move |connection, _| {
+            let role = role.clone();
+            Box::pin(async move {
+                sqlx::query_scalar!("SELECT set_config('session_authorization', $1, false)", role)
+                    .fetch_one(connection)
+                    .await
+                    .map(|_| ())
+            })
+        });
+        Db::connect_with(self.admin.clone().database(&self.name), pool).await.expect("connect as a role")
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (name, admin) = (self.name.clone(), self.admin.clone());
+        // A runtime of its own, since a test's runtime may be gone or single-threaded by now.
+        let dropper = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut connection = connect(&admin).await;
+                let statement = sqlx::query_scalar!("SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text)", name)
+                    .fetch_one(&mut connection)
+                    .await
+                    .expect("quote a name")
+                    .expect("text");
+                sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.expect("drop the test database");
+            });
+        });
+        if dropper.join().is_err() && !std::thread::panicking() {
+            panic!("the test database {} was not dropped", self.name);
+        }
+    }
+}
+
+fn admin_options() -> (String, PgConnectOptions) {
+    let url = std::env::var(POSTGRES_URL_VARIABLE)
+        .unwrap_or_else(|_| panic!("{POSTGRES_URL_VARIABLE} is not set: run the tests with `./dev test`, which starts a PostgreSQL"));
+    let options = PgConnectOptions::from_str(&url).expect("HARMONIA_TEST_POSTGRES_URL is a PostgreSQL URL");
+    (url, options.application_name("harmonia-test"))
+}
+
+fn random_name() -> String {
+    format!("harmonia_test_{}_{:016x}", std::process::id(), rand::random::<u64>())
+}
+
+/// `postgres://user@host/postgres?host=…` with another database.
+fn with_database(url: &str, name: &str) -> String {
+    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
+    let authority = base.find("://").map_or(0, |at| at + 3);
+    let end = base[authority..].find('/').map_or(base.len(), |at| authority + at);
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{}/{name}{query}", &base[..end])
+}
+
+async fn connect(options: &PgConnectOptions) -> PgConnection {
+    PgConnection::connect_with(options).await.expect("PostgreSQL of HARMONIA_TEST_POSTGRES_URL answers (see `./dev test`)")
+}
+
+async fn run(connection: &mut PgConnection, statement: &'static str) {
+    sqlx::query(statement).execute(connection).await.expect(statement);
+}
+
+async fn create_database(connection: &mut PgConnection, name: &str, template: Option<&str>) {
+    let statement = sqlx::query_scalar!("SELECT format('CREATE DATABASE %I TEMPLATE %I', $1::text, $2::text)", name, template.unwrap_or("template0"))
+        .fetch_one(&mut *connection)
+        .await
+        .expect("quote names")
+        .expect("text");
+    sqlx::query(AssertSqlSafe(statement)).execute(connection).await.expect("create a database");
+}
+
+/// The name of a database with the current schema, made if need be. The name holds a digest of all migrations.
+async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> String {
+    let digest = MIGRATOR.iter().flat_map(|m| m.checksum.iter()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let name = format!("harmonia_template_{digest:016x}");
+    if database_exists(connection, &name).await {
+        return name;
+    }
+    run(connection, "SELECT pg_advisory_lock(hashtext('harmonia test template'))").await;
+    if !database_exists(connection, &name).await {
+        // Made under another name, so that one killed half-way is never taken for a template.
+        let draft = random_name();
+        create_database(connection, &draft, None).await;
+        let mut fresh = connect(&admin.clone().database(&draft)).await;
+        let migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
+        migrator.run_direct(None, &mut fresh, false).await.expect("migrations apply");
+        fresh.close().await.expect("close the template");
+        let statement = sqlx::query_scalar!("SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text)", draft, name)
+            .fetch_one(&mut *connection)
+            .await
+            .expect("quote names")
+            .expect("text");
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.expect("name the template");
+    }
+    run(connection, "SELECT pg_advisory_unlock(hashtext('harmonia test template'))").await;
+    name
+}
+
+async fn database_exists(connection: &mut PgConnection, name: &str) -> bool {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#, name)
+        .fetch_one(connection)
+        .await
+        .expect("list databases")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_database;
+
+    #[test]
+    fn the_database_is_replaced_and_the_rest_kept() {
+        let url = "postgres://u:p@localhost/postgres?host=/tmp/s";
+        assert_eq!(with_database(url, "x"), "postgres://u:p@localhost/x?host=/tmp/s");
+        assert_eq!(with_database("postgres://h:5432/postgres", "x"), "postgres://h:5432/x");
+        assert_eq!(with_database("postgres://h", "x"), "postgres://h/x");
+    }
+}
