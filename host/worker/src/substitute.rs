@@ -101,11 +101,11 @@ impl Plan {
 /// Why a path could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SubstituteError {
-    /// Every cache answered that it does not have it.
-    #[error("{path} is in none of the {caches} configured caches")]
+    /// Every cache answered that it does not have them.
+    #[error("{} is in none of the {caches} configured caches", shown(paths))]
     Missing {
-        /// The path.
-        path: StorePath,
+        /// The paths, at least one.
+        paths: Vec<StorePath>,
         /// How many caches were asked.
         caches: usize,
     },
@@ -216,5 +216,14 @@ fn verdict(path: &StorePath, caches: usize, errors: Vec<SubstituteError>) -> Sub
         SubstituteError::BadSignature { .. } => 2,
         _ => 3,
     };
-    errors.into_iter().min_by_key(rank).unwrap_or_else(|| SubstituteError::Missing { path: path.clone(), caches })
+    errors.into_iter().min_by_key(rank).unwrap_or_else(|| SubstituteError::Missing { paths: vec![path.clone()], caches })
+}
+
+/// The first path, and how many more there are.
+fn shown(paths: &[StorePath]) -> String {
+    match paths {
+        [] => "a path".to_owned(),
+        [path] => path.to_string(),
+        [path, more @ ..] => format!("{path} (and {} more)", more.len()),
+    }
 }

@@ -116,6 +116,15 @@ impl TestDaemon {
         self.store.dir.path().join("socket")
     }
 
+    /// Kills the processes that the daemon forked for its connections, as a crash would.
+    pub(crate) fn kill_connections(&self) {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = std::fs::read_to_string(children).expect("children of the daemon");
+        for pid in children.split_whitespace().filter_map(|text| text.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+        }
+    }
+
     pub(crate) fn client(&self) -> StoreDaemon {
         StoreDaemon::new(self.socket())
     }

@@ -48,10 +48,14 @@ pub(super) fn capacity(room: Room) -> Capacity {
     Capacity::Claim(free.min(room.uploading_max - room.uploading))
 }
 
-/// Bytes that an ordinary user may still write to the file system of `path`.
+/// Bytes that an ordinary user may still write to the file system where `path` is, or will be.
 pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
-    let status = rustix::fs::statvfs(path)?;
-    Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    match (rustix::fs::statvfs(path), path.parent()) {
+        (Ok(status), _) => Ok(status.f_bavail.saturating_mul(status.f_frsize)),
+        // A new store gets its folders with the daemon's first connection.
+        (Err(rustix::io::Errno::NOENT), Some(parent)) => free_bytes(parent),
+        (Err(error), _) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +94,7 @@ mod tests {
     #[test]
     fn a_file_system_says_how_much_is_free() {
         assert!(free_bytes(Path::new("/")).expect("statvfs") > 0);
-        assert!(free_bytes(Path::new("/no/such/folder")).is_err());
+        assert!(free_bytes(Path::new("/no/such/folder")).expect("that of its nearest ancestor") > 0);
+        assert!(free_bytes(Path::new("/proc/self/cmdline/x")).is_err());
     }
 }

@@ -29,7 +29,13 @@ impl Roots {
     /// The roots of `node` below the state folder of a store (`…/nix/var/nix`), emptied: no attempt of an older process
     /// is alive.
     pub(super) fn open(state_dir: &Path, node: &NodeId) -> io::Result<Self> {
-        let dir = state_dir.join("gcroots").join(OURS).join(folder_name(node));
+        let roots = state_dir.join("gcroots");
+        let dir = roots.join(OURS).join(folder_name(node));
+        if !roots.exists() {
+            // A stock daemon links its profiles here when it makes the folder, and only then.
+            std::fs::create_dir_all(&roots)?;
+            symlink(state_dir.join("profiles"), roots.join("profiles"))?;
+        }
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

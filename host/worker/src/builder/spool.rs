@@ -90,6 +90,11 @@ pub(super) struct OpenLog {
 }
 
 impl OpenLog {
+    /// The log, for those who write to it.
+    pub(super) fn shared(&self) -> Arc<AttemptLog> {
+        Arc::clone(&self.log)
+    }
+
     /// Compresses what was logged.
     pub(super) async fn compress(&self) -> Result<Compressed, pack::PackError> {
         self.log.flush();
@@ -209,7 +214,6 @@ impl AttemptLog {
     }
 
     /// Bytes logged so far.
-    #[cfg(test)]
     pub(super) fn size(&self) -> u64 {
         locked(&self.state).total
     }

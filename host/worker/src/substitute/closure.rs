@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use harmonia_nix::worker_protocol::types::{PathInfo, ValidPathInfo};
 use harmonia_nix::{NarInfo, StorePath};
 use url::Url;
@@ -33,14 +33,24 @@ impl Substituter {
                 return Err(SubstituteError::TooManyPaths { max: PLAN_PATHS_MAX });
             }
             let missing: Vec<StorePath> = frontier.difference(&valid).cloned().collect();
-            let offers: Vec<Offer> = stream::iter(missing.into_iter().map(|path| self.find(path)))
-                .buffer_unordered(self.options.parallel_queries.max(1))
-                .try_collect()
-                .await?;
+            let mut answers = stream::iter(missing.into_iter().map(|path| self.find(path)))
+                .buffer_unordered(self.options.parallel_queries.max(1));
+            let mut nowhere = Vec::new();
             frontier = BTreeSet::new();
-            for offer in offers {
-                frontier.extend(offer.info.references.difference(&plan.seen).cloned());
-                plan.found.insert(offer.info.path.clone(), offer);
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(offer) => {
+                        frontier.extend(offer.info.references.difference(&plan.seen).cloned());
+                        plan.found.insert(offer.info.path.clone(), offer);
+                    }
+                    // Who hears of it wants to know all of them, to have them made again at once.
+                    Err(SubstituteError::Missing { paths, .. }) => nowhere.extend(paths),
+                    Err(error) => return Err(error),
+                }
+            }
+            if !nowhere.is_empty() {
+                nowhere.sort_unstable();
+                return Err(SubstituteError::Missing { paths: nowhere, caches: self.options.caches.len() });
             }
         }
         Ok(plan)

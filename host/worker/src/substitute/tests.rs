@@ -112,7 +112,7 @@ async fn what_is_there_is_not_fetched_again_and_no_not_found_is_remembered() {
     let substituter = world.substituter(&daemon, &[&server]);
     let wanted = BTreeSet::from([world.top.clone()]);
     let error = substituter.substitute(&wanted).await.expect_err("not there yet");
-    assert!(matches!(&error, SubstituteError::Missing { path, caches: 1 } if *path == world.top), "{error:?}");
+    assert!(matches!(&error, SubstituteError::Missing { paths, caches: 1 } if *paths == [world.top.clone()]), "{error:?}");
 
     is_open.store(true, Ordering::SeqCst);
     let plan = substituter.plan(&wanted).await.expect("plan");
@@ -305,6 +305,20 @@ async fn caches_are_asked_in_order_and_one_makes_up_for_the_other() {
     assert!(error.to_string().contains("none of the 2 configured caches"), "{error}");
     world.fetch_top(&daemon, &[&empty, &broken, &hollow, &good]).await.expect("the last one has it");
     assert_eq!(valid(&daemon).await, ["base", "middle", "top"]);
+}
+
+#[tokio::test]
+async fn all_paths_that_are_nowhere_are_named_at_once() {
+    let world = World::new("zstd");
+    let daemon = TestDaemon::start().await;
+    let server = world.serve().await;
+    let wanted: BTreeSet<StorePath> = world.closure.values().cloned().collect();
+    std::fs::remove_file(world.narinfo("base")).expect("removed");
+    std::fs::remove_file(world.narinfo("top")).expect("removed");
+    let error = world.substituter(&daemon, &[&server]).substitute(&wanted).await.expect_err("two are nowhere");
+    assert!(error.to_string().contains("(and 1 more) is in none of the 1 configured caches"), "{error}");
+    let SubstituteError::Missing { paths, .. } = error else { panic!("{error:?}") };
+    assert_eq!(paths.iter().map(StorePath::name).collect::<BTreeSet<_>>(), BTreeSet::from(["base", "top"]));
 }
 
 #[tokio::test]

@@ -1,0 +1,94 @@
+//! One build by the store daemon: its own connection, its log, its limits. Start at [`build`].
+//!
+//! Dropping the future closes the connection, on which the daemon kills the build's processes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harmonia_core::FailureKind;
+use harmonia_db::queue::ClaimedJob;
+use harmonia_nix::BasicDerivation;
+use harmonia_nix::worker_protocol::types::{BuildMode, BuildResult, ClientOptions};
+use harmonia_nix::worker_protocol::{ActivityResult, LogMessage, LogTarget};
+
+use super::Node;
+use super::failure::{Trouble, chain, of_build, permanent, transient, transient_error};
+use super::spool::AttemptLog;
+
+/// The daemon's own wall-clock limit comes this much after ours, which names the limit and is exact.
+const DAEMON_GRACE: Duration = Duration::from_secs(30);
+
+/// A build that succeeded.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// Processor time, when the daemon measured it.
+    pub(super) cpu_seconds: Option<f64>,
+}
+
+/// Builds `derivation`, whose inputs must be valid, and logs what it prints.
+pub(super) async fn build(
+    node: &Node,
+    job: &ClaimedJob,
+    derivation: &BasicDerivation,
+    log: Arc<AttemptLog>,
+) -> Result<Built, Trouble> {
+    let limits = &job.limits;
+    let mut connection =
+        node.daemon.connect_with(&options(job, node.options.cores)).await.map_err(|error| transient_error(&error))?;
+    connection.set_log(LogTarget::callback(move |message| {
+        if let LogMessage::Result { result: ActivityResult::BuildLogLine(line), .. } = message {
+            log.line(&line);
+        }
+    }));
+    let build = connection.build_derivation(&job.drv_path, derivation, BuildMode::Normal);
+    let result = if limits.timeout_s == 0 {
+        build.await
+    } else {
+        match tokio::time::timeout(Duration::from_secs(limits.timeout_s), build).await {
+            Ok(result) => result,
+            // Dropping the connection is what kills it.
+            Err(_) => {
+                let message = format!("the build took longer than the limit of {} s and was stopped", limits.timeout_s);
+                return Err(permanent(FailureKind::Timeout, message).into());
+            }
+        }
+    };
+    match result {
+        Ok(result) => match of_build(&result, is_fixed_output(derivation)) {
+            None => Ok(Built { cpu_seconds: cpu_seconds(&result) }),
+            Some(failure) => Err(failure.into()),
+        },
+        // A build that fails is a result; this is a daemon that refused or went away.
+        Err(error) => Err(transient(format!("the store daemon did not build it: {}", chain(&error))).into()),
+    }
+}
+
+fn options(job: &ClaimedJob, cores: u64) -> ClientOptions {
+    let mut overrides = BTreeMap::from([
+        // The log is kept by us.
+        ("keep-build-log".to_owned(), "false".to_owned()),
+    ]);
+    if job.limits.timeout_s > 0 {
+        overrides.insert("timeout".to_owned(), (job.limits.timeout_s + DAEMON_GRACE.as_secs()).to_string());
+    }
+    ClientOptions {
+        max_build_jobs: 1,
+        // The daemon judges silence: it sees every byte, we see whole lines only, and a progress bar is not silence.
+        max_silent_time_s: job.limits.max_silent_s,
+        build_cores: cores,
+        use_substitutes: false,
+        overrides,
+        ..ClientOptions::default()
+    }
+}
+
+/// Whether it has an output whose hash is known in advance, so that it may use the network.
+fn is_fixed_output(derivation: &BasicDerivation) -> bool {
+    derivation.outputs.values().any(|output| matches!(output, harmonia_nix::DerivationOutput::Fixed { .. }))
+}
+
+fn cpu_seconds(result: &BuildResult) -> Option<f64> {
+    let (user, system) = (result.cpu_user_us?, result.cpu_system_us?);
+    Some((user + system) as f64 / 1e6)
+}

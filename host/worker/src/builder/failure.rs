@@ -1,0 +1,250 @@
+//! What a failed attempt means for its job: permanent or tried again. Start at [`of_build`].
+//!
+//! Decided from statuses, exit codes, signals and error types; never from what a build printed, which could lie.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use harmonia_core::FailureKind;
+use harmonia_core::signer_api::Failure;
+use harmonia_nix::worker_protocol::types::{BuildResult, BuildStatus};
+
+use crate::pack::PackError;
+use crate::signer_client::SignerError;
+
+/// Longest message kept, in bytes; the log has the rest.
+const MESSAGE_BYTES_MAX: usize = 8 << 10;
+/// `SIGKILL`: nobody but the kernel (out of memory) or an operator sends it to a builder.
+const SIGKILL: i32 = 9;
+/// Statuses of daemons newer than those whose names the codec knows.
+const HASH_MISMATCH: BuildStatus = BuildStatus::Unknown(15);
+
+/// Why an attempt does not go on.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It failed; the job is told, through a signer.
+    Failed(Failure),
+    /// It failed because no signer (or no object store) answered for long: the job is told without one.
+    Unheard(Failure),
+    /// The claim is void: nobody wants to hear of it.
+    Void,
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// A failure that says nothing about the derivation: the job is tried again.
+pub(super) fn transient(message: impl Into<String>) -> Failure {
+    failure(None, message.into(), None)
+}
+
+/// A failure that would come again.
+pub(super) fn permanent(kind: FailureKind, message: impl Into<String>) -> Failure {
+    failure(Some(kind), message.into(), None)
+}
+
+/// As [`transient`], from an error and its causes.
+pub(super) fn transient_error(error: &dyn Error) -> Failure {
+    transient(chain(error))
+}
+
+fn failure(kind: Option<FailureKind>, message: String, exit_code: Option<i32>) -> Failure {
+    Failure { kind, message: shortened(message), exit_code }
+}
+
+/// An error with its causes, `a: b: c`.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What the daemon's result means; `None` for success. `is_fixed_output`: it may use the network, so that a builder which
+/// failed before there was anything to hash is to be tried again.
+pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Failure> {
+    if result.status.is_success() {
+        return None;
+    }
+    let message = result.plain_error_message();
+    let end = builder_end(&message);
+    let exit_code = match end {
+        Some(BuilderEnd::Exit(code)) => Some(code),
+        _ => None,
+    };
+    let kind = match result.status {
+        BuildStatus::PermanentFailure if end == Some(BuilderEnd::Signal(SIGKILL)) => None,
+        BuildStatus::PermanentFailure if is_fixed_output => None,
+        BuildStatus::PermanentFailure
+        | BuildStatus::InputRejected
+        | BuildStatus::OutputRejected
+        | BuildStatus::CachedFailure
+        | BuildStatus::NotDeterministic
+        | HASH_MISMATCH => Some(FailureKind::Build),
+        BuildStatus::TimedOut => Some(FailureKind::Timeout),
+        BuildStatus::LogLimitExceeded => Some(FailureKind::Limit),
+        // Disk full, network, an input that vanished, a daemon that was told to stop, and whatever newer daemons say.
+        BuildStatus::TransientFailure
+        | BuildStatus::MiscFailure
+        | BuildStatus::DependencyFailed
+        | BuildStatus::NoSubstituters
+        | BuildStatus::Unknown(_) => None,
+        BuildStatus::Built
+        | BuildStatus::Substituted
+        | BuildStatus::AlreadyValid
+        | BuildStatus::ResolvesToAlreadyValid => return None,
+    };
+    let message = if message.trim().is_empty() { format!("the build failed ({:?})", result.status) } else { message };
+    Some(failure(kind, message, exit_code))
+}
+
+/// What the store's packing of an output means.
+pub(super) fn of_packing(error: &PackError) -> Failure {
+    match error {
+        PackError::TooLarge { .. } => permanent(FailureKind::Limit, chain(error)),
+        PackError::Tree { .. } | PackError::Spool { .. } | PackError::Cancelled => transient_error(error),
+    }
+}
+
+/// What an upload that did not succeed means.
+pub(super) fn of_signer(error: &SignerError) -> Trouble {
+    match error {
+        SignerError::StaleClaim => Trouble::Void,
+        // Understood and refused: again would be refused again, but the derivation is not to blame.
+        SignerError::Refused { .. } => permanent(FailureKind::Infrastructure, chain(error)).into(),
+        SignerError::Unavailable { .. } => Trouble::Unheard(transient_error(error)),
+        SignerError::PutRefused { .. } | SignerError::Source(_) => transient_error(error).into(),
+    }
+}
+
+/// How the builder process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BuilderEnd {
+    Exit(i32),
+    Signal(i32),
+}
+
+/// Reads it from the first line of the daemon's message, which the protocol has no field for:
+/// `builder for '….drv' failed with exit code 1;`. The lines below, which quote the log, are not looked at.
+fn builder_end(message: &str) -> Option<BuilderEnd> {
+    let first = message.lines().next()?;
+    // A store path has no quote, so that what follows the second one is the daemon's.
+    let after = first.split("builder for '").nth(1)?.split_once('\'')?.1;
+    let number = |words: &str| -> Option<i32> {
+        let digits = after.split(words).nth(1)?;
+        digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    match number("failed with exit code ") {
+        Some(code) => Some(BuilderEnd::Exit(code)),
+        None => number("failed due to signal ").map(BuilderEnd::Signal),
+    }
+}
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        // The beginning names what failed; the end of the log is in the log.
+        let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
+        message.truncate(end);
+        message.push_str(" […]");
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(status: BuildStatus, message: &str) -> BuildResult {
+        BuildResult {
+            status,
+            error_message: message.to_owned(),
+            times_built: 0,
+            is_non_deterministic: false,
+            start_time_s: 0,
+            stop_time_s: 0,
+            cpu_user_us: None,
+            cpu_system_us: None,
+            built_outputs: std::collections::BTreeMap::new(),
+        }
+    }
+
+    const EXIT: &str = "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed with exit code 3;\n\
+        last 1 log lines:\n> failed due to signal 9 (Killed)";
+    const KILLED: &str =
+        "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 9 (Killed)";
+    const CRASHED: &str =
+        "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 11 (Segmentation fault)";
+    /// What a build that wants to be tried again for ever could print.
+    const LIE: &str = "something else\nbuilder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 9";
+
+    #[test]
+    fn every_status_is_permanent_or_tried_again() {
+        use BuildStatus as S;
+        use FailureKind::{Build, Limit, Timeout};
+        let cases = [
+            (S::PermanentFailure, EXIT, false, Some((Some(Build), Some(3)))),
+            (S::PermanentFailure, KILLED, false, Some((None, None))),
+            (S::PermanentFailure, CRASHED, false, Some((Some(Build), None))),
+            (S::PermanentFailure, LIE, false, Some((Some(Build), None))),
+            (S::PermanentFailure, EXIT, true, Some((None, Some(3)))),
+            (S::TransientFailure, EXIT, true, Some((None, Some(3)))),
+            (S::OutputRejected, "hash mismatch in fixed-output derivation", true, Some((Some(Build), None))),
+            (S::Unknown(15), "hash mismatch", true, Some((Some(Build), None))),
+            (S::OutputRejected, "output is not allowed to refer to", false, Some((Some(Build), None))),
+            (S::InputRejected, "", false, Some((Some(Build), None))),
+            (S::CachedFailure, "", false, Some((Some(Build), None))),
+            (S::NotDeterministic, "", false, Some((Some(Build), None))),
+            (S::TimedOut, "timed out after 3 seconds", false, Some((Some(Timeout), None))),
+            (S::LogLimitExceeded, "", false, Some((Some(Limit), None))),
+            (S::TransientFailure, "no space left", false, Some((None, None))),
+            (S::MiscFailure, "", false, Some((None, None))),
+            (S::DependencyFailed, "", false, Some((None, None))),
+            (S::NoSubstituters, "", false, Some((None, None))),
+            (S::Unknown(16), "cancelled", false, Some((None, None))),
+            (S::Built, "", false, None),
+            (S::Substituted, "", false, None),
+            (S::AlreadyValid, "", false, None),
+            (S::ResolvesToAlreadyValid, "", false, None),
+        ];
+        for (status, message, is_fixed_output, expected) in cases {
+            let failure = of_build(&result(status, message), is_fixed_output);
+            let found = failure.as_ref().map(|failure| (failure.kind, failure.exit_code));
+            assert_eq!(found, expected, "{status:?} {message:?} {is_fixed_output}");
+            assert!(failure.is_none_or(|failure| !failure.message.is_empty()), "{status:?}: a failure says something");
+        }
+    }
+
+    #[test]
+    fn packing_and_upload() {
+        use std::io::Error;
+        let kind = |error: PackError| of_packing(&error).kind;
+        assert_eq!(kind(PackError::TooLarge { path: "p".into(), max: 1 }), Some(FailureKind::Limit));
+        assert_eq!(kind(PackError::Spool { dir: "d".into(), cause: Error::other("full") }), None);
+        assert_eq!(kind(PackError::Cancelled), None);
+
+        let kind = |error: SignerError| match of_signer(&error) {
+            Trouble::Failed(failure) | Trouble::Unheard(failure) => Some(failure.kind),
+            Trouble::Void => None,
+        };
+        assert_eq!(kind(SignerError::StaleClaim), None);
+        let refused = SignerError::Refused { call: "build-complete", code: "x".into(), message: "y".into() };
+        assert_eq!(kind(refused), Some(Some(FailureKind::Infrastructure)));
+        assert_eq!(kind(SignerError::PutRefused { status: 400, message: String::new() }), Some(None));
+        assert_eq!(kind(SignerError::Source(Error::other("gone"))), Some(None));
+    }
+
+    #[test]
+    fn messages_keep_causes_and_are_bounded() {
+        let error = PackError::Spool { dir: "/spool".into(), cause: std::io::Error::other("no space") };
+        let message = of_packing(&error).message;
+        assert!(message.contains("/spool") && message.ends_with(": no space"), "{message}");
+        let long = transient("é".repeat(MESSAGE_BYTES_MAX));
+        assert!(long.message.len() < MESSAGE_BYTES_MAX + 10 && long.message.ends_with("é […]"));
+    }
+}

@@ -1,0 +1,224 @@
+//! From a claimed job to a derivation that the daemon can build: its `.drv`, its inputs' paths, and those made valid
+//! and checked in the local store. Start at [`prepare`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read as _;
+
+use harmonia_core::FailureKind;
+use harmonia_core::limits::DRV_BYTES_MAX;
+use harmonia_db::queue::ClaimedJob;
+use harmonia_nix::worker_protocol::types::GcRequest;
+use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
+
+use super::failure::{Trouble, chain, permanent, transient, transient_error};
+use super::roots::AttemptRoots;
+use super::spool::AttemptLog;
+use super::{Node, persist};
+use crate::pack::physical_path;
+use crate::store_daemon::Connection;
+use crate::substitute::SubstituteError;
+
+/// Most paths in the closure of a build's inputs.
+const CLOSURE_PATHS_MAX: usize = 200_000;
+/// How often wrong paths are deleted and the rest looked at again.
+const VALIDATION_ROUNDS_MAX: usize = 3;
+/// Most input derivations fetched because the database does not know their outputs.
+const INPUT_DRVS_FETCHED_MAX: usize = 1_000;
+
+/// Makes everything ready for the build.
+pub(super) async fn prepare(
+    node: &Node,
+    job: &ClaimedJob,
+    roots: &AttemptRoots,
+    log: &AttemptLog,
+) -> Result<BasicDerivation, Trouble> {
+    let derivation = fetch_derivation(node, &job.drv_path).await?;
+    let outputs = input_outputs(node, &derivation).await?;
+    let basic = derivation
+        .resolve(|drv_path, output| outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
+        .map_err(|error| transient_error(&error))?;
+    if let Some((name, _)) = basic.outputs.iter().find(|(_, output)| output.path().is_none()) {
+        let message = format!(
+            "the path of output '{name}' is not known before the build: content-addressed and impure derivations cannot be built yet"
+        );
+        return Err(permanent(FailureKind::Build, message).into());
+    }
+    let add_root = |path| roots.add(path).map_err(|error| {
+        transient(format!("could not register a garbage collector root: {error}"))
+    });
+    for path in basic.outputs.values().filter_map(|output| output.path()) {
+        add_root(path)?;
+    }
+    let missing = validate(node, &basic.input_srcs, roots, log).await?;
+    if !missing.is_empty() {
+        let plan = match node.substituter.plan(&missing).await {
+            Ok(plan) => plan,
+            Err(error) => return Err(substitution_failed(node, job, error).await),
+        };
+        plan.keep().try_for_each(add_root)?;
+        if let Err(error) = node.substituter.import(plan).await {
+            return Err(substitution_failed(node, job, error).await);
+        }
+    }
+    Ok(basic)
+}
+
+/// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.
+async fn fetch_derivation(node: &Node, path: &StorePath) -> Result<Derivation, Trouble> {
+    let file = physical_path(node.options.store_root.as_deref(), path);
+    let local = match tokio::fs::metadata(&file).await {
+        Ok(metadata) if metadata.len() <= DRV_BYTES_MAX as u64 => tokio::fs::read(&file).await.ok(),
+        _ => None,
+    };
+    // A damaged local copy is no reason to fail: the cache may have a sound one.
+    if let Some(text) = local
+        && let Ok(derivation) = Derivation::from_file(path, &text)
+    {
+        return Ok(derivation);
+    }
+    let object = format!("drv/{}.zst", path.base_name());
+    let packed = match node.substituter.own_object(&object, DRV_BYTES_MAX).await {
+        Ok(Some(packed)) => packed,
+        Ok(None) => return Err(transient(format!("{path} is not in the cache ({object})")).into()),
+        Err(error) => return Err(transient(format!("could not fetch {object} from the cache: {}", chain(&error))).into()),
+    };
+    let text = unpack(&packed).map_err(|error| transient(format!("could not unpack {object}: {error}")))?;
+    Ok(Derivation::from_file(path, &text).map_err(|error| transient_error(&error))?)
+}
+
+fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let decoder = zstd::stream::read::Decoder::new(packed)?;
+    decoder.take(DRV_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > DRV_BYTES_MAX {
+        return Err(std::io::Error::other(format!("it is larger than {DRV_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+/// The paths of the outputs that the inputs have: known to the database, or in their `.drv` files.
+async fn input_outputs(
+    node: &Node,
+    derivation: &Derivation,
+) -> Result<HashMap<(StorePath, String), StorePath>, Trouble> {
+    let drv_paths: Vec<StorePath> = derivation.input_drvs.keys().cloned().collect();
+    let mut outputs = HashMap::new();
+    if drv_paths.is_empty() {
+        return Ok(outputs);
+    }
+    let known = persist(|| node.options.db.derivation_outputs(&drv_paths)).await.map_err(|error| transient_error(&error))?;
+    for (drv_path, name, path) in known {
+        outputs.extend(path.map(|path| ((drv_path, name), path)));
+    }
+    let mut unknown: BTreeSet<&StorePath> = BTreeSet::new();
+    for (drv_path, names) in &derivation.input_drvs {
+        if names.iter().any(|name| !outputs.contains_key(&(drv_path.clone(), name.clone()))) {
+            unknown.insert(drv_path);
+        }
+    }
+    if unknown.len() > INPUT_DRVS_FETCHED_MAX {
+        return Err(transient(format!("the outputs of {} input derivations are not known", unknown.len())).into());
+    }
+    for drv_path in unknown {
+        let input = fetch_derivation(node, drv_path).await?;
+        for (name, path) in input.output_paths() {
+            outputs.extend(path.map(|path| ((drv_path.clone(), name.to_owned()), path.clone())));
+        }
+    }
+    Ok(outputs)
+}
+
+/// Compares what is there with what the cache published: no build may see other inputs than those of everybody else.
+/// What differs is deleted. Returns the inputs that are not there.
+async fn validate(
+    node: &Node,
+    inputs: &BTreeSet<StorePath>,
+    roots: &AttemptRoots,
+    log: &AttemptLog,
+) -> Result<BTreeSet<StorePath>, Trouble> {
+    if inputs.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
+    for _ in 0..VALIDATION_ROUNDS_MAX {
+        for path in inputs {
+            roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))?;
+        }
+        let closure = local_closure(&mut daemon, inputs).await?;
+        let wrong = wrong_paths(node, &closure).await?;
+        if wrong.is_empty() {
+            return Ok(inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect());
+        }
+        for (path, local, canonical) in &wrong {
+            tracing::warn!(%path, %local, %canonical, "A local path differs from the published one and is deleted");
+            let line = format!("[harmonia-ci: the local {path} differs from the published one ({local} instead of {canonical}), it is replaced]");
+            log.line(line.as_bytes());
+        }
+        // Our own roots would keep it alive.
+        for path in inputs {
+            roots.remove(path).map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
+        }
+        let paths = wrong.into_iter().map(|(path, ..)| path).collect();
+        daemon.collect_garbage(&GcRequest::delete(paths)).await.map_err(|error| {
+            transient(format!("an input differs from the published one and cannot be replaced: {}", chain(&error)))
+        })?;
+    }
+    Err(transient("inputs that differ from the published ones keep coming back: does somebody else build into this store?").into())
+}
+
+/// Every valid path of the closure of `inputs` with the hash that the local store has of it.
+async fn local_closure(
+    daemon: &mut Connection,
+    inputs: &BTreeSet<StorePath>,
+) -> Result<BTreeMap<StorePath, NarHash>, Trouble> {
+    let mut closure = BTreeMap::new();
+    let mut seen: BTreeSet<StorePath> = inputs.clone();
+    let mut open: Vec<StorePath> = inputs.iter().cloned().collect();
+    while let Some(path) = open.pop() {
+        let info = daemon.query_path_info(&path).await.map_err(|error| transient_error(&error))?;
+        let Some(info) = info else { continue };
+        for reference in info.references {
+            if seen.insert(reference.clone()) {
+                open.push(reference);
+            }
+        }
+        if seen.len() > CLOSURE_PATHS_MAX {
+            return Err(transient(format!("the inputs refer to more than {CLOSURE_PATHS_MAX} paths")).into());
+        }
+        closure.insert(path, info.nar_hash);
+    }
+    Ok(closure)
+}
+
+/// Path, local hash and published hash of what differs.
+async fn wrong_paths(
+    node: &Node,
+    closure: &BTreeMap<StorePath, NarHash>,
+) -> Result<Vec<(StorePath, String, String)>, Trouble> {
+    let paths: Vec<StorePath> = closure.keys().cloned().collect();
+    let published = persist(|| node.options.db.canonical_paths(&paths)).await.map_err(|error| transient_error(&error))?;
+    let differs = |(local, published): (NarHash, &str)| published.parse::<NarHash>() != Ok(local);
+    Ok(published
+        .into_iter()
+        .filter_map(|row| {
+            let local = *closure.get(&row.path)?;
+            differs((local, &row.nar_hash)).then(|| (row.path, local.to_string(), row.nar_hash))
+        })
+        .collect())
+}
+
+/// A path that no cache has any more is reported, so that its derivation is built again; then this job waits for it.
+async fn substitution_failed(node: &Node, job: &ClaimedJob, error: SubstituteError) -> Trouble {
+    let lost = match &error {
+        SubstituteError::Missing { paths, .. } => paths.as_slice(),
+        SubstituteError::Corrupt { path, .. } => std::slice::from_ref(path),
+        _ => &[],
+    };
+    for path in lost {
+        let report = persist(|| node.options.db.report_missing_path(job.attempt, &job.token, path)).await;
+        if let Err(error) = report {
+            tracing::warn!(%path, error = %chain(&error), "Could not report that {path} is in no cache");
+        }
+    }
+    transient(format!("an input could not be substituted: {}", chain(&error))).into()
+}

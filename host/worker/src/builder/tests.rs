@@ -1,0 +1,57 @@
+//! The builder with a real PostgreSQL, a real stock daemon with a store of its own, and a signer whose answers are scripted
+//! (the true one lives in a crate that workers must not know; the black-box tests have it). [`World`] is all of them.
+
+mod building;
+mod whole;
+mod world;
+
+use std::time::Duration;
+
+/// An event that must come comes within this, also on a loaded machine; one that does not fails its test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a condition that nothing announces.
+async fn until(what: &str, mut is_met: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_met() {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Processes of this machine that have `marker` in their command line.
+fn processes_with(marker: &str) -> Vec<u32> {
+    let pid_of = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let has_marker = |pid: &u32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(marker)
+    };
+    std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(pid_of).filter(has_marker).collect()
+}
+
+/// Kills them.
+fn kill_all(marker: &str) {
+    for pid in processes_with(marker) {
+        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+        // It may be gone by now.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A text that is nowhere else.
+fn unique() -> String {
+    format!("marker-{:016x}", rand::random::<u64>())
+}
+
+/// A derivation whose script runs in the busybox shell of the sandbox.
+fn derivation(name: &str, script: &str) -> String {
+    derivation_with(name, script, "")
+}
+
+/// With more attributes, such as `outputs = [ "out" "dev" ];`.
+fn derivation_with(name: &str, script: &str, more: &str) -> String {
+    format!(
+        "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+         args = [ \"-c\" ''{script}'' ]; {more} }}"
+    )
+}
