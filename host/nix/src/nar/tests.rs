@@ -44,7 +44,9 @@ fn write_tree(writer: &mut NarWriter<&mut Vec<u8>>, tree: &Tree) {
     match tree {
         Tree::File { executable, bytes } => {
             let mut buffer = [0; 7];
-            writer.regular(*executable, bytes.len() as u64, bytes.as_slice(), &mut buffer, "").expect("memory takes all");
+            writer
+                .regular(*executable, bytes.len() as u64, bytes.as_slice(), &mut buffer, "")
+                .expect("memory takes all");
         }
         Tree::Link(target) => writer.symlink(target).expect("memory takes all"),
         Tree::Directory(entries) => {
@@ -221,13 +223,37 @@ fn each_bad_archive_has_its_own_error() {
 
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", vec![], "the archive ends too early, after 0 bytes"),
-        ("magic", words(&[b"nix-archive-2"]), "expected \"nix-archive-1\" at byte 0 of the archive, found \"nix-archive-2\""),
-        ("type", words(&[b"nix-archive-1", b"(", b"type", b"socket"]), "expected \"regular\", \"directory\" or \"symlink\" at byte 56 of the archive, found \"socket\""),
+        (
+            "magic",
+            words(&[b"nix-archive-2"]),
+            "expected \"nix-archive-1\" at byte 0 of the archive, found \"nix-archive-2\"",
+        ),
+        (
+            "type",
+            words(&[b"nix-archive-1", b"(", b"type", b"socket"]),
+            "expected \"regular\", \"directory\" or \"symlink\" at byte 56 of the archive, found \"socket\"",
+        ),
         ("no parenthesis", words(&[b"nix-archive-1", b"["]), "expected \"(\" at byte 24 of the archive, found \"[\""),
-        ("no contents", words(&[b"nix-archive-1", b"(", b"type", b"regular", b")"]), "expected \"contents\" or \"executable\" at byte 72 of the archive, found \")\""),
-        ("executable with text", words(&[b"nix-archive-1", b"(", b"type", b"regular", b"executable", b"yes"]), "expected an empty string at byte 96 of the archive, found \"yes\""),
-        ("executable twice", words(&[b"nix-archive-1", b"(", b"type", b"regular", b"executable", b"", b"executable"]), "expected \"contents\" at byte 104 of the archive, found \"executable\""),
-        ("long word", words(&[b"nix-archive-1", b"(", b"type", &[b'a'; 14]]), "a word of the format at byte 56 of the archive declares 14 bytes, at most 13 are allowed"),
+        (
+            "no contents",
+            words(&[b"nix-archive-1", b"(", b"type", b"regular", b")"]),
+            "expected \"contents\" or \"executable\" at byte 72 of the archive, found \")\"",
+        ),
+        (
+            "executable with text",
+            words(&[b"nix-archive-1", b"(", b"type", b"regular", b"executable", b"yes"]),
+            "expected an empty string at byte 96 of the archive, found \"yes\"",
+        ),
+        (
+            "executable twice",
+            words(&[b"nix-archive-1", b"(", b"type", b"regular", b"executable", b"", b"executable"]),
+            "expected \"contents\" at byte 104 of the archive, found \"executable\"",
+        ),
+        (
+            "long word",
+            words(&[b"nix-archive-1", b"(", b"type", &[b'a'; 14]]),
+            "a word of the format at byte 56 of the archive declares 14 bytes, at most 13 are allowed",
+        ),
         ("word padding", tag_padding, "padding before byte 24 of the archive is not zero"),
         ("contents padding", file(1, b"x\0\0\0\0\0\0\x01"), "padding before byte 104 of the archive is not zero"),
         ("huge file", file(u64::MAX, b""), "the archive is larger than the allowed 1048576 bytes"),
@@ -239,17 +265,37 @@ fn each_bad_archive_has_its_own_error() {
         ("slash", directory(&[(b"../up", LINK)]), "the name \"../up\" before byte 144 of the archive holds a slash"),
         ("absolute", directory(&[(b"/etc", LINK)]), "the name \"/etc\" before byte 144 of the archive holds a slash"),
         ("NUL in name", directory(&[(b"a\0b", LINK)]), "a file name before byte 144 of the archive holds a NUL byte"),
-        ("long name", directory(&[(&long_name, LINK)]), "a file name at byte 128 of the archive declares 256 bytes, at most 255 are allowed"),
+        (
+            "long name",
+            directory(&[(&long_name, LINK)]),
+            "a file name at byte 128 of the archive declares 256 bytes, at most 255 are allowed",
+        ),
         ("duplicate", two(b"a", b"a"), "the entry \"a\" is twice in one directory"),
         ("unsorted", two(b"b", b"a"), "the entry \"a\" stands after \"b\": entries must be sorted by bytes"),
-        ("unsorted by bytes", two("\u{e9}".as_bytes(), b"z"), "the entry \"z\" stands after \"\\xc3\\xa9\": entries must be sorted by bytes"),
+        (
+            "unsorted by bytes",
+            two("\u{e9}".as_bytes(), b"z"),
+            "the entry \"z\" stands after \"\\xc3\\xa9\": entries must be sorted by bytes",
+        ),
         ("empty target", link(b""), "a symlink before byte 96 of the archive has an empty target"),
         ("NUL in target", link(b"a\0"), "a symlink target before byte 104 of the archive holds a NUL byte"),
-        ("long target", link(&long_target), "a symlink target at byte 88 of the archive declares 4097 bytes, at most 4096 are allowed"),
+        (
+            "long target",
+            link(&long_target),
+            "a symlink target at byte 88 of the archive declares 4097 bytes, at most 4096 are allowed",
+        ),
         ("deep", deep, "directories are nested deeper than 16"),
         ("many", directory(&many), "the archive holds more than the allowed 100 files"),
-        ("name after node", words(&[b"nix-archive-1", b"(", b"type", b"directory", b"entry", b"(", b"node"]), "expected \"name\" at byte 112 of the archive, found \"node\""),
-        ("two roots", words(&[b"nix-archive-1", b"(", b"type", b"directory", b")", b"("]), "something follows the end of the archive at byte 96"),
+        (
+            "name after node",
+            words(&[b"nix-archive-1", b"(", b"type", b"directory", b"entry", b"(", b"node"]),
+            "expected \"name\" at byte 112 of the archive, found \"node\"",
+        ),
+        (
+            "two roots",
+            words(&[b"nix-archive-1", b"(", b"type", b"directory", b")", b"("]),
+            "something follows the end of the archive at byte 96",
+        ),
     ];
     for (case, bytes, message) in cases {
         let (folder, dir) = scratch();
@@ -257,7 +303,8 @@ fn each_bad_archive_has_its_own_error() {
         assert_eq!(error.to_string(), message, "{case}");
         let listed = listing_of(bytes.as_slice(), LIMITS).expect_err(case);
         assert_eq!(listed.to_string(), message, "{case}");
-        let names: Vec<_> = fs::read_dir(folder.path()).expect("our folder").map(|e| e.expect("entry").file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(folder.path()).expect("our folder").map(|e| e.expect("entry").file_name()).collect();
         assert!(names.iter().all(|name| name == "tree"), "{case}: {names:?}");
     }
 }
@@ -289,7 +336,8 @@ fn a_file_under_a_symlink_is_not_written_through_it() {
     let inner: &[&[u8]] = &[b"(", b"type", b"directory", b")"];
     let error = unpack_nar(directory(&[(b"f", inner)]).as_slice(), &dir, "planted", LIMITS).expect_err("it exists");
     assert_eq!(error.to_string(), "could not create the directory planted");
-    let error = unpack_nar(archive(&Tree::File { executable: false, bytes: vec![1] }).as_slice(), &dir, "planted", LIMITS);
+    let error =
+        unpack_nar(archive(&Tree::File { executable: false, bytes: vec![1] }).as_slice(), &dir, "planted", LIMITS);
     assert_eq!(error.expect_err("it exists").to_string(), "could not create the file planted");
     for name in ["", ".", "..", "a/b", "../x"] {
         unpack_nar(archive(&Tree::Link(b"t".to_vec())).as_slice(), &dir, name, LIMITS).expect_err(name);
@@ -343,7 +391,10 @@ fn what_an_archive_cannot_hold_is_refused() {
     fs::create_dir(folder.path().join("tree")).expect("a folder");
     let socket = std::os::unix::net::UnixListener::bind(folder.path().join("tree/socket")).expect("a socket");
     let error = write_nar(&dir, "tree", Vec::new()).expect_err("a socket");
-    assert_eq!(error.to_string(), "tree/socket is a socket: only regular files, directories and symlinks can be archived");
+    assert_eq!(
+        error.to_string(),
+        "tree/socket is a socket: only regular files, directories and symlinks can be archived"
+    );
     drop(socket);
     fs::remove_file(folder.path().join("tree/socket")).expect("it is there");
     rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("tree/pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
@@ -351,7 +402,10 @@ fn what_an_archive_cannot_hold_is_refused() {
     let error = write_nar(&dir, "tree", Vec::new()).expect_err("a pipe");
     assert_eq!(error.to_string(), "tree/pipe is a pipe: only regular files, directories and symlinks can be archived");
     let error = pack_path(Path::new("/dev/null"), Vec::new()).expect_err("a device");
-    assert_eq!(error.to_string(), "null is a character device: only regular files, directories and symlinks can be archived");
+    assert_eq!(
+        error.to_string(),
+        "null is a character device: only regular files, directories and symlinks can be archived"
+    );
     let error = write_nar(&dir, "absent", Vec::new()).expect_err("nothing");
     assert_eq!(error.to_string(), "could not look at absent");
 }

@@ -137,10 +137,7 @@ pub async fn read_count<R: AsyncRead + Unpin>(reader: &mut R, what: &'static str
 }
 
 /// Reads a list of ordinary strings.
-pub async fn read_strings<R: AsyncRead + Unpin>(
-    reader: &mut R,
-    what: &'static str,
-) -> Result<Vec<String>, WireError> {
+pub async fn read_strings<R: AsyncRead + Unpin>(reader: &mut R, what: &'static str) -> Result<Vec<String>, WireError> {
     let mut strings = Vec::new();
     for _ in 0..read_count(reader, what).await? {
         strings.push(read_string(reader, what).await?);
@@ -162,10 +159,7 @@ pub async fn read_map<R: AsyncRead + Unpin>(
 }
 
 /// Reads a full store path.
-pub async fn read_store_path<R: AsyncRead + Unpin>(
-    reader: &mut R,
-    what: &'static str,
-) -> Result<StorePath, WireError> {
+pub async fn read_store_path<R: AsyncRead + Unpin>(reader: &mut R, what: &'static str) -> Result<StorePath, WireError> {
     let text = read_string(reader, what).await?;
     parse_store_path(what, &text)
 }

@@ -136,11 +136,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Adds signatures (`key-name:base64`) to a valid path.
-    pub async fn add_signatures(
-        &mut self,
-        path: &StorePath,
-        signatures: &BTreeSet<String>,
-    ) -> Result<(), ClientError> {
+    pub async fn add_signatures(&mut self, path: &StorePath, signatures: &BTreeSet<String>) -> Result<(), ClientError> {
         let mut request = self.begin(Operation::AddSignatures)?;
         put_store_path(&mut request, path);
         put_list(&mut request, signatures);

@@ -51,7 +51,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut request = self.begin(Operation::QueryPathInfo)?;
         put_store_path(&mut request, path);
         self.ask(&request).await?;
-        let info = if read_bool(&mut self.reader).await? { Some(PathInfo::read(&mut self.reader).await?) } else { None };
+        let info =
+            if read_bool(&mut self.reader).await? { Some(PathInfo::read(&mut self.reader).await?) } else { None };
         Ok(self.end(info))
     }
 
