@@ -13,6 +13,8 @@
 //! | `GET /api/v1/builds/{id}/log` | – | text; with `Accept: text/event-stream` live ([`LogEvent`]) |
 //! | `POST /api/v1/builds/{id}/rebuild` · `/cancel` | – | [`Changed`] |
 //! | `GET /api/v1/builds/find?q=` | – | [`Build`]: a number, a `.drv` path, or an attribute's name (newest) |
+//! | `GET /api/v1/builds/{id}/log?attempt=` | – | text of that attempt's log |
+//! | `GET /api/v1/projects` | – | `[`[`Project`]`]` |
 //! | `GET /api/v1/queue?limit=` | – | [`Queue`] |
 //! | `GET /api/v1/status` | – | [`ServerStatus`] |
 //! | `GET /api/v1/nodes` | – | `[`[`Node`]`]` |
@@ -173,6 +175,18 @@ pub struct Evaluation {
     /// When the evaluation (not its builds) ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<Timestamp>,
+}
+
+/// One project with its newest evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its name.
+    pub name: String,
+    /// `local`, `git` or `forge`.
+    pub kind: String,
+    /// The newest evaluation, whatever its branch.
+    #[serde(default)]
+    pub last_evaluation: Option<Evaluation>,
 }
 
 /// State of one attribute: its job's, or `cached`, or `error`.

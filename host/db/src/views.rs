@@ -1,0 +1,37 @@
+//! What the API and the pages show, read only, in the wire types of `harmonia_core::api`.
+//!
+//! Start at [`evaluations`](self::evaluations) (lists, one evaluation with its attributes) and `builds` (one job with
+//! its history); `why` turns rows into sentences that say why a job does not run; `logs` is what live logs follow.
+//!
+//! One visibility rule, applied in every statement here: what belongs to a project that is not public does not exist.
+//! Evaluations go by their project; jobs by their derivation, which may serve many projects.
+
+mod builds;
+mod evaluations;
+mod logs;
+mod projects;
+mod queue;
+mod verdict;
+mod why;
+
+pub use logs::{LogAttempt, LogMark, LogState, LogTailView};
+
+use std::str::FromStr;
+
+use harmonia_core::state::ParseStateError;
+
+use crate::DbError;
+use crate::error::parse;
+
+/// Turns a state's text into its type. The tables' CHECK constraints allow no other words.
+fn state<T: FromStr<Err = ParseStateError>>(text: &str) -> Result<T, DbError> {
+    parse("state", text)
+}
+
+/// A count as PostgreSQL gives it.
+fn count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

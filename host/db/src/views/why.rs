@@ -1,0 +1,304 @@
+//! Why a job does not run: facts from the tables, sentences from facts. Start at [`sentences`], which is pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use harmonia_core::api::Node;
+use harmonia_core::{JobId, Timestamp};
+use time::macros::format_description;
+
+use crate::{Db, DbError};
+
+/// A node that was not heard of for this long counts as gone (operations.md).
+const SILENT_AFTER: Duration = Duration::from_secs(120);
+/// Most names in one sentence.
+const NAMES_MAX: usize = 5;
+/// Further than this nobody counts the jobs ahead.
+const AHEAD_MAX: i64 = 1_000;
+
+/// What is known of one waiting job.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    system: String,
+    features: Vec<String>,
+    /// Names and states of unfinished inputs, at most [`NAMES_MAX`].
+    blockers: Vec<(String, String)>,
+    unmet_deps: usize,
+    not_before: Option<Timestamp>,
+    /// The last try, when it ended without deciding anything: node, outcome, message.
+    last_try: Option<(String, String, Option<String>)>,
+    avoid_node: Option<String>,
+    /// Ready jobs of its class that come first by priority and age.
+    ahead: usize,
+}
+
+impl Db {
+    /// Why each of these jobs waits, one sentence a reason; nothing for jobs that do not wait.
+    pub async fn why(&self, jobs: &[JobId], now: Timestamp) -> Result<HashMap<JobId, Vec<String>>, DbError> {
+        let ids: Vec<i64> = jobs.iter().map(|job| job.0).collect();
+        let rows = sqlx::query!(
+            r#"SELECT j.id, j.unmet_deps, j.not_before, j.avoid_node, c.system, c.features, last.node AS "node?",
+                      last.outcome AS "outcome?", last.message AS "message?",
+                      CASE WHEN j.unmet_deps > 0 THEN 0 ELSE (
+                          SELECT count(*) FROM (
+                              SELECT FROM build_jobs o
+                              WHERE o.status = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id
+                                AND (o.priority > j.priority OR (o.priority = j.priority AND o.id < j.id))
+                              LIMIT $2
+                          ) first
+                      ) END AS "ahead!"
+               FROM build_jobs j
+               JOIN job_classes c ON c.id = j.class_id
+               LEFT JOIN LATERAL (
+                   SELECT a.node, a.outcome, a.message FROM build_attempts a WHERE a.job_id = j.id ORDER BY a.id DESC LIMIT 1
+               ) last ON true
+               WHERE j.id = ANY ($1) AND j.status = 'pending'"#,
+            &ids,
+            AHEAD_MAX,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| DbError::from_sqlx("read why jobs wait", error))?;
+        if rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let blocked: Vec<i64> = rows.iter().filter(|row| row.unmet_deps > 0).map(|row| row.id).collect();
+        let (mut blockers, nodes) = tokio::try_join!(self.blockers(&blocked), self.nodes(SILENT_AFTER))?;
+        Ok(rows
+            .into_iter()
+            .map(|row| {
+                let facts = Facts {
+                    system: row.system,
+                    features: row.features,
+                    blockers: blockers.remove(&row.id).unwrap_or_default(),
+                    unmet_deps: usize::try_from(row.unmet_deps).unwrap_or(0),
+                    not_before: row.not_before,
+                    last_try: row.node.zip(row.outcome).map(|(node, outcome)| (node, outcome, row.message)),
+                    avoid_node: row.avoid_node,
+                    ahead: usize::try_from(row.ahead).unwrap_or(0),
+                };
+                (JobId(row.id), sentences(&facts, &nodes, now))
+            })
+            .collect())
+    }
+
+    async fn blockers(&self, jobs: &[i64]) -> Result<HashMap<i64, Vec<(String, String)>>, DbError> {
+        if jobs.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query!(
+            r#"SELECT j.id AS "id!", b.name AS "name!", b.status AS "status!"
+               FROM unnest($1::bigint[]) AS wanted (id)
+               JOIN build_jobs j ON j.id = wanted.id
+               CROSS JOIN LATERAL (
+                   SELECT d.name, o.status
+                   FROM derivation_inputs i
+                   JOIN build_jobs o ON o.drv_path = i.input_drv
+                   JOIN derivations d ON d.drv_path = o.drv_path
+                   WHERE i.referrer = j.drv_path AND o.status <> 'succeeded'
+                   ORDER BY (o.status IN ('building', 'uploading')) DESC, o.id LIMIT $2
+               ) b"#,
+            jobs,
+            NAMES_MAX as i64,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| DbError::from_sqlx("read what jobs wait for", error))?;
+        let mut blockers: HashMap<i64, Vec<(String, String)>> = HashMap::new();
+        for row in rows {
+            blockers.entry(row.id).or_default().push((row.name, row.status));
+        }
+        Ok(blockers)
+    }
+}
+
+/// The reasons, the decisive one first.
+fn sentences(facts: &Facts, nodes: &[Node], now: Timestamp) -> Vec<String> {
+    if facts.unmet_deps > 0 {
+        return vec![blocked_by(facts)];
+    }
+    let mut reasons = Vec::new();
+    if let Some(until) = facts.not_before.filter(|until| *until > now) {
+        reasons.push(delayed(until, facts.last_try.as_ref()));
+    }
+    let capable: Vec<&Node> = nodes.iter().filter(|node| is_capable(node, facts)).collect();
+    let online: Vec<&Node> = capable.iter().copied().filter(|node| node.online).collect();
+    if online.is_empty() {
+        reasons.push(nobody(facts, &capable));
+        return reasons;
+    }
+    let free = |node: &&&Node| !node.draining && node.paused.is_none() && node.running < node.max_jobs;
+    let has_free = online.iter().any(|node| free(&node));
+    if !has_free {
+        reasons.extend(online.iter().take(NAMES_MAX).map(|node| occupied(node)));
+        if online.len() > NAMES_MAX {
+            reasons.push(format!("and {} more nodes are in the same position", online.len() - NAMES_MAX));
+        }
+    }
+    if facts.ahead > 0 {
+        let number = if facts.ahead >= AHEAD_MAX as usize { "more than 1000".to_owned() } else { facts.ahead.to_string() };
+        let jobs = if facts.ahead == 1 { "job that came first is" } else { "jobs that came first are" };
+        reasons.push(format!("{number} {jobs} ready for the same nodes"));
+    }
+    if reasons.is_empty() {
+        reasons.push(match &facts.avoid_node {
+            Some(node) if online.len() > 1 => format!("ready; not on {node}, where the last try failed, if another node is free"),
+            _ => "ready: the next node with a free slot takes it".to_owned(),
+        });
+    }
+    reasons
+}
+
+fn blocked_by(facts: &Facts) -> String {
+    let names: Vec<String> = facts.blockers.iter().map(|(name, status)| format!("{name} ({status})")).collect();
+    let more = facts.unmet_deps.saturating_sub(names.len());
+    let number = facts.unmet_deps;
+    let things = if number == 1 { "dependency" } else { "dependencies" };
+    match (names.is_empty(), more) {
+        (true, _) => format!("blocked by {number} unfinished {things}"),
+        (false, 0) => format!("blocked by {number} unfinished {things}: {}", names.join(", ")),
+        (false, more) => format!("blocked by {number} unfinished {things}: {} and {more} more", names.join(", ")),
+    }
+}
+
+fn delayed(until: Timestamp, last_try: Option<&(String, String, Option<String>)>) -> String {
+    let format = format_description!("[hour]:[minute]:[second] UTC");
+    let time = until.format(&format).unwrap_or_else(|_| until.to_string());
+    match last_try {
+        Some((node, outcome, message)) => {
+            let what = if outcome == "lost" { "lost its node" } else { "failed transiently" };
+            let first_line = message.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
+            let because = if first_line.is_empty() { String::new() } else { format!(": {first_line}") };
+            format!("delayed until {time}: the last try on {node} {what}{because}")
+        }
+        None => format!("delayed until {time}"),
+    }
+}
+
+fn is_capable(node: &Node, facts: &Facts) -> bool {
+    node.capabilities.iter().any(|capability| capability == "builder")
+        && (facts.system == "builtin" || node.systems.contains(&facts.system))
+        && facts.features.iter().all(|feature| node.features.contains(feature))
+}
+
+fn nobody(facts: &Facts, capable: &[&Node]) -> String {
+    let with = if facts.features.is_empty() { String::new() } else { format!(" with {}", facts.features.join(", ")) };
+    let what = format!("{}{with}", facts.system);
+    if capable.is_empty() {
+        return format!("no node offers {what}");
+    }
+    let names: Vec<&str> = capable.iter().take(NAMES_MAX).map(|node| node.id.as_str()).collect();
+    format!("no node that offers {what} is online (known: {})", names.join(", "))
+}
+
+fn occupied(node: &Node) -> String {
+    let id = &node.id;
+    if node.draining {
+        return format!("{id} is draining and takes no new work");
+    }
+    match &node.paused {
+        Some(reason) => format!("{id} has paused: {reason}"),
+        None => format!("{id} is full ({} of {} slots)", node.running, node.max_jobs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: Timestamp = datetime!(2026-01-02 03:04:05 UTC);
+
+    fn node(id: &str) -> Node {
+        Node {
+            id: id.to_owned(),
+            capabilities: vec!["builder".to_owned()],
+            systems: vec!["x86_64-linux".to_owned()],
+            features: vec!["kvm".to_owned()],
+            max_jobs: 2,
+            running: 0,
+            draining: false,
+            online: true,
+            version: "0".to_owned(),
+            paused: None,
+            last_seen: NOW,
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts { system: "x86_64-linux".to_owned(), ..Facts::default() }
+    }
+
+    fn why(facts: &Facts, nodes: &[Node]) -> String {
+        sentences(facts, nodes, NOW).join("; ")
+    }
+
+    #[test]
+    fn blocked() {
+        let mut blocked = Facts { unmet_deps: 1, ..facts() };
+        assert_eq!(why(&blocked, &[]), "blocked by 1 unfinished dependency");
+        blocked.blockers = vec![("a".into(), "building".into()), ("b".into(), "pending".into())];
+        blocked.unmet_deps = 2;
+        assert_eq!(why(&blocked, &[]), "blocked by 2 unfinished dependencies: a (building), b (pending)");
+        blocked.unmet_deps = 9;
+        assert_eq!(why(&blocked, &[]), "blocked by 9 unfinished dependencies: a (building), b (pending) and 7 more");
+    }
+
+    #[test]
+    fn nobody_can() {
+        let mut job = facts();
+        assert_eq!(why(&job, &[]), "no node offers x86_64-linux");
+        job.features = vec!["big".into()];
+        assert_eq!(why(&job, &[node("a")]), "no node offers x86_64-linux with big");
+        job.features = vec!["kvm".into()];
+        let offline = Node { online: false, ..node("a") };
+        assert_eq!(why(&job, &[offline]), "no node that offers x86_64-linux with kvm is online (known: a)");
+        let evaluator = Node { capabilities: vec!["evaluator".into()], ..node("e") };
+        assert_eq!(why(&facts(), &[evaluator]), "no node offers x86_64-linux");
+        let anywhere = Facts { system: "builtin".into(), ..Facts::default() };
+        assert_eq!(why(&anywhere, &[node("a")]), "ready: the next node with a free slot takes it");
+    }
+
+    #[test]
+    fn all_occupied() {
+        let nodes = [
+            Node { running: 2, ..node("a") },
+            Node { draining: true, ..node("b") },
+            Node { paused: Some("disk: 1 GiB free, 5 GiB needed".into()), ..node("c") },
+        ];
+        assert_eq!(
+            why(&facts(), &nodes),
+            "a is full (2 of 2 slots); b is draining and takes no new work; c has paused: disk: 1 GiB free, 5 GiB needed"
+        );
+        let queued = Facts { ahead: 3, ..facts() };
+        assert_eq!(
+            why(&queued, &nodes[..1]),
+            "a is full (2 of 2 slots); 3 jobs that came first are ready for the same nodes"
+        );
+        assert_eq!(why(&Facts { ahead: 1, ..facts() }, &[node("a")]), "1 job that came first is ready for the same nodes");
+        let many = Facts { ahead: 1_000, ..facts() };
+        assert_eq!(why(&many, &[node("a")]), "more than 1000 jobs that came first are ready for the same nodes");
+    }
+
+    #[test]
+    fn delayed_after_a_transient_failure() {
+        let failed = Facts {
+            not_before: Some(datetime!(2026-01-02 03:05:00 UTC)),
+            last_try: Some(("a".into(), "transient".into(), Some("disk full\nmore".into()))),
+            avoid_node: Some("a".into()),
+            ..facts()
+        };
+        assert_eq!(
+            why(&failed, &[node("a"), node("b")]),
+            "delayed until 03:05:00 UTC: the last try on a failed transiently: disk full"
+        );
+        let past = Facts { not_before: Some(NOW), ..failed.clone() };
+        assert_eq!(
+            why(&past, &[node("a"), node("b")]),
+            "ready; not on a, where the last try failed, if another node is free"
+        );
+        let lost = Facts { last_try: Some(("a".into(), "lost".into(), None)), ..failed };
+        assert_eq!(why(&lost, &[node("a")]), "delayed until 03:05:00 UTC: the last try on a lost its node");
+    }
+}

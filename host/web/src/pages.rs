@@ -1,0 +1,131 @@
+//! Pages for people under `/ci/`: rendered here, readable without JavaScript. Start at [`dispatch`].
+//!
+//! A project's name may contain slashes, so everything below a project is one wildcard route, read from its end:
+//! `…/` is the project, `…/eval/7` an evaluation, `…/build/7` a build. `/ci/eval/7` and `/ci/build/7` lead there.
+
+use askama::Template;
+use axum::extract::State;
+use axum::http::{HeaderValue, Uri, header};
+use axum::response::{Html, IntoResponse as _, Redirect, Response};
+use harmonia_core::{EvalId, JobId};
+
+use crate::error::WebError;
+use crate::state::AppState;
+
+pub(crate) mod assets;
+mod build;
+mod evaluation;
+mod format;
+pub(crate) mod home;
+pub(crate) mod landing;
+mod log_text;
+pub(crate) mod nodes;
+mod project;
+pub(crate) mod queue;
+
+/// What surrounds every page.
+pub(crate) struct Frame {
+    pub(crate) title: String,
+    pub(crate) version: String,
+    /// Seconds until the page is fetched again, while something on it moves.
+    pub(crate) refresh_s: Option<u32>,
+}
+
+/// What an address below `/ci/` names.
+#[derive(Debug, PartialEq, Eq)]
+enum Address<'a> {
+    Project(&'a str),
+    Evaluation { project: Option<&'a str>, id: EvalId },
+    Build { project: Option<&'a str>, id: JobId },
+    /// Perhaps a project, written without the slash at its end.
+    Unslashed(&'a str),
+}
+
+fn parse(path: &str) -> Option<Address<'_>> {
+    if let Some(project) = path.strip_suffix('/') {
+        return (!project.is_empty()).then_some(Address::Project(project));
+    }
+    let mut parts = path.rsplitn(3, '/');
+    let (last, kind, project) = (parts.next()?, parts.next(), parts.next());
+    match kind {
+        Some("eval") if last.parse::<EvalId>().is_ok() => Some(Address::Evaluation { project, id: last.parse().ok()? }),
+        Some("build") if last.parse::<JobId>().is_ok() => Some(Address::Build { project, id: last.parse().ok()? }),
+        _ => Some(Address::Unslashed(path)),
+    }
+}
+
+/// The page of an evaluation, from the root of the server.
+pub(crate) fn evaluation_path(project: &str, id: EvalId) -> String {
+    format!("/ci/{project}/eval/{id}")
+}
+
+/// The page of a build.
+pub(crate) fn build_path(project: &str, id: JobId) -> String {
+    format!("/ci/{project}/build/{id}")
+}
+
+/// Every page below a project. The raw path is read, not its decoded form: names need no escapes, so an escape is a 404.
+pub(crate) async fn dispatch(State(state): State<AppState>, uri: Uri) -> Result<Response, WebError> {
+    let path = uri.path().strip_prefix("/ci/").unwrap_or_default();
+    let query = uri.query().unwrap_or_default();
+    match parse(path) {
+        Some(Address::Project(name)) => project::show(&state, name, query).await,
+        Some(Address::Evaluation { project, id }) => evaluation::show(&state, project, id, query).await,
+        Some(Address::Build { project, id }) => build::show(&state, project, id, query).await,
+        Some(Address::Unslashed(name)) if state.db().is_project_visible(name).await? => {
+            Ok(Redirect::to(&format!("/ci/{name}/")).into_response())
+        }
+        _ => Err(WebError::not_found("there is no such page")),
+    }
+}
+
+/// Renders a page. Pages show what is now: nobody keeps them.
+pub(crate) fn page(template: &impl Template) -> Result<Response, WebError> {
+    let html = template.render().map_err(WebError::from)?;
+    let mut response = Html(html).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// A form-encoded query string; unknown keys are ignored, since links to pages outlive versions.
+pub(crate) fn query<T: serde::de::DeserializeOwned + Default>(text: &str) -> T {
+    let uri = format!("/?{text}").parse::<Uri>().ok();
+    uri.and_then(|uri| axum::extract::Query::<T>::try_from_uri(&uri).ok()).map(|query| query.0).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_from_their_end() {
+        let (eval, job) = (EvalId(7), JobId(8));
+        for (path, address) in [
+            ("local/demo/", Some(Address::Project("local/demo"))),
+            ("local/build/", Some(Address::Project("local/build"))),
+            ("local/demo", Some(Address::Unslashed("local/demo"))),
+            ("local/demo/eval/7", Some(Address::Evaluation { project: Some("local/demo"), id: eval })),
+            ("local/eval/eval/7", Some(Address::Evaluation { project: Some("local/eval"), id: eval })),
+            ("eval/7", Some(Address::Evaluation { project: None, id: eval })),
+            ("a/build/8", Some(Address::Build { project: Some("a"), id: job })),
+            ("build/8", Some(Address::Build { project: None, id: job })),
+            ("a/build/x", Some(Address::Unslashed("a/build/x"))),
+            ("a/eval/0", Some(Address::Unslashed("a/eval/0"))),
+            ("", Some(Address::Unslashed(""))),
+            ("/", None),
+        ] {
+            assert_eq!(parse(path), address, "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_never_fail() {
+        #[derive(serde::Deserialize, Default, Debug, PartialEq)]
+        struct Q {
+            a: Option<u32>,
+        }
+        assert_eq!(query::<Q>("a=1&b=2"), Q { a: Some(1) });
+        assert_eq!(query::<Q>("a=x"), Q { a: None });
+        assert_eq!(query::<Q>("%%% "), Q { a: None });
+    }
+}

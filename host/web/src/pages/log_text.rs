@@ -1,0 +1,84 @@
+//! A log as a page shows it: no escape sequences, no overwritten progress lines, the last lines only. Pure.
+
+/// Drops ANSI escape sequences and other control characters, and of a line that was overwritten with carriage returns
+/// everything but its last version.
+pub(crate) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let (content, end) = line.strip_suffix('\n').map_or((line, ""), |content| (content, "\n"));
+        let content = content.strip_suffix('\r').unwrap_or(content);
+        let shown = content.rsplit('\r').find(|part| !part.is_empty()).unwrap_or("");
+        strip_into(shown, &mut out);
+        out.push_str(end);
+    }
+    out
+}
+
+fn strip_into(text: &str, out: &mut String) {
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => match chars.next() {
+                // Control sequence: parameters, then one final character.
+                Some('[') => {
+                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+                }
+                // Operating system command: up to BEL or ESC \.
+                Some(']') => {
+                    while let Some(c) = chars.next() {
+                        if c == '\u{7}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some()) {
+                            break;
+                        }
+                    }
+                }
+                // A character set: one more character.
+                Some('(' | ')') => drop(chars.next()),
+                _ => {}
+            },
+            '\t' => out.push(c),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+}
+
+/// The last `lines_max` lines of a text, and how many lines came before.
+pub(crate) fn last_lines(text: &str, lines_max: usize) -> (&str, usize) {
+    let total = text.lines().count();
+    let left_out = total.saturating_sub(lines_max);
+    if left_out == 0 {
+        return (text, 0);
+    }
+    let start = text.match_indices('\n').nth(left_out - 1).map_or(0, |(at, _)| at + 1);
+    (&text[start..], left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaning() {
+        for (raw, shown) in [
+            ("plain\ntext", "plain\ntext"),
+            ("\u{1b}[1;31merror:\u{1b}[0m x\n", "error: x\n"),
+            ("10%\r50%\r100%\nnext\r\n", "100%\nnext\n"),
+            ("progress\r", "progress"),
+            ("\u{1b}]0;title\u{7}a\u{1b}]8;;u\u{1b}\\b", "ab"),
+            ("a\u{1b}(Bb\u{8}c\td\u{0}", "abc\td"),
+            ("\u{1b}", ""),
+            ("\u{1b}[", ""),
+            ("<script>", "<script>"),
+        ] {
+            assert_eq!(clean(raw), shown, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_text() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), ("b\nc\n", 1));
+        assert_eq!(last_lines("a\nb\nc", 2), ("b\nc", 1));
+        assert_eq!(last_lines("a\nb", 2), ("a\nb", 0));
+        assert_eq!(last_lines("", 2), ("", 0));
+    }
+}

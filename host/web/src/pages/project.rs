@@ -1,0 +1,52 @@
+//! `/ci/{project}/`: its evaluations, newest first.
+
+use askama::Template;
+use axum::response::Response;
+use harmonia_core::EvalId;
+use harmonia_core::api::Verdict;
+use serde::Deserialize;
+
+use super::home::EvaluationRow;
+use super::{Frame, page, query};
+use crate::error::WebError;
+use crate::state::AppState;
+
+/// Evaluations on one page.
+const EVALUATIONS: u32 = 30;
+const REFRESH_S: u32 = 5;
+
+#[derive(Deserialize, Default)]
+struct ProjectQuery {
+    before: Option<EvalId>,
+}
+
+#[derive(Template)]
+#[template(path = "project.html")]
+struct ProjectPage {
+    frame: Frame,
+    name: String,
+    evaluations: Vec<EvaluationRow>,
+    /// Where the next page begins.
+    before: Option<i64>,
+    is_first: bool,
+}
+
+pub(super) async fn show(state: &AppState, name: &str, raw_query: &str) -> Result<Response, WebError> {
+    let asked: ProjectQuery = query(raw_query);
+    if !state.db().is_project_visible(name).await? {
+        return Err(WebError::not_found("there is no such project"));
+    }
+    let evaluations = state.db().view_evaluations(Some(name), asked.before, EVALUATIONS).await?;
+    let now = state.options().clock.now();
+    let mut frame = state.frame(name);
+    let is_moving = evaluations.iter().any(|evaluation| evaluation.verdict == Verdict::Running);
+    frame.refresh_s = is_moving.then_some(REFRESH_S);
+    let is_full = evaluations.len() == EVALUATIONS as usize;
+    page(&ProjectPage {
+        frame,
+        name: name.to_owned(),
+        before: evaluations.last().filter(|_| is_full).map(|last| last.id.0),
+        evaluations: evaluations.iter().map(|evaluation| EvaluationRow::of(evaluation, now)).collect(),
+        is_first: asked.before.is_none(),
+    })
+}

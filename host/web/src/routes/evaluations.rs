@@ -1,0 +1,97 @@
+//! `/api/v1/evaluations…`.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use harmonia_core::EvalId;
+use harmonia_core::api::{Changed, Evaluation, EvaluationCreated, EvaluationDetail, NewEvaluation, Source};
+use harmonia_db::{NewEvaluationRow, NewProject, ProjectKind};
+use serde::Deserialize;
+
+use crate::error::WebError;
+use crate::extract::{self, ApiUser, Params, PathPart};
+use crate::pages;
+use crate::state::AppState;
+use crate::validate;
+
+/// Largest body of a request for an evaluation: 1,000 attributes of 1,024 bytes, and the rest.
+const NEW_EVALUATION_BYTES_MAX: usize = 2 << 20;
+/// Evaluations in a list when nobody says how many.
+const LIST_LIMIT: u32 = 30;
+
+#[derive(Deserialize)]
+pub(crate) struct ListQuery {
+    project: Option<String>,
+    before: Option<EvalId>,
+    limit: Option<u32>,
+}
+
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    Params(query): Params<ListQuery>,
+) -> Result<Json<Vec<Evaluation>>, WebError> {
+    let limit = query.limit.unwrap_or(LIST_LIMIT);
+    Ok(Json(state.db().view_evaluations(query.project.as_deref(), query.before, limit).await?))
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    _: ApiUser,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<EvaluationCreated>, WebError> {
+    let new: NewEvaluation = extract::json(&headers, body, NEW_EVALUATION_BYTES_MAX).await?;
+    let new = validate::check(new)?;
+    let kind = match &new.source {
+        Source::Bundle { .. } => ProjectKind::Local,
+        Source::Git { url } => ProjectKind::Git { url: url.clone() },
+    };
+    let page_of = |id| pages::evaluation_path(&new.project, id);
+    let project = state.db().ensure_project(&NewProject { name: new.project.clone(), kind }).await?;
+    let row = NewEvaluationRow {
+        project,
+        source: new.source.clone(),
+        commit: new.commit.clone(),
+        branch: new.branch.clone(),
+        attrs: new.attrs.clone(),
+        dirty: new.dirty,
+        title: new.title.clone(),
+        author: new.author.clone(),
+    };
+    let created = state.db().create_evaluation(&row).await?;
+    Ok(Json(EvaluationCreated { id: created.id, page: page_of(created.id), superseded: created.superseded }))
+}
+
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    PathPart(id): PathPart<EvalId>,
+) -> Result<Json<EvaluationDetail>, WebError> {
+    state.db().view_evaluation(id).await?.map(Json).ok_or_else(|| absent(id))
+}
+
+pub(crate) async fn log(State(state): State<AppState>, PathPart(id): PathPart<EvalId>) -> Result<Response, WebError> {
+    let log = state.db().view_evaluation_log(id).await?.ok_or_else(|| absent(id))?;
+    Ok(log.into_response())
+}
+
+pub(crate) async fn cancel(
+    State(state): State<AppState>,
+    user: ApiUser,
+    PathPart(id): PathPart<EvalId>,
+) -> Result<Json<Changed>, WebError> {
+    Ok(Json(Changed { changed: state.db().cancel_evaluation(id, &user.name).await? }))
+}
+
+pub(crate) async fn rebuild_failed(
+    State(state): State<AppState>,
+    user: ApiUser,
+    PathPart(id): PathPart<EvalId>,
+) -> Result<Json<Changed>, WebError> {
+    Ok(Json(Changed { changed: state.db().rebuild_failed(id, &user.name).await? }))
+}
+
+fn absent(id: EvalId) -> WebError {
+    WebError::not_found(format!("there is no evaluation {id}"))
+}

@@ -1,0 +1,155 @@
+use std::process::Command;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+fn request() -> NewEvaluation {
+    NewEvaluation {
+        project: "local/demo".into(),
+        source: Source::Bundle { bundle: 7 },
+        commit: Some(COMMIT.into()),
+        branch: "main".into(),
+        attrs: None,
+        dirty: false,
+        title: None,
+        author: None,
+    }
+}
+
+#[test]
+fn a_good_request_passes_unchanged() {
+    let mut new = request();
+    new.title = Some("\n  Add a <b>thing</b>\u{7}\nmore".into());
+    new.author = Some("A. U. Thor".into());
+    let checked = check(new).expect("valid");
+    assert_eq!(checked.project, "local/demo");
+    assert_eq!(checked.title.as_deref(), Some("Add a <b>thing</b>"));
+    assert_eq!(checked.author.as_deref(), Some("A. U. Thor"));
+}
+
+#[test]
+fn project_names() {
+    for good in ["a", "local/NAME", "github/owner/repo.git", "x_y-z.1", "local/build", "local/eval", "_x", "0"] {
+        assert_eq!(check_project(good), Ok(()), "{good}");
+    }
+    let long = "a".repeat(201);
+    for bad in
+        ["", "/", "a/", "/a", "a//b", "..", "a/../b", ".a", "-a", "a b", "a%2fb", "ä", "a\0", "a/b/c/d/e/f/g", "<b>", &long]
+    {
+        assert!(matches!(check_project(bad), Err(InvalidEvaluation::Project(_))), "{bad}");
+    }
+    for reserved in RESERVED_NAMES {
+        assert!(matches!(check_project(reserved), Err(InvalidEvaluation::ProjectReserved(_))), "{reserved}");
+        assert!(matches!(check_project(&format!("{reserved}/x")), Err(InvalidEvaluation::ProjectReserved(_))));
+    }
+}
+
+#[test]
+fn commits() {
+    for good in [COMMIT, &COMMIT.to_uppercase(), &"a".repeat(64)] {
+        assert_eq!(check_commit(good), Ok(good.to_lowercase()));
+    }
+    for bad in ["", "main", &COMMIT[1..], &format!("{COMMIT}0"), &"g".repeat(40), &"é".repeat(20)] {
+        assert!(check_commit(bad).is_err(), "{bad}");
+    }
+    let mut new = request();
+    new.commit = None;
+    assert_eq!(check(new), Err(InvalidEvaluation::CommitMissing));
+    let mut new = request();
+    new.source = Source::Bundle { bundle: 0 };
+    assert_eq!(check(new), Err(InvalidEvaluation::Bundle(0)));
+}
+
+#[test]
+fn urls() {
+    for good in [
+        "https://example.org/a/b.git",
+        "ssh://git@example.org/a/b",
+        "ssh://git@example.org:2222/a",
+        "git://example.org/a",
+        "file:///srv/git/a",
+        "https://[::1]:8080/a",
+    ] {
+        assert_eq!(check_git_url(good), Ok(()), "{good}");
+    }
+    let long = format!("https://example.org/{}", "a".repeat(2_000));
+    for bad in [
+        "",
+        "example.org/a",
+        "git@example.org:a/b",
+        "http://example.org/a",
+        "ext::sh -c id",
+        "ext://x/y",
+        "javascript:alert(1)",
+        "https:example.org/a",
+        "https://user:secret@example.org/a",
+        "https://token@example.org/a",
+        "ssh://git:secret@example.org/a",
+        "ssh://-oProxyCommand=id/a",
+        "ssh://-x@example.org/a",
+        "ssh://%2doProxyCommand/a",
+        "file://host/a",
+        "https://example.org",
+        "https://example.org/a\nb",
+        "https://example.org/a\tb",
+        "https://exämple.org/a",
+        &long,
+    ] {
+        assert!(matches!(check_git_url(bad), Err(InvalidEvaluation::Url { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn attrs() {
+    let list = |attrs: &[&str]| check_attrs(&attrs.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(list(&["checks.x86_64-linux", "\"a.b\".c", "ünïcode"]), Ok(()));
+    assert_eq!(list(&[]), Err(InvalidEvaluation::AttrsEmpty));
+    assert!(list(&[""]).is_err());
+    assert!(list(&["a\u{1b}[31m"]).is_err());
+    assert!(list(&[&"a".repeat(1_025)]).is_err());
+    assert_eq!(check_attrs(&vec!["a".to_owned(); 1_001]), Err(InvalidEvaluation::AttrsTooMany));
+}
+
+fn git_allows(name: &str) -> bool {
+    let status = Command::new("git").arg("check-ref-format").arg(format!("refs/heads/{name}")).status();
+    status.expect("git runs").success()
+}
+
+#[test]
+fn branch_names_are_those_of_git() {
+    let names = [
+        "main", "a/b", "feature/x.y", "ä", "a@b", "@", "HEAD", "a.lock", "a.lock/b", "a.locks", ".a", "a/.b", "a..b", "a.",
+        "a./b", "/a", "a/", "a//b", "a@{b", "{", "}", "a b", "a~", "a^", "a:", "a?", "a*", "a[", "a]", "a\\", "a\u{7f}",
+        "a\u{1}", "<script>", "a'b\"c", "a&b", "refs/heads/x", "a\u{a0}b",
+    ];
+    for name in names {
+        assert_eq!(is_branch_name(name), git_allows(name), "{name:?}");
+    }
+    assert!(!is_branch_name(""));
+    assert!(!is_branch_name("-a"), "git's porcelain refuses it as well");
+    assert!(!is_branch_name(&"a".repeat(251)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn random_branch_names_are_judged_as_git_does(name in "[a-c./@{~:*\\[ é^?\\\\]{1,8}(\\.lock)?") {
+        prop_assume!(!name.starts_with('-'));
+        prop_assert_eq!(is_branch_name(&name), git_allows(&name), "{:?}", name);
+    }
+
+    #[test]
+    fn any_request_is_answered_and_refusals_are_short(project in ".{0,300}", branch in ".{0,300}", url in ".{0,300}") {
+        let mut new = request();
+        new.project = project;
+        new.branch = branch;
+        new.source = Source::Git { url };
+        if let Err(error) = check(new) {
+            prop_assert!(error.to_string().len() < 800);
+        }
+    }
+}
