@@ -6,6 +6,7 @@
 //!
 //! Never here: SQL, our schema, evaluations, jobs, signing. This crate could serve any other program.
 
+pub mod demo;
 pub mod nix_daemon;
 pub mod postgres;
 mod process;

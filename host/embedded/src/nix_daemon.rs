@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::process;
@@ -138,6 +138,7 @@ pub struct NixDaemon {
     conf_dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     supervisor: JoinHandle<()>,
+    running: watch::Receiver<Option<i32>>,
 }
 
 impl NixDaemon {
@@ -151,8 +152,9 @@ impl NixDaemon {
         let child = launcher.launch().await?;
         let (stop, stop_asked) = oneshot::channel();
         let (socket, conf_dir, sandbox) = (launcher.options.socket.clone(), launcher.conf_dir.clone(), launcher.options.sandbox);
-        let supervisor = tokio::spawn(supervise(launcher, child, stop_asked, lock));
-        let daemon = Self { socket, conf_dir, stop: Some(stop), supervisor };
+        let (running_now, running) = watch::channel(id(&child));
+        let supervisor = tokio::spawn(supervise(launcher, child, stop_asked, running_now, lock));
+        let daemon = Self { socket, conf_dir, stop: Some(stop), supervisor, running };
         if sandbox && let Err(error) = daemon.probe_sandbox().await {
             daemon.stop().await;
             return Err(error);
@@ -174,6 +176,18 @@ impl NixDaemon {
     /// The directory of `nix.conf`: clients that share it (`NIX_CONF_DIR`) do not ask substituters of the machine.
     pub fn conf_dir(&self) -> &Path {
         &self.conf_dir
+    }
+
+    /// The daemon's process, absent while it is being started again.
+    pub fn pid(&self) -> Option<i32> {
+        *self.running.borrow()
+    }
+
+    /// Waits until the daemon runs under another process id than `old`: after a crash, that is.
+    pub async fn restarted_since(&self, old: i32) -> Option<i32> {
+        let mut running = self.running.clone();
+        let now = running.wait_for(|pid| pid.is_some_and(|pid| pid != old)).await.ok()?;
+        *now
     }
 
     /// Ends the daemon with all its connections and builds, and waits until they are gone.
@@ -301,7 +315,17 @@ impl Launcher {
     }
 }
 
-async fn supervise(launcher: Launcher, mut child: Child, mut stop_asked: oneshot::Receiver<()>, lock: File) {
+fn id(child: &Child) -> Option<i32> {
+    child.id().map(u32::cast_signed)
+}
+
+async fn supervise(
+    launcher: Launcher,
+    mut child: Child,
+    mut stop_asked: oneshot::Receiver<()>,
+    running: watch::Sender<Option<i32>>,
+    lock: File,
+) {
     let mut log_check = tokio::time::interval(LOG_CHECK_PERIOD);
     loop {
         let status = tokio::select! {
@@ -312,6 +336,7 @@ async fn supervise(launcher: Launcher, mut child: Child, mut stop_asked: oneshot
             }
             status = child.wait() => status,
         };
+        running.send_replace(None);
         tracing::error!(status = %status.map_or_else(|error| error.to_string(), |status| status.to_string()),
             "nix-daemon ended by itself, starting it again");
         let again = async {
@@ -327,6 +352,7 @@ async fn supervise(launcher: Launcher, mut child: Child, mut stop_asked: oneshot
             _ = &mut stop_asked => break,
             child = again => child,
         };
+        running.send_replace(id(&child));
     }
     launcher.end(&mut child).await;
     drop(lock);

@@ -15,7 +15,9 @@ use crate::process::Incarnation;
 
 /// Names the state directory of a daemon to those who look for it later.
 pub(crate) const MARKER: &str = "HARMONIA_NIX_DAEMON_STATE";
-const ORDERLY_PATIENCE: Duration = Duration::from_secs(10);
+/// For the daemon itself, and for forks whose clients have just gone. The others never hear the request, as nix 2.8
+/// leaves them with the signal blocked; being killed costs them their unfinished builds and nothing else.
+const ORDERLY_PATIENCE: Duration = Duration::from_secs(1);
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -34,7 +36,6 @@ pub(crate) async fn stop(state_dir: &Path) -> bool {
             if !known.contains(&member) {
                 known.push(member);
             }
-            // The daemon's forks end their builds themselves when they are asked to end.
             if is_daemon && orderly {
                 member.signal(Signal::TERM);
             }
