@@ -29,14 +29,8 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     pub(crate) async fn run<F: Future<Output = V>>(&self, key: K, work: impl FnOnce() -> F) -> (V, bool) {
         let (cell, joined) = {
             let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-            match cells.get(&key) {
-                Some(cell) => (Arc::clone(cell), true),
-                None => {
-                    let cell = Arc::new(OnceCell::new());
-                    cells.insert(key.clone(), Arc::clone(&cell));
-                    (cell, false)
-                }
-            }
+            let joined = cells.contains_key(&key);
+            (Arc::clone(cells.entry(key.clone()).or_default()), joined)
         };
         let seat = Seat { cells: &self.cells, key, cell };
         let value = seat.cell.get_or_init(work).await.clone();

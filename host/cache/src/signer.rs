@@ -32,9 +32,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use harmonia_core::{Clock, SystemClock};
+use harmonia_core::signer_api::{BuildCompleteAnswer, BuildFailedAnswer};
+use harmonia_core::{AttemptId, ClaimToken, Clock, SystemClock, TokenHash};
 use harmonia_db::Db;
 use harmonia_nix::{PublicKey, SecretKey, StorePath};
+use quick_cache::sync::Cache;
 
 use crate::ObjectStore;
 use crate::flight::Flights;
@@ -44,6 +46,16 @@ pub use probe::ProbeReport;
 
 /// Store requests that one call of a signer keeps under way.
 const PARALLEL_REQUESTS: usize = 16;
+
+/// Most answers kept for callers that ask again.
+const ANSWERS_MAX: usize = 10_000;
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+enum Answered {
+    Completed(BuildCompleteAnswer),
+    Failed(BuildFailedAnswer),
+}
 
 /// Whether archives are read again before they are signed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -100,6 +112,9 @@ struct Inner {
     options: SignerOptions,
     /// Looks at objects that are under way, by key.
     looks: Flights<objects::Look, objects::LookAnswer>,
+    /// How calls that ended an attempt were answered, for callers that did not get the answer: their token is void by then.
+    /// Another signer does not know; to it, such a call is a stale one.
+    answered: Cache<(AttemptId, TokenHash), Answered>,
     /// Whether the store takes `If-None-Match`; believed until a probe says otherwise.
     write_once: AtomicBool,
 }
@@ -114,7 +129,15 @@ impl Signer {
     /// Signs with each of the keys (several during a rotation) what goes into this bucket.
     pub fn new(db: Db, store: ObjectStore, keys: Vec<SecretKey>, options: SignerOptions) -> Self {
         let inner =
-            Inner { db, store, keys, options, looks: Flights::default(), write_once: AtomicBool::new(true) };
+            Inner {
+                db,
+                store,
+                keys,
+                options,
+                looks: Flights::default(),
+                answered: Cache::new(ANSWERS_MAX),
+                write_once: AtomicBool::new(true),
+            };
         Self { inner: Arc::new(inner) }
     }
 
@@ -133,6 +156,14 @@ impl Signer {
 
     fn is_write_once(&self) -> bool {
         self.inner.write_once.load(Ordering::Relaxed)
+    }
+
+    fn answered(&self, attempt: AttemptId, token: &ClaimToken) -> Option<Answered> {
+        self.inner.answered.get(&(attempt, token.hash()))
+    }
+
+    fn remember_answer(&self, attempt: AttemptId, token: &ClaimToken, answer: Answered) {
+        self.inner.answered.insert((attempt, token.hash()), answer);
     }
 
     fn tell_published(&self, paths: &[StorePath]) {

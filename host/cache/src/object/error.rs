@@ -144,7 +144,7 @@ fn kind_of(status: u16, code: Option<&str>) -> Kind {
         (416, _) => Kind::Range,
         (408 | 425 | 429, _) => Kind::Unavailable,
         // "Not implemented" will not change by asking again.
-        (501, _) | (400..=499, _) => Kind::Refused,
+        (501 | 400..=499, _) => Kind::Refused,
         _ => Kind::Unavailable,
     }
 }

@@ -29,14 +29,12 @@ impl Reader {
         if viewer == Viewer::Token {
             return Ok(Some(drv));
         }
-        let is_public = match self.remembered(&drv) {
-            Some(is_public) => is_public,
-            None => {
-                let is_public = self.inner.db.derivation_public(&drv).await?;
-                self.inner.memory.remember_visibility(&drv, is_public, self.now());
-                is_public
-            }
-        };
+        if let Some(is_public) = self.remembered(&drv) {
+            return Ok(is_public.then_some(drv));
+        }
+        // One rule for pages and logs: who may see the build may see its log.
+        let is_public = self.inner.db.find_build(drv.as_str(), self.now()).await?.is_some();
+        self.inner.memory.remember_visibility(&drv, is_public, self.now());
         Ok(is_public.then_some(drv))
     }
 

@@ -7,7 +7,7 @@ use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
 use harmonia_nix::{Derivation, StorePath};
 
-use super::Signer;
+use super::{Answered, Signer};
 use super::error::SignError;
 use super::publish::take_listings;
 use super::rows::{Row, new_path, rows_of};
@@ -27,6 +27,9 @@ impl Signer {
         call: BuildComplete,
     ) -> Result<BuildCompleteAnswer, SignError> {
         let BuildComplete { attempt, outputs, extra_paths, log, usage } = call;
+        if let Some(Answered::Completed(answer)) = self.answered(attempt, token) {
+            return Ok(answer);
+        }
         wire::bound("outputs of a build", outputs.len() as u64, PATHS_PER_CALL_MAX as u64)?;
         let mut outputs = outputs
             .into_iter()
@@ -50,9 +53,9 @@ impl Signer {
             return Ok(BuildCompleteAnswer::MissingReferences { paths });
         }
         let paths: Vec<StorePath> = all().map(|upload| upload.path.clone()).collect();
-        let rows = self.rows(&paths).await?;
-        self.verify_uploads(&extras, &rows).await?;
-        self.verify_uploads(&outputs, &rows).await?;
+        let mut rows = self.rows(&paths).await?;
+        self.verify_uploads(&extras, &mut rows).await?;
+        self.verify_uploads(&outputs, &mut rows).await?;
         let log_key = self.publish_log(&scope.drv_path, attempt, log).await;
 
         if !extras.is_empty() {
@@ -63,13 +66,15 @@ impl Signer {
         let new: Vec<_> = outputs.iter().map(|output| new_path(&output.upload)).collect();
         let claimed = self.db().claim_outputs(attempt, token, &new).await?;
         self.publish_build(scope.job, &rows_of(claimed.rows)?, &listings, &usage, log_key.as_deref()).await?;
-        Ok(if claimed.divergent.is_empty() {
+        let answer = if claimed.divergent.is_empty() {
             BuildCompleteAnswer::Published
         } else {
             let differs: Vec<String> = claimed.divergent.iter().map(ToString::to_string).collect();
             tracing::warn!(job = %scope.job, ?differs, "a build is not reproducible: the published outputs stay");
             BuildCompleteAnswer::Canonical { differs }
-        })
+        };
+        self.remember_answer(attempt, token, Answered::Completed(answer.clone()));
+        Ok(answer)
     }
 
     /// Whether a builder may upload these beside its outputs.
@@ -96,21 +101,20 @@ impl Signer {
     /// claimed or published before.
     pub(super) async fn require_canonical<'a>(
         &self,
-        rows: &BTreeMap<StorePath, Row>,
+        rows: &mut BTreeMap<StorePath, Row>,
         uploads: impl Iterator<Item = &'a Upload>,
     ) -> Result<(), SignError> {
         let mut declared = Vec::new();
         for upload in uploads {
-            match rows.get(&upload.path).filter(|row| row.is_held()) {
-                Some(row) if row.upload.object != upload.object => {
-                    let object = row.upload.object;
-                    if self.look(&keys::nar(&object.hash), object).await?.is_some() {
-                        self.db().confirm_lost_path(&upload.path).await?;
-                        return Err(SignError::CanonicalLost(upload.path.clone()));
-                    }
+            if let Some(row) = rows.get(&upload.path).filter(|row| row.is_held() && row.upload.object != upload.object) {
+                if self.is_delivered(row).await? {
+                    continue;
                 }
-                _ => declared.push((keys::nar(&upload.object.hash), upload.object)),
+                // What stands in the way of this upload can be delivered by nobody.
+                self.give_up(row).await?;
+                rows.remove(&upload.path);
             }
+            declared.push((keys::nar(&upload.object.hash), upload.object));
         }
         self.require(declared).await
     }

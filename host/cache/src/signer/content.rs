@@ -23,7 +23,7 @@ enum ArchiveError {
     #[error("it is no canonical archive")]
     Nar(#[from] NarError),
     #[error("its NAR has the hash {found}, not {declared}")]
-    NarHash { declared: Hash, found: Hash },
+    NarHash { declared: String, found: String },
     #[error("its NAR has more or fewer than the declared {declared} bytes")]
     NarSize { declared: u64 },
     #[error("it is not a single file that is not executable, which its content address requires")]
@@ -36,7 +36,7 @@ pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), S
     let Some(body) = store.get(&key, None).await? else {
         return Err(SignError::NotUploaded(vec![NotUploaded { key, reason: ObjectDifference::Missing }]));
     };
-    let reader = StreamReader::new(body.into_stream().map_err(std::io::Error::other));
+    let reader = StreamReader::new(Box::pin(body.into_stream().map_err(std::io::Error::other)));
     let mut reader = ZstdDecoder::new(BufReader::with_capacity(BUFFER_BYTES, reader));
     let mut reading = Reading::new(upload);
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -52,7 +52,7 @@ pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), S
     let found = reading.finish().map_err(archive)?;
     match (upload.ca, found) {
         (Some(expected), Some(found)) if expected.hash != found => {
-            Err(Refusal::WrongHash { path: upload.path.clone(), expected, found }.into())
+            Err(Refusal::wrong_hash(&upload.path, expected, found).into())
         }
         _ => Ok(()),
     }
@@ -134,7 +134,7 @@ impl<'a> Reading<'a> {
         self.decoder.finish()?;
         let (declared, found) = (Hash::from(self.upload.nar_hash), self.nar_hasher.finish());
         if declared != found {
-            return Err(ArchiveError::NarHash { declared, found });
+            return Err(ArchiveError::NarHash { declared: declared.to_string(), found: found.to_string() });
         }
         Ok(self.content.map(|(_, hasher)| hasher.finish()))
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::ClaimToken;
 use harmonia_core::limits::DRV_BYTES_MAX;
 use harmonia_core::signer_api::{DrvUpload, DrvUploadAnswer};
@@ -46,11 +46,14 @@ impl Signer {
         let were_known: Vec<bool> = parsed.iter().map(|(sent, _)| known.contains_key(&sent.path)).collect();
         let checked = blocking(move || check(parsed, known)).await?;
 
-        let stored = stream::iter(checked.iter().zip(&were_known))
+        let stores: Vec<_> = checked
+            .iter()
+            .zip(&were_known)
             .map(|(derivation, was_known)| self.store_derivation(derivation, *was_known))
-            .buffer_unordered(PARALLEL_REQUESTS)
-            .try_fold(0, |count, is_new| async move { Ok(count + usize::from(is_new)) })
-            .await?;
+            .collect();
+        let are_new: Vec<bool> =
+            stream::iter(stores).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
+        let stored = are_new.into_iter().filter(|is_new| *is_new).count();
         // Last: a hash that is known implies that the object was stored.
         let modulos: Vec<(StorePath, String)> = checked
             .into_iter()

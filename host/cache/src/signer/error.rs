@@ -1,5 +1,6 @@
 //! Why a signer does not do what it was asked for. Start at [`SignError::kind`]: it says what the caller may do.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use harmonia_db::DbError;
@@ -33,7 +34,7 @@ pub enum SignError {
     StaleClaim,
     /// The call is not acceptable.
     #[error("refused")]
-    Refused(#[from] Refusal),
+    Refused(#[source] Box<Refusal>),
     /// Objects that must be there are not, or are others than declared.
     #[error("not in the object store as declared: {}; ask for upload slots again", listed(.0))]
     NotUploaded(Vec<NotUploaded>),
@@ -42,10 +43,7 @@ pub enum SignError {
     Store(#[source] Arc<ObjectError>),
     /// The database did not do its part.
     #[error("the database did not do what the signer needs")]
-    Database(#[source] DbError),
-    /// What the cache already has of a path cannot be delivered, and is being given up: the same call succeeds later.
-    #[error("the object of {0}, published before, is gone from the bucket: it is being replaced, try again")]
-    CanonicalLost(StorePath),
+    Database(#[source] Box<DbError>),
     /// The database holds something that no signer wrote.
     #[error("the database row of {path} is not valid")]
     Row {
@@ -186,9 +184,9 @@ pub enum Refusal {
         /// Which path.
         path: StorePath,
         /// What its derivation or its path says.
-        expected: ContentAddress,
+        expected: String,
         /// What it is.
-        found: Hash,
+        found: String,
     },
     /// The uploaded archive is not what was declared, or no archive at all.
     #[error("the archive uploaded for {path} is not what was declared")]
@@ -198,6 +196,12 @@ pub enum Refusal {
         /// What is wrong.
         #[source]
         cause: BoxError,
+    },
+    /// Not possible as things stand in the database.
+    #[error("{reason}")]
+    State {
+        /// Why.
+        reason: String,
     },
     /// Outputs whose path is known only after the build are not handled.
     #[error("the output '{output}' of {derivation} is content-addressed without a fixed hash, which is not supported")]
@@ -209,6 +213,12 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    pub(super) fn wrong_hash(path: &StorePath, expected: ContentAddress, found: Hash) -> Self {
+        Self::WrongHash { path: path.clone(), expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
 impl SignError {
     /// What the caller may do.
     pub fn kind(&self) -> SignErrorKind {
@@ -216,7 +226,6 @@ impl SignError {
             Self::StaleClaim => SignErrorKind::StaleClaim,
             Self::Refused(_) => SignErrorKind::Refused,
             Self::NotUploaded(_) => SignErrorKind::NotUploaded,
-            Self::CanonicalLost(_) => SignErrorKind::TryAgain,
             Self::Store(error) if error.is_transient() => SignErrorKind::TryAgain,
             Self::Database(error) if error.is_transient() => SignErrorKind::TryAgain,
             Self::Store(_) | Self::Database(_) | Self::Row { .. } => SignErrorKind::Misconfigured,
@@ -238,7 +247,7 @@ impl SignError {
     pub fn public_message(&self) -> String {
         let Self::Refused(refusal) = self else { return self.to_string() };
         let mut message = refusal.to_string();
-        let mut cause = std::error::Error::source(refusal);
+        let mut cause = std::error::Error::source(&**refusal);
         while let Some(error) = cause {
             message.push_str(": ");
             message.push_str(&error.to_string());
@@ -252,8 +261,15 @@ impl From<DbError> for SignError {
     fn from(error: DbError) -> Self {
         match error {
             DbError::StaleClaim => Self::StaleClaim,
-            error => Self::Database(error),
+            DbError::Refused { reason } => Refusal::State { reason }.into(),
+            error => Self::Database(Box::new(error)),
         }
+    }
+}
+
+impl From<Refusal> for SignError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
     }
 }
 
@@ -283,7 +299,7 @@ fn listed_paths(paths: &[StorePath]) -> String {
 fn join(items: impl Iterator<Item = String>, count: usize) -> String {
     let mut text = items.take(NAMED_MAX).collect::<Vec<_>>().join(", ");
     if count > NAMED_MAX {
-        text.push_str(&format!(" and {} more", count - NAMED_MAX));
+        let _ = write!(text, " and {} more", count - NAMED_MAX);
     }
     text
 }

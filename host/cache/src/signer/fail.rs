@@ -6,27 +6,34 @@ use harmonia_core::signer_api::{BuildFailed, BuildFailedAnswer, Failure};
 use harmonia_db::FailOutcome;
 
 use super::error::SignError;
-use super::{Signer, wire};
+use super::{Answered, Signer, wire};
 
 impl Signer {
     /// Records how an attempt failed and makes its log the latest of its derivation.
     pub async fn build_failed(&self, token: &ClaimToken, call: &BuildFailed) -> Result<BuildFailedAnswer, SignError> {
+        if let Some(Answered::Failed(answer)) = self.answered(call.attempt, token) {
+            return Ok(answer);
+        }
         let declared = call.log.as_ref().map(wire::log).transpose()?;
         let scope = self.db().attempt_scope(call.attempt, token).await?;
         let log_key = self.publish_log(&scope.drv_path, call.attempt, declared).await;
         let failure = Failure { message: shorten(&call.failure.message), ..call.failure.clone() };
         let outcome =
             self.db().fail_attempt(call.attempt, token, &failure, &call.usage, log_key.as_deref()).await?;
-        Ok(BuildFailedAnswer { retried: matches!(outcome, FailOutcome::Retried { .. }) })
+        let answer = BuildFailedAnswer { retried: matches!(outcome, FailOutcome::Retried { .. }) };
+        self.remember_answer(call.attempt, token, Answered::Failed(answer.clone()));
+        Ok(answer)
     }
 }
+
+/// Stands for what was left out.
+const GAP: &str = "\n[…]\n";
 
 /// Keeps head and end of what is too long, where the reason usually stands.
 fn shorten(message: &str) -> String {
     if message.len() <= ERROR_BYTES_MAX {
         return message.to_owned();
     }
-    const GAP: &str = "\n[…]\n";
     let half = (ERROR_BYTES_MAX - GAP.len()) / 2;
     let head_end = message.floor_char_boundary(half);
     let tail_start = message.ceil_char_boundary(message.len() - half);

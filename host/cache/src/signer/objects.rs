@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::error::{NotUploaded, ObjectDifference, SignError};
 use super::rules::{ObjectState, judge_object};
@@ -39,15 +39,15 @@ impl Signer {
 
     /// Fails unless every object is there as declared.
     pub(super) async fn require(&self, objects: Vec<Look>) -> Result<(), SignError> {
-        let missing: Vec<NotUploaded> = stream::iter(objects)
-            .map(|(key, object)| async move {
-                let difference = self.look(&key, object).await?;
-                Ok::<_, ObjectError>(difference.map(|reason| NotUploaded { key, reason }))
-            })
-            .buffer_unordered(PARALLEL_REQUESTS)
-            .try_filter_map(|missing| async move { Ok(missing) })
-            .try_collect()
-            .await?;
+        let looks: Vec<_> = objects.into_iter().map(|(key, object)| self.look_for_missing(key, object)).collect();
+        let looks: Vec<Option<NotUploaded>> =
+            stream::iter(looks).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
+        let missing: Vec<NotUploaded> = looks.into_iter().flatten().collect();
         if missing.is_empty() { Ok(()) } else { Err(SignError::NotUploaded(missing)) }
+    }
+
+    async fn look_for_missing(&self, key: String, object: Object) -> Result<Option<NotUploaded>, ObjectError> {
+        let difference = self.look(&key, object).await?;
+        Ok(difference.map(|reason| NotUploaded { key, reason }))
     }
 }

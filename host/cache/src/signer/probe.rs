@@ -18,6 +18,7 @@ const LONGER: &[u8] = b"what was promised, and more";
 
 /// Which constraints of a presigned PUT the store enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent findings, not a state")]
 pub struct ProbeReport {
     /// A URL is worth nothing after its time.
     pub expiry: bool,
@@ -109,7 +110,13 @@ impl Probe<'_> {
     }
 
     /// Whether what was sent is refused, and not stored either.
-    async fn is_refused(&self, name: &str, promised: &[u8], sent: &[u8], expired: bool) -> Result<bool, SignError> {
+    async fn is_refused(
+        &self,
+        name: &str,
+        promised: &[u8],
+        sent: &'static [u8],
+        expired: bool,
+    ) -> Result<bool, SignError> {
         let status = self.put(name, promised, sent, false, expired).await?;
         Ok(!is_success(status) && self.signer.store().head(&self.key(name)).await?.is_none())
     }

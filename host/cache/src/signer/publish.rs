@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{AttemptId, JobId};
 use harmonia_db::{PathState, UnfinishedPublication};
@@ -21,6 +21,9 @@ use crate::{ObjectError, PutOptions, keys};
 
 /// Most publications finished in one round.
 const UNFINISHED_PER_ROUND: u32 = 100;
+
+/// Most reports of missing paths looked at in one round.
+const REPORTS_PER_ROUND: u32 = 1_000;
 
 /// Listings that came along with a call, with the NAR that each describes.
 pub(super) type Listings = BTreeMap<StorePath, (Sha256Hash, String)>;
@@ -56,18 +59,81 @@ impl Signer {
     }
 
     async fn finish(&self, publication: UnfinishedPublication) -> Result<(), SignError> {
-        let UnfinishedPublication { job, attempt, rows, .. } = publication;
+        let UnfinishedPublication { job, attempt, drv_path, rows } = publication;
         let rows = rows_of(rows)?;
         let mut log_key = None;
-        if let Some(drv_path) = rows.iter().find_map(|row| row.upload.deriver.as_ref()) {
-            let key = keys::attempt_log(drv_path, attempt);
-            if self.store().head(&key).await?.is_some() {
-                self.store().copy(&key, &keys::log(drv_path)).await?;
-                log_key = Some(key);
-            }
+        let key = keys::attempt_log(&drv_path, attempt);
+        if self.store().head(&key).await?.is_some() {
+            self.store().copy(&key, &keys::log(&drv_path)).await?;
+            log_key = Some(key);
         }
         tracing::info!(%job, %attempt, "finishing a publication that was interrupted");
-        self.publish_build(job, &rows, &Listings::new(), &AttemptUsage::default(), log_key.as_deref()).await
+        self.publish_build(job, &rows, &Listings::new(), &AttemptUsage::default(), log_key.as_deref()).await?;
+        // Time has passed since the objects were verified.
+        for row in &rows {
+            self.confirm_delivered(row).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the paths that builders found in no cache. Those that the bucket cannot deliver are lost, so that they are
+    /// built again; says how many. To be called when such a report is notified, and every now and then.
+    pub async fn check_reported_paths(&self) -> Result<usize, SignError> {
+        let reported = self.db().missing_paths(REPORTS_PER_ROUND).await?;
+        let rows = self.rows(&reported).await?;
+        let mut lost = 0;
+        for path in &reported {
+            let is_there = match rows.get(path) {
+                Some(row) if row.state == PathState::Published => self.confirm_delivered(row).await?,
+                // On its way.
+                Some(row) if row.state == PathState::Claimed => true,
+                // Not ours to deliver: an upstream cache was said to have it.
+                _ => {
+                    self.lose(path).await?;
+                    false
+                }
+            };
+            if is_there {
+                self.db().dismiss_missing_path(path).await?;
+            }
+            lost += usize::from(!is_there);
+        }
+        Ok(lost)
+    }
+
+    async fn confirm_delivered(&self, row: &Row) -> Result<bool, SignError> {
+        let is_there = self.is_delivered(row).await?;
+        if !is_there {
+            tracing::warn!(path = %row.upload.path, "the object of a published path is gone: it is to be built again");
+            self.lose(&row.upload.path).await?;
+        }
+        Ok(is_there)
+    }
+
+    /// Whether the bucket has the object of a row.
+    pub(super) async fn is_delivered(&self, row: &Row) -> Result<bool, SignError> {
+        let object = row.upload.object;
+        Ok(self.look(&keys::nar(&object.hash), object).await?.is_none())
+    }
+
+    /// Takes a row whose object is gone out of the way of whoever uploads that path again.
+    pub(super) async fn give_up(&self, row: &Row) -> Result<(), SignError> {
+        let path = &row.upload.path;
+        tracing::warn!(%path, "what was claimed of a path is gone from the bucket: it is replaced");
+        if row.state == PathState::Claimed {
+            // A claim ends in a publication only; what is published can be lost.
+            self.db().publish_paths(std::slice::from_ref(path)).await?;
+        }
+        self.lose(path).await
+    }
+
+    async fn lose(&self, path: &StorePath) -> Result<(), SignError> {
+        // First: a narinfo promises what can be delivered.
+        self.store().delete(&keys::narinfo(path)).await?;
+        self.tell_published(std::slice::from_ref(path));
+        let outcome = self.db().confirm_lost_path(path).await?;
+        tracing::info!(%path, ?outcome, "a lost path was given up");
+        Ok(())
     }
 
     /// Publishes all outputs of a build and ends its job.
@@ -97,11 +163,9 @@ impl Signer {
     }
 
     async fn write_narinfos(&self, rows: &[Row], listings: &Listings) -> Result<(), SignError> {
-        stream::iter(rows.iter().filter(|row| row.state != PathState::Published))
-            .map(|row| self.write_narinfo(&row.upload, listings))
-            .buffer_unordered(PARALLEL_REQUESTS)
-            .try_collect::<()>()
-            .await?;
+        let open = rows.iter().filter(|row| row.state != PathState::Published);
+        let writes: Vec<_> = open.map(|row| self.write_narinfo(&row.upload, listings)).collect();
+        stream::iter(writes).buffer_unordered(PARALLEL_REQUESTS).try_collect::<()>().await?;
         Ok(())
     }
 

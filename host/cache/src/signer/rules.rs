@@ -81,7 +81,7 @@ fn check_binding(upload: &Upload, address: ContentAddress) -> Result<Binding, Re
     match is_nar_hash {
         false => Ok(Binding::Content(address)),
         true if address.hash == found => Ok(Binding::NarHash),
-        true => Err(Refusal::WrongHash { path: upload.path.clone(), expected: address, found }),
+        true => Err(Refusal::wrong_hash(&upload.path, address, found)),
     }
 }
 
@@ -130,18 +130,14 @@ pub(super) fn check_outputs(
     }
 }
 
-/// Is `path` an output of this derivation? With its content address, if its hash is fixed.
-pub(super) fn find_output(derivation: &Derivation, path: &StorePath) -> Option<Option<ContentAddress>> {
-    derivation.outputs.values().find(|output| output.path() == Some(path)).map(|output| output.fixed_address().copied())
-}
-
 /// What a builder may upload beside its outputs: the output of a derivation we know (given here when its deriver is
 /// one), or a source.
 pub(super) fn check_extra(upload: &mut Upload, deriver: Option<&Derivation>) -> Result<Option<Binding>, Refusal> {
-    match deriver.and_then(|derivation| find_output(derivation, &upload.path)) {
-        Some(address) => {
-            upload.ca = address;
-            address.map(|address| check_binding(upload, address)).transpose()
+    let outputs = deriver.into_iter().flat_map(|derivation| derivation.outputs.values());
+    match outputs.into_iter().find(|output| output.path() == Some(&upload.path)) {
+        Some(output) => {
+            upload.ca = output.fixed_address().copied();
+            upload.ca.map(|address| check_binding(upload, address)).transpose()
         }
         None if upload.ca.is_some() => {
             // Who made a source is nobody's word but the uploader's.

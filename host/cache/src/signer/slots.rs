@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::ClaimToken;
 use harmonia_core::limits::SLOT_SECONDS;
 use harmonia_core::signer_api::{Holder, Slot, SlotsAnswer, SlotsRequest};
@@ -57,11 +57,8 @@ impl Signer {
         if !leased.is_empty() {
             self.db().renew_leases(&leased).await?;
         }
-        let paths = stream::iter(&uploads)
-            .map(|upload| self.path_slot(upload, &rows))
-            .buffered(PARALLEL_REQUESTS)
-            .try_collect()
-            .await?;
+        let slots: Vec<_> = uploads.iter().map(|upload| self.path_slot(upload, &rows)).collect();
+        let paths = stream::iter(slots).buffered(PARALLEL_REQUESTS).try_collect().await?;
         let log = match (log, log_key) {
             (None, _) => None,
             (Some(object), Some(key)) => Some(self.object_slot(key, object, LOG).await?),

@@ -33,13 +33,13 @@ impl Signer {
             sources.push(CheckedOutput { upload, binding });
         }
         let paths: Vec<StorePath> = sources.iter().map(|source| source.upload.path.clone()).collect();
-        let rows = self.rows(&paths).await?;
+        let mut rows = self.rows(&paths).await?;
 
         let missing = self.closure_gate(sources.iter().map(|source| &source.upload)).await?;
         if let Some(refusal) = rules::blame(sources.iter().map(|source| &source.upload), &missing) {
             return Err(refusal.into());
         }
-        self.verify_uploads(&sources, &rows).await?;
+        self.verify_uploads(&sources, &mut rows).await?;
 
         let new: Vec<_> = sources.iter().map(|source| new_path(&source.upload)).collect();
         let rows = rows_of(self.db().claim_paths(call.evaluation, token, &new).await?)?;
@@ -64,11 +64,11 @@ impl Signer {
     pub(super) async fn verify_uploads(
         &self,
         uploads: &[CheckedOutput],
-        rows: &BTreeMap<StorePath, Row>,
+        rows: &mut BTreeMap<StorePath, Row>,
     ) -> Result<(), SignError> {
+        self.require_canonical(rows, uploads.iter().map(|checked| &checked.upload)).await?;
         // Whoever claimed a path verified it: what stays of the path is theirs, and need not be read again.
         let is_new = |upload: &Upload| !rows.get(&upload.path).is_some_and(Row::is_held);
-        self.require_canonical(rows, uploads.iter().map(|checked| &checked.upload)).await?;
         for CheckedOutput { upload, binding } in uploads.iter().filter(|checked| is_new(&checked.upload)) {
             if rules::must_read(*binding, self.inner.options.verify, rand::random()) {
                 super::content::verify(self.store(), upload).await?;

@@ -1,4 +1,10 @@
 //! The cache with its real parts: an S3 endpoint, PostgreSQL, Nix.
 
+
+
+
 mod object_store;
+mod publish;
+
 mod support;
+mod world;
