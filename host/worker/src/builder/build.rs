@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::FailureKind;
-use harmonia_db::queue::ClaimedJob;
+use harmonia_db::ClaimedJob;
 use harmonia_nix::BasicDerivation;
 use harmonia_nix::worker_protocol::types::{BuildMode, BuildResult, ClientOptions};
 use harmonia_nix::worker_protocol::{ActivityResult, LogMessage, LogTarget};

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use harmonia_core::policy::{FirstInFirstOut, Policy, PolicyError, order_candidates};
 use harmonia_core::{ClaimToken, ClassId};
-use harmonia_db::queue::ClaimedJob;
-use harmonia_db::{Channel, DbError, Listener, Notice};
+use harmonia_db::{Channel, ClaimedJob, DbError, Listener, Notice};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use harmonia_core::{AttemptId, ClaimToken, NodeId};
-use harmonia_db::queue::LogTail;
-use harmonia_db::{Db, DbError};
+use harmonia_db::{Db, DbError, LogTail};
 use tokio_util::sync::CancellationToken;
 
 use super::spool::{AttemptLog, Spool};

@@ -6,7 +6,7 @@ use std::io::Read as _;
 
 use harmonia_core::FailureKind;
 use harmonia_core::limits::DRV_BYTES_MAX;
-use harmonia_db::queue::ClaimedJob;
+use harmonia_db::ClaimedJob;
 use harmonia_nix::worker_protocol::types::GcRequest;
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 

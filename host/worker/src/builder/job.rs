@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use harmonia_core::signer_api::{AttemptUsage, BuildFailed, Failure};
-use harmonia_db::DbError;
-use harmonia_db::queue::ClaimedJob;
+use harmonia_db::{ClaimedJob, DbError};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{Trouble, chain, transient, transient_error};

@@ -6,7 +6,7 @@ use harmonia_core::FailureKind;
 use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, BuildCompleteAnswer, Holder, LogBlob, OutputInfo, PathInfo, SlotsRequest,
 };
-use harmonia_db::queue::ClaimedJob;
+use harmonia_db::ClaimedJob;
 use harmonia_nix::worker_protocol::types::{self, GcRequest};
 use harmonia_nix::{BasicDerivation, StorePath};
 

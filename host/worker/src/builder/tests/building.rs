@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use harmonia_core::signer_api::Failure;
 use harmonia_core::{AttemptId, FailureKind};
-use harmonia_db::queue::JobLimits;
+use harmonia_db::JobLimits;
 
 use super::super::build::build;
 use super::super::failure::Trouble;

@@ -8,11 +8,11 @@ use harmonia_core::ports::LogSpool as _;
 use harmonia_core::signer_api::BuildCompleteAnswer;
 use harmonia_core::{FailureKind, JobId, JobStatus, NodeId};
 use harmonia_nix::worker_protocol::types::GcRequest;
-use harmonia_nix::{PublicKey, Sha256Hash, StorePath};
+use harmonia_nix::{PublicKey, Sha256Hash};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Builder, BuilderError, Spool};
+use super::super::{Builder, BuilderError, Slot, Spool};
 use super::world::World;
 use super::*;
 use crate::pack::physical_path;
@@ -268,7 +268,7 @@ async fn an_input_that_no_cache_has_is_reported_and_the_job_tried_again() {
     assert_eq!(failure.kind, None);
     assert!(failure.message.contains("none of the 1 configured caches"), "{failure:?}");
     let missing = world.database.db.missing_paths(10).await.expect("reports");
-    assert_eq!(missing.iter().map(|report| &report.path).collect::<Vec<_>>(), [&path]);
+    assert_eq!(missing, [path]);
 }
 
 #[tokio::test]
@@ -315,10 +315,14 @@ async fn outputs_above_the_limit_fail_the_job_for_good() {
     let world = World::new().await;
     let script = "i=0; while [ $i -lt 3000 ]; do echo 0123456789; i=$((i + 1)); done > $out";
     let drv = world.daemon.store.instantiate(&derivation("large", script));
-    world.queue_with_output_limit(&[&drv], 20_000).await;
-    let running = Running::start(&world).await;
-    until("it is reported", || !world.recorded().failed.is_empty()).await;
-    running.drain().await.expect("drains");
+    world.queue(&[&drv]).await;
+    let options = world.options(Vec::new());
+    world.register(&options).await;
+    let Builder { node, .. } = Builder::new(options).expect("builder");
+    let mut job = world.claim(&node).await;
+    job.limits.output_bytes_max = 20_000;
+    let slot = Slot::take(&node.slots);
+    super::super::job::run(Arc::clone(&node), job, slot, CancellationToken::new()).await;
     let failure = world.recorded().failed[0].failure.clone();
     assert_eq!(failure.kind, Some(FailureKind::Limit), "{failure:?}");
     assert!(failure.message.contains("limit of 20000"), "{failure:?}");

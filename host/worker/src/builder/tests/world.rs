@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use harmonia_core::policy::FirstInFirstOut;
 use harmonia_core::ports::PortFuture;
@@ -10,7 +11,7 @@ use harmonia_core::signer_api::{
     BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Slot, SlotsAnswer, SlotsRequest,
 };
 use harmonia_core::{AttemptId, ClaimToken, Incarnation, JobId, NodeId};
-use harmonia_db::queue::{ClaimedJob, JobLimits};
+use harmonia_db::{ClaimedJob, JobLimits};
 use harmonia_db::testing::TestDatabase;
 use harmonia_nix::{Derivation, PublicKey, StorePath};
 
@@ -85,19 +86,12 @@ impl World {
     }
 
     pub(crate) fn options(&self, keys: Vec<PublicKey>) -> BuilderOptions {
-        let http = reqwest::Client::new();
-        let patience = SignerOptions {
-            patience: std::time::Duration::from_secs(20),
-            pause_min: std::time::Duration::from_millis(20),
-            pause_max: std::time::Duration::from_millis(100),
-            ..SignerOptions::default()
-        };
         BuilderOptions {
             node: NodeId("builder-1".into()),
             incarnation: Incarnation(1),
             db: self.database.db.clone(),
-            signer: SignerClient::new(http.clone(), Arc::new(OneSigner(self.signer.url.to_string())), patience),
-            http,
+            signer: self.signer_client(Duration::from_secs(20)),
+            http: reqwest::Client::new(),
             cache_url: self.cache.url.clone(),
             substituters: Vec::new(),
             public_keys: keys,
@@ -114,6 +108,16 @@ impl World {
             compression_threads: 1,
             policy: Arc::new(FirstInFirstOut),
         }
+    }
+
+    pub(crate) fn signer_client(&self, patience: Duration) -> SignerClient {
+        let options = SignerOptions {
+            patience,
+            pause_min: Duration::from_millis(20),
+            pause_max: Duration::from_millis(100),
+            ..SignerOptions::default()
+        };
+        SignerClient::new(reqwest::Client::new(), Arc::new(OneSigner(self.signer.url.to_string())), options)
     }
 
     pub(crate) fn builder(&self) -> Builder {
