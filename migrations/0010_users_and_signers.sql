@@ -123,14 +123,14 @@ BEGIN
         p_derivers, (SELECT d.public FROM derivations d WHERE d.drv_path = v_job.drv_path));
     RETURN QUERY
     WITH differing AS (
-        SELECT s.path, s.nar_hash AS there, g.nar_hash AS found
+        SELECT s.path, s.nar_hash AS there, g.nar_hash AS here
         FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path
         WHERE s.nar_hash <> g.nar_hash
     ), findings AS (
         INSERT INTO reproducibility_findings (path, published_nar_hash, found_nar_hash, attempt_id)
-        SELECT path, there, found, p_attempt FROM differing
+        SELECT path, there, here, p_attempt FROM differing
         WHERE NOT EXISTS (SELECT FROM reproducibility_findings f
-            WHERE f.path = differing.path AND f.attempt_id = p_attempt AND f.found_nar_hash = differing.found)
+            WHERE f.path = differing.path AND f.attempt_id = p_attempt AND f.found_nar_hash = differing.here)
     )
     SELECT path FROM differing ORDER BY path;
 END

@@ -199,9 +199,10 @@ impl Node {
             if *paused == reason {
                 return false;
             }
-            match &reason {
-                Some(reason) => tracing::warn!(reason, "No more jobs are claimed"),
-                None => tracing::info!("Jobs are claimed again"),
+            if let Some(reason) = &reason {
+                tracing::warn!(reason, "No more jobs are claimed");
+            } else {
+                tracing::info!("Jobs are claimed again");
             }
             *paused = reason;
             true

@@ -45,14 +45,11 @@ pub(super) async fn build(
     let result = if limits.timeout_s == 0 {
         build.await
     } else {
-        match tokio::time::timeout(Duration::from_secs(limits.timeout_s), build).await {
-            Ok(result) => result,
-            // Dropping the connection is what kills it.
-            Err(_) => {
-                let message = format!("the build took longer than the limit of {} s and was stopped", limits.timeout_s);
-                return Err(permanent(FailureKind::Timeout, message).into());
-            }
-        }
+        // On time-out the connection is dropped, which kills the build.
+        tokio::time::timeout(Duration::from_secs(limits.timeout_s), build).await.map_err(|_| {
+            let message = format!("the build took longer than the limit of {} s and was stopped", limits.timeout_s);
+            permanent(FailureKind::Timeout, message)
+        })?
     };
     match result {
         Ok(result) => match of_build(&result, is_fixed_output(derivation)) {

@@ -9,7 +9,7 @@ mod world;
 use std::time::Duration;
 
 /// An event that must come comes within this, also on a loaded machine; one that does not fails its test.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits for a condition that nothing announces.
 async fn until(what: &str, mut is_met: impl FnMut() -> bool) {

@@ -45,7 +45,7 @@ async fn one_pass_gives_what_nix_and_zstd_give() {
         assert_eq!((packed.file_hash, packed.file_size), (Sha256Hash::of(&file), file.len() as u64));
         // The command-line tool is the judge, not the library that wrote it.
         let unpacked = Command::new("zstd").args(["-d", "-c"]).arg(&packed.file).output().expect("zstd runs");
-        assert!(unpacked.status.success() && unpacked.stdout == nar, "{} threads", threads);
+        assert!(unpacked.status.success() && unpacked.stdout == nar, "{threads} threads");
 
         let listing: serde_json::Value = serde_json::from_str(packed.listing.as_deref().expect("listing")).expect("JSON");
         let entries = &listing["root"]["entries"];

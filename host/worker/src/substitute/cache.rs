@@ -13,7 +13,7 @@ const NARINFO_BYTES_MAX: usize = 4 << 20;
 /// Time for a small object.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time until the headers of an archive arrive.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+const HEADERS_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What went wrong with one answer of one cache.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,7 @@ use tokio_util::io::StreamReader;
 use super::cache::{FetchError, http_error};
 
 /// A cache that sends nothing for this long is given up.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// Why the reader failed.

@@ -187,8 +187,8 @@ async fn a_path_addressed_by_its_content_needs_no_signature_but_the_right_conten
 
 #[tokio::test]
 async fn tampered_and_cut_archives_are_refused_and_name_what_is_wrong() {
-    type Harm = fn(&World);
-    let cases: [(&str, Harm, fn(&FetchError) -> bool); 4] = [
+    type Case = (&'static str, fn(&World), fn(&FetchError) -> bool);
+    let cases: [Case; 4] = [
         (
             "other bytes of the same size",
             |world| {
