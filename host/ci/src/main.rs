@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Must stay single-threaded: it makes namespaces.
     if matches!(cli.command, Command::SandboxExec) {
-        return node::sandbox_exec();
+        node::sandbox_exec();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

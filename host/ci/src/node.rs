@@ -7,7 +7,6 @@ mod heartbeat;
 mod parts;
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
@@ -79,14 +78,14 @@ pub(crate) fn endpoint(config: &Config, listener: &TcpListener) -> Result<Url, F
 
 /// Lets `token` call the API.
 pub(crate) async fn allow_token(db: &Db, name: &str, token: &str) -> Result<(), Failure> {
-    db.create_api_token(name, harmonia_web::token_hash(token))
+    db.create_api_token(name, harmonia_web::api_token_hash(token))
         .await
         .map_err(|error| Failure::failed(format!("could not store the API token: {}", chain(&error))))
 }
 
 /// Runs the sandbox helper: reads its specification from standard input and becomes the program.
-pub(crate) fn sandbox_exec() -> ExitCode {
-    harmonia_sandbox::main()
+pub(crate) fn sandbox_exec() -> ! {
+    harmonia_sandbox::helper_main()
 }
 
 /// Runs one node until it is stopped or cannot go on. `on_ready` is called once everything answers.

@@ -59,7 +59,7 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
     options.db.ping().await?;
     if let Some(lock) = &mut state.lock {
         // The lock lives in one connection: when that broke, somebody else may have it.
-        if lock.check().await.is_err() {
+        if !lock.is_held().await {
             state.lock = None;
         }
     }
@@ -85,7 +85,7 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
     }
     if state.round.is_multiple_of(SWEEP_EVERY_ROUNDS) {
         sweep(&options.db).await?;
-        options.db.delete_stale_bundles(STALE_BUNDLE_AFTER).await?;
+        options.db.delete_stale(STALE_BUNDLE_AFTER).await?;
     }
     state.round = state.round.wrapping_add(1);
     Ok(())

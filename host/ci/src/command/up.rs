@@ -54,11 +54,12 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
     let secrets = data.secrets()?;
     eprintln!("data in {}", data.path().display());
 
+    let config = load::load(None, &std::env::vars().collect())?;
     let services = tokio::select! {
-        started = Services::start(&data, &secrets) => started?,
+        started = Services::start(&data, &secrets, &config) => started?,
         () = stop.requested() => return Ok(()),
     };
-    let config = configure(&data, &secrets, &services, args)?;
+    let config = configure(config, &data, &secrets, &services, args)?;
     data.write_config(&config)?;
     let url = Url::parse(&format!("http://{address}/")).map_err(|error| Failure::failed(error.to_string()))?;
     data.write_server_file(&url, &secrets.api_token)?;
@@ -105,7 +106,7 @@ struct Services {
 }
 
 impl Services {
-    async fn start(data: &DataDir, secrets: &data::Secrets) -> Result<Self, Failure> {
+    async fn start(data: &DataDir, secrets: &data::Secrets, config: &Config) -> Result<Self, Failure> {
         let failed = |what: &str, error: &dyn std::error::Error| {
             Failure::failed(format!("could not start {what}: {}", chain(error)))
         };
@@ -119,7 +120,16 @@ impl Services {
             buckets: vec![BUCKET.to_owned()],
             durable: true,
         };
-        let daemon = NixDaemonOptions::new(data.store(), data.nix_state());
+        let daemon = NixDaemonOptions {
+            root: data.store(),
+            state_dir: data.nix_state(),
+            socket: data.daemon_socket(),
+            sandbox: true,
+            shell: None,
+            max_jobs: config.builder.max_jobs,
+            cores: config.build.cores,
+            settings: Vec::new(),
+        };
         let (postgres, s3, daemon) = tokio::join!(
             PrivatePostgres::start(postgres),
             S3Endpoint::start(s3, Arc::new(SystemClock)),
@@ -140,8 +150,13 @@ impl Services {
 }
 
 /// The configuration of the one node, with what the environment overrides.
-fn configure(data: &DataDir, secrets: &data::Secrets, services: &Services, args: &UpArgs) -> Result<Config, Failure> {
-    let mut config = load::load(None, &std::env::vars().collect())?;
+fn configure(
+    mut config: Config,
+    data: &DataDir,
+    secrets: &data::Secrets,
+    services: &Services,
+    args: &UpArgs,
+) -> Result<Config, Failure> {
     config.node.name = Some("local".to_owned());
     config.node.capabilities = Capability::ALL.to_vec();
     config.node.listen = args.listen;

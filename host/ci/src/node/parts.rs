@@ -84,7 +84,7 @@ fn secret_key(path: &Path) -> Result<SecretKey, ConfigError> {
 fn public_keys(config: &Config, secret_keys: &[SecretKey]) -> Result<Vec<PublicKey>, Failure> {
     let mut keys: Vec<PublicKey> = secret_keys.iter().map(SecretKey::public_key).collect();
     for text in &config.cache.public_keys {
-        let key = PublicKey::parse(text).map_err(|error| {
+        let key = text.parse::<PublicKey>().map_err(|error| {
             Failure::usage(format!("cache.public_keys holds '{text}', which is no public key: {error}"))
         })?;
         if !keys.contains(&key) {
@@ -142,7 +142,7 @@ impl Parts {
         let public_keys = public_keys(config, &secret_keys)?;
         let store = if config.has(Capability::Signer) {
             let store = ObjectStore::new(object_store_options(config)?);
-            store.check_bucket().await.map_err(|error| {
+            store.check_bucket(false).await.map_err(|error| {
                 Failure::unreachable(chain(&error)).hint("check object_store.endpoint, its bucket and its keys")
             })?;
             Some(store)

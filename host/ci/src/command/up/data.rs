@@ -97,6 +97,10 @@ impl DataDir {
         self.path.join("nix")
     }
 
+    pub(crate) fn daemon_socket(&self) -> PathBuf {
+        self.path.join("nix/daemon.sock")
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.path.join("state")
     }
@@ -114,10 +118,7 @@ impl DataDir {
         }
         let secret = std::fs::read_to_string(&signing_key_file)
             .map_err(|error| Failure::usage(format!("could not read {}: {error}", signing_key_file.display())))?;
-        let secret: harmonia_nix::signature::SecretKey = secret
-            .trim()
-            .parse()
-            .map_err(|error| Failure::usage(format!("{} is no signing key: {error}", signing_key_file.display())))?;
+        let secret = harmonia_nix::SecretKey::parse(secret.trim()).map_err(|error| Failure::usage(format!("{} is no signing key: {error}", signing_key_file.display())))?;
         let access_key_file = keys.join("object-store-access-key");
         let secret_key_file = keys.join("object-store-secret-key");
         Ok(Secrets {

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use harmonia_core::api::{AttrState, BundleStored, EvaluationCreated, EvaluationDetail, NewEvaluation, Source};
+use harmonia_core::api::{AttrState, EvaluationCreated, EvaluationDetail, NewEvaluation, Source};
 use url::Url;
 
 use super::data::DataDir;
@@ -14,12 +14,13 @@ use crate::exit::{Failure, chain};
 pub(super) async fn build(client: &Client, data: &DataDir, public_key: &str, url: &Url) -> Result<(), Failure> {
     let folder = data.demo();
     harmonia_embedded::demo::write(&folder, &crate::config::current_system())
+        .await
         .map_err(|error| Failure::failed(format!("could not write the demo repository: {}", chain(&error))))?;
     let snapshot = eval::repository::snapshot(&folder, false).await?;
-    let bundle: BundleStored = eval::upload(client, &snapshot).await?;
+    let bundle = eval::upload(client, &snapshot).await?;
     let wanted = NewEvaluation {
         project: "local/demo".to_owned(),
-        source: Source::Bundle { bundle: bundle.bundle },
+        source: Source::Bundle { bundle },
         commit: Some(snapshot.commit.clone()),
         branch: snapshot.branch.clone(),
         attrs: None,
