@@ -8,6 +8,7 @@
 
 pub mod demo;
 pub mod nix_daemon;
+mod percent;
 pub mod postgres;
 mod process;
 pub mod s3;

@@ -30,7 +30,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const READY_POLL: Duration = Duration::from_millis(10);
 const PROBE_TIMEOUT: Duration = Duration::from_mins(1);
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
-const LOG_CHECK_PERIOD: Duration = Duration::from_secs(60);
+const LOG_CHECK_PERIOD: Duration = Duration::from_mins(1);
 const LOG_BYTES_MAX: u64 = 16 << 20;
 const WORDS_BYTES_MAX: usize = 2_000;
 
@@ -59,7 +59,9 @@ pub struct NixDaemonOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum NixDaemonError {
     /// The programs of Nix are missing.
-    #[error("no {program} found in PATH: install Nix (Debian: apt install nix-bin; others: https://nixos.org/download)")]
+    #[error(
+        "no {program} found in PATH: install Nix (Debian: apt install nix-bin; others: https://nixos.org/download)"
+    )]
     NotInstalled {
         /// The program that was looked for.
         program: &'static str,
@@ -145,13 +147,15 @@ impl NixDaemon {
     /// Ends what an earlier run left, starts the daemon, waits until it answers, and tries one build in the sandbox.
     pub async fn start(options: NixDaemonOptions) -> Result<Self, NixDaemonError> {
         settings::check(&options)?;
-        let program = process::find_program("nix-daemon").ok_or(NixDaemonError::NotInstalled { program: "nix-daemon" })?;
+        let program =
+            process::find_program("nix-daemon").ok_or(NixDaemonError::NotInstalled { program: "nix-daemon" })?;
         let shell = if options.sandbox { Some(shell::find(options.shell.as_deref())?) } else { None };
         let launcher = Launcher { program, conf_dir: options.state_dir.join("conf"), options };
         let lock = launcher.prepare(shell.as_deref()).await?;
         let child = launcher.launch().await?;
         let (stop, stop_asked) = oneshot::channel();
-        let (socket, conf_dir, sandbox) = (launcher.options.socket.clone(), launcher.conf_dir.clone(), launcher.options.sandbox);
+        let (socket, conf_dir, sandbox) =
+            (launcher.options.socket.clone(), launcher.conf_dir.clone(), launcher.options.sandbox);
         let (running_now, running) = watch::channel(id(&child));
         let supervisor = tokio::spawn(supervise(launcher, child, stop_asked, running_now, lock));
         let daemon = Self { socket, conf_dir, stop: Some(stop), supervisor, running };
@@ -203,10 +207,15 @@ impl NixDaemon {
     /// One trivial build. It is there afterwards, so that later starts need not build it again.
     async fn probe_sandbox(&self) -> Result<(), NixDaemonError> {
         const PROBE: &str = r#"derivation { name = "harmonia-sandbox-probe"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo works > $out" ]; }"#;
-        let nix_build = process::find_program("nix-build").ok_or(NixDaemonError::NotInstalled { program: "nix-build" })?;
+        let nix_build =
+            process::find_program("nix-build").ok_or(NixDaemonError::NotInstalled { program: "nix-build" })?;
         let mut command = Command::new(nix_build);
         settings::isolate(&mut command, &self.conf_dir);
-        command.env("NIX_REMOTE", self.store_url()).args(["--no-out-link", "--expr", PROBE]).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .env("NIX_REMOTE", self.store_url())
+            .args(["--no-out-link", "--expr", PROBE])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let failed = |output: String| NixDaemonError::SandboxDoesNotWork { output };
         match tokio::time::timeout(PROBE_TIMEOUT, command.output()).await {
             Err(_) => Err(failed(format!("the trial build did not end within {PROBE_TIMEOUT:?}"))),
@@ -244,7 +253,8 @@ impl Launcher {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed("create", parent))?;
         }
         let path = state.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(NixDaemonError::InUse { state_dir: state.clone() }),
@@ -275,7 +285,10 @@ impl Launcher {
         let errors = output.try_clone().map_err(failed("open", &log))?;
         let mut command = process::dying_with_us(&self.program, "TERM").await;
         settings::isolate(&mut command, &self.conf_dir);
-        command.env("NIX_DAEMON_SOCKET_PATH", socket).env("TMPDIR", self.builds()).env(family::MARKER, &self.options.state_dir);
+        command
+            .env("NIX_DAEMON_SOCKET_PATH", socket)
+            .env("TMPDIR", self.builds())
+            .env(family::MARKER, &self.options.state_dir);
         command.env("HOME", &self.options.state_dir);
         command.arg("--store").arg(format!("local?root={}", self.options.root.display()));
         command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(output).stderr(errors);

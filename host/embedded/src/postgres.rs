@@ -196,7 +196,12 @@ impl PrivatePostgres {
         let socket_dir = launcher.place.socket_dir.clone();
         let (stop, stop_asked) = oneshot::channel();
         let (running_now, running) = watch::channel(child.pid());
-        tracing::info!(postgres.version = server.major, "PostgreSQL {} answers in {}", server.major, socket_dir.display());
+        tracing::info!(
+            postgres.version = server.major,
+            "PostgreSQL {} answers in {}",
+            server.major,
+            socket_dir.display()
+        );
         let supervisor = tokio::spawn(supervise::supervise(launcher, child, stop_asked, running_now));
         Ok(Self { socket_dir, stop: Some(stop), supervisor, running, _lock: lock })
     }

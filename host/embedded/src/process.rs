@@ -141,7 +141,10 @@ mod tests {
         let me = rustix::process::getpid();
         let first = Incarnation::of(me).expect("we run");
         assert!(first.is_alive());
-        assert!(!Incarnation { started_ticks: first.started_ticks + 1, ..first }.is_alive(), "another process of that id");
+        assert!(
+            !Incarnation { started_ticks: first.started_ticks + 1, ..first }.is_alive(),
+            "another process of that id"
+        );
     }
 
     #[tokio::test]

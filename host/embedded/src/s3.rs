@@ -11,6 +11,7 @@ mod keys;
 mod list;
 mod multipart;
 mod object_file;
+mod page;
 mod receive;
 
 use std::net::SocketAddr;
@@ -128,8 +129,12 @@ impl S3Endpoint {
             .map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
         let address = listener.local_addr().map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
 
-        let mut service = S3ServiceBuilder::new(backend::Backend { folder: Arc::new(folder), clock: Arc::clone(&clock) });
-        service.set_auth(access::OneKeyPair { access_key: options.access_key, secret_key: SecretKey::from(options.secret_key) });
+        let mut service =
+            S3ServiceBuilder::new(backend::Backend { folder: Arc::new(folder), clock: Arc::clone(&clock) });
+        service.set_auth(access::OneKeyPair {
+            access_key: options.access_key,
+            secret_key: SecretKey::from(options.secret_key),
+        });
         service.set_access(access::Gate { clock });
         let (stop, stopping) = watch::channel(false);
         let server = tokio::spawn(serve(listener, service.build(), stopping));

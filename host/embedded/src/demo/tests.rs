@@ -22,17 +22,14 @@ async fn daemon(directory: &TempDir) -> NixDaemon {
     NixDaemon::start(options).await.expect("starts")
 }
 
-/// Evaluating flakes reads files of the store, which a client of a daemon looks for at the real `/nix/store`; so the
-/// evaluator opens the store itself, beside the daemon.
-async fn evaluate(daemon: &NixDaemon, directory: &TempDir, arguments: &[&str]) -> (bool, String, String) {
-    let store = format!("local?root={}", directory.path().join("root").display());
-    nix(daemon, directory, &[&["nix", "eval", "--store", &store], arguments].concat()).await
-}
-
-async fn nix(daemon: &NixDaemon, home: &TempDir, arguments: &[&str]) -> (bool, String, String) {
-    let mut command = Command::new(arguments[0]);
-    command.args(&arguments[1..]).env("NIX_REMOTE", daemon.store_url()).env("NIX_CONF_DIR", daemon.conf_dir());
-    command.env("HOME", home.path()).stdin(Stdio::null()).kill_on_drop(true);
+/// Runs a client of the daemon. Evaluating flakes and realising derivations read files of the store, which a client looks
+/// for at `/nix/store`; so it gets a view of the file system in which the daemon's store is there.
+async fn nix(daemon: &NixDaemon, directory: &TempDir, arguments: &[&str]) -> (bool, String, String) {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "--", "sh", "-euc", r#"mount --bind "$0/nix" /nix; exec "$@""#]);
+    command.arg(directory.path().join("root")).args(arguments);
+    command.env("NIX_REMOTE", daemon.store_url()).env("NIX_CONF_DIR", daemon.conf_dir());
+    command.env("HOME", directory.path()).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.expect("runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
@@ -46,20 +43,27 @@ async fn everything_ends_as_the_table_says() {
     let flake = format!("git+file://{}?rev={}", repository.path.display(), repository.commit);
     let checks = format!("{flake}#checks.{SYSTEM}");
 
-    let (worked, names, errors) = evaluate(&daemon, &directory, &["--json", "--apply", "builtins.attrNames", &checks]).await;
+    let (worked, names, errors) =
+        nix(&daemon, &directory, &["nix", "eval", "--json", "--apply", "builtins.attrNames", &checks]).await;
     assert!(worked, "{errors}");
     let names: Vec<String> = serde_json::from_str(&names).expect("a list");
-    assert_eq!(names, EXPECTED.iter().map(|expected| expected.name).collect::<Vec<_>>(), "the table has them all, sorted");
+    assert_eq!(
+        names,
+        EXPECTED.iter().map(|expected| expected.name).collect::<Vec<_>>(),
+        "the table has them all, sorted"
+    );
 
     for expected in EXPECTED {
         let attribute = format!("{checks}.{}", expected.name);
-        let (evaluated, path, errors) = evaluate(&daemon, &directory, &["--raw", &format!("{attribute}.drvPath")]).await;
+        let (evaluated, path, errors) =
+            nix(&daemon, &directory, &["nix", "eval", "--raw", &format!("{attribute}.drvPath")]).await;
         assert_eq!(evaluated, expected.outcome != Outcome::EvaluationFails, "{}: {errors}", expected.name);
         if !evaluated {
             assert!(errors.contains(IMPOSSIBLE_MESSAGE), "{errors}");
             continue;
         }
-        let (_, outputs, _) = evaluate(&daemon, &directory, &["--json", &format!("{attribute}.outputs")]).await;
+        let (_, outputs, _) =
+            nix(&daemon, &directory, &["nix", "eval", "--json", &format!("{attribute}.outputs")]).await;
         let outputs: Vec<String> = serde_json::from_str(&outputs).unwrap_or_else(|_| vec!["out".to_owned()]);
         assert_eq!(outputs, expected.outputs, "{}", expected.name);
         let (built, paths, log) = nix(&daemon, &directory, &["nix-store", "--realise", &path]).await;
@@ -74,7 +78,7 @@ async fn everything_ends_as_the_table_says() {
             assert!(inputs.contains(&format!("-{internal}.drv")), "{inputs}");
         }
     }
-    let (_, book, _) = evaluate(&daemon, &directory, &["--raw", &format!("{checks}.book")]).await;
+    let (_, book, _) = nix(&daemon, &directory, &["nix", "eval", "--raw", &format!("{checks}.book")]).await;
     let (_, references, _) = nix(&daemon, &directory, &["nix-store", "--query", "--references", &book]).await;
     assert!(references.contains("-poem"), "a closure of more than one path: {references}");
     daemon.stop().await;

@@ -8,7 +8,14 @@ use super::{NixDaemonError, NixDaemonOptions, SOCKET_PATH_BYTES_MAX};
 
 /// What the surrounding environment may say about another Nix.
 const FOREIGN_VARIABLES: [&str; 9] = [
-    "NIX_REMOTE", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_STORE", "NIX_CONFIG", "NIX_PATH", "NIX_USER_CONF_FILES",
+    "NIX_REMOTE",
+    "NIX_STORE_DIR",
+    "NIX_STATE_DIR",
+    "NIX_LOG_DIR",
+    "NIX_STORE",
+    "NIX_CONFIG",
+    "NIX_PATH",
+    "NIX_USER_CONF_FILES",
     "LD_PRELOAD",
 ];
 
@@ -24,7 +31,10 @@ pub(crate) fn check(options: &NixDaemonOptions) -> Result<(), NixDaemonError> {
         }
     }
     for (name, value) in &options.settings {
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') || value.contains(['\n', '\r']) {
+        if name.is_empty()
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            || value.contains(['\n', '\r'])
+        {
             return Err(NixDaemonError::Unusable { what: format!("the setting {name:?}") });
         }
     }
@@ -103,7 +113,9 @@ mod tests {
     #[test]
     fn the_configuration_says_what_was_asked() {
         let text = nix_conf(&options(), Some(Path::new("/bin/busybox")));
-        for line in ["max-jobs = 3", "sandbox = true", "sandbox-paths = /bin/sh=/bin/busybox", "substituters =", "timeout = 60"] {
+        for line in
+            ["max-jobs = 3", "sandbox = true", "sandbox-paths = /bin/sh=/bin/busybox", "substituters =", "timeout = 60"]
+        {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
     }
@@ -117,7 +129,8 @@ mod tests {
         }
         let smuggled = vec![("timeout".to_owned(), "1\nsandbox = false".to_owned())];
         assert!(check(&NixDaemonOptions { settings: smuggled, ..options() }).is_err());
-        let error = check(&NixDaemonOptions { socket: format!("/{}", "s".repeat(107)).into(), ..options() }).expect_err("long");
+        let error =
+            check(&NixDaemonOptions { socket: format!("/{}", "s".repeat(107)).into(), ..options() }).expect_err("long");
         assert!(error.to_string().contains("108 bytes"), "{error}");
     }
 }

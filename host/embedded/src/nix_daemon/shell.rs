@@ -15,19 +15,17 @@ pub(crate) fn find(configured: Option<&Path>) -> Result<PathBuf, NixDaemonError>
         Some(path) => vec![path.to_owned()],
         None => ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).chain(find_program("busybox")).collect(),
     };
-    match candidates.iter().find(|path| is_static(path)) {
-        Some(path) => Ok(path.clone()),
-        None => {
-            let names: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
-            Err(NixDaemonError::NoStaticShell { looked_at: names.join(", ") })
-        }
-    }
+    candidates.iter().find(|path| is_static(path)).cloned().ok_or_else(|| {
+        let names: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
+        NixDaemonError::NoStaticShell { looked_at: names.join(", ") }
+    })
 }
 
 /// Whether this is an ELF program that asks for no interpreter (the dynamic linker).
 fn is_static(path: &Path) -> bool {
     let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(64 + 56 * PROGRAM_HEADERS_MAX as u64).read_to_end(&mut head));
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(64 + 56 * PROGRAM_HEADERS_MAX as u64).read_to_end(&mut head));
     read.is_ok() && has_interpreter(&head) == Some(false)
 }
 

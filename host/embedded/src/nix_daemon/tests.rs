@@ -20,7 +20,9 @@ fn options(directory: &TempDir) -> NixDaemonOptions {
 }
 
 fn derivation(name: &str, script: &str) -> String {
-    format!(r#"derivation {{ name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ''{script}'' ]; }}"#)
+    format!(
+        r#"derivation {{ name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ''{script}'' ]; }}"#
+    )
 }
 
 fn nix(daemon: &NixDaemon, program: &str, arguments: &[&str]) -> Command {
@@ -41,14 +43,16 @@ async fn it_builds_in_a_sandbox_and_keeps_its_store() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let daemon = NixDaemon::start(options(&directory)).await.expect("starts");
     let script = "ls / > $out; test ! -e /etc/shadow; test ! -e /usr; echo built";
-    let (worked, path, errors) = output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("t", script)])).await;
+    let (worked, path, errors) =
+        output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("t", script)])).await;
     assert!(worked, "{errors}");
     let file = directory.path().join("root").join(path.trim_start_matches('/'));
     let seen = std::fs::read_to_string(&file).expect("in the store's own root");
     assert!(!seen.contains("home") && !seen.contains("usr"), "{seen}");
     let (worked, ..) = output(nix(&daemon, "nix-store", &["--check-validity", &path])).await;
     assert!(worked);
-    let (worked, _, errors) = output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("f", "echo words; exit 3")])).await;
+    let (worked, _, errors) =
+        output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("f", "echo words; exit 3")])).await;
     assert!(!worked && errors.contains("exit code 3"), "{errors}");
 
     let second = NixDaemon::start(options(&directory)).await.expect_err("one at a time");
@@ -64,7 +68,10 @@ async fn it_builds_in_a_sandbox_and_keeps_its_store() {
 /// Starts a build that does not end by itself, and waits until it runs.
 async fn endless_build(daemon: &NixDaemon) -> Child {
     let expression = derivation("endless", "echo begun; while :; do sleep 1; done");
-    let mut client = nix(daemon, "nix-build", &["--no-out-link", "--expr", &expression]).stderr(Stdio::piped()).spawn().expect("spawns");
+    let mut client = nix(daemon, "nix-build", &["--no-out-link", "--expr", &expression])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawns");
     let mut lines = BufReader::new(client.stderr.take().expect("piped")).lines();
     while lines.next_line().await.expect("reads").expect("the build begins") != "begun" {}
     client
@@ -78,7 +85,8 @@ fn builds_running(directory: &TempDir) -> usize {
         .filter(|entry| {
             // A build in its sandbox has its root below the store's.
             std::fs::read_link(entry.path().join("root")).is_ok_and(|root| root.to_string_lossy().contains(&needle))
-                || std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&needle))
+                || std::fs::read(entry.path().join("cmdline"))
+                    .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&needle))
         })
         .count()
 }
@@ -101,7 +109,8 @@ async fn a_killed_daemon_is_started_again() {
     let pid = daemon.pid().expect("runs");
     kill_process(Pid::from_raw(pid).expect("not zero"), Signal::KILL).expect("ours to kill");
     assert_ne!(daemon.restarted_since(pid).await, None);
-    let (worked, _, errors) = output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("after", "echo > $out")])).await;
+    let (worked, _, errors) =
+        output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("after", "echo > $out")])).await;
     assert!(worked, "{errors}");
     daemon.stop().await;
 }
@@ -153,7 +162,8 @@ async fn what_a_killed_parent_leaves_is_cleared_away() {
 
     let daemon = NixDaemon::start(options(&directory)).await.expect("starts again");
     assert!(!client.wait().await.expect("ends").success());
-    let (worked, _, errors) = output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("next", "echo > $out")])).await;
+    let (worked, _, errors) =
+        output(nix(&daemon, "nix-build", &["--no-out-link", "--expr", &derivation("next", "echo > $out")])).await;
     assert!(worked, "{errors}");
     daemon.stop().await;
     assert_eq!(builds_running(&directory), 0);
@@ -168,7 +178,9 @@ async fn a_sandbox_that_does_not_work_is_said() {
     image.truncate(4096);
     std::fs::write(&not_a_shell, image).expect("writes");
     std::fs::set_permissions(&not_a_shell, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
-    let error = NixDaemon::start(NixDaemonOptions { shell: Some(not_a_shell), ..options(&directory) }).await.expect_err("refused");
+    let error = NixDaemon::start(NixDaemonOptions { shell: Some(not_a_shell), ..options(&directory) })
+        .await
+        .expect_err("refused");
     assert!(matches!(error, NixDaemonError::SandboxDoesNotWork { .. }), "{error}");
     assert_eq!(builds_running(&directory), 0, "nothing runs on");
 }

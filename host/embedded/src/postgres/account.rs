@@ -30,8 +30,11 @@ pub(crate) fn choose(configured: Option<&str>) -> Result<Option<Account>, Postgr
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let passwd = std::fs::read_to_string(PASSWD)
-        .map_err(|cause| PostgresError::Io { doing: "read", path: PathBuf::from(PASSWD), cause })?;
+    let passwd = std::fs::read_to_string(PASSWD).map_err(|cause| PostgresError::Io {
+        doing: "read",
+        path: PathBuf::from(PASSWD),
+        cause,
+    })?;
     let wanted: Vec<&str> = configured.map_or_else(|| USUAL_ACCOUNTS.to_vec(), |name| vec![name]);
     wanted
         .iter()

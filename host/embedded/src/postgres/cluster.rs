@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use super::account::{self, Account};
 use super::{PostgresError, ROLE};
+use crate::percent::percent_encoded;
 use crate::process::Incarnation;
 
 /// `sun_path` of unix(7) has 108 bytes with the final NUL.
@@ -79,7 +80,8 @@ impl Place {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             Err(cause) => return Err(failed("create", &self.socket_dir, cause)),
         }
-        let found = fs::symlink_metadata(&self.socket_dir).map_err(|cause| failed("examine", &self.socket_dir, cause))?;
+        let found =
+            fs::symlink_metadata(&self.socket_dir).map_err(|cause| failed("examine", &self.socket_dir, cause))?;
         let ourselves = rustix::process::geteuid().as_raw();
         let expected = self.account.as_ref().map_or(ourselves, |account| account.uid);
         if !found.is_dir() || (found.uid() != expected && found.uid() != ourselves) {
@@ -151,7 +153,10 @@ impl Place {
     /// Its id alone proves nothing, as ids are used again: a server stands in its data directory.
     pub(crate) async fn stop_left_over(&self) -> Result<(), PostgresError> {
         let Some(server) = self.left_over() else { return Ok(()) };
-        tracing::warn!(pid = server.pid.as_raw_nonzero(), "Stopping the PostgreSQL server that an earlier run left behind");
+        tracing::warn!(
+            pid = server.pid.as_raw_nonzero(),
+            "Stopping the PostgreSQL server that an earlier run left behind"
+        );
         for (signal, patience) in LEFT_OVER_PATIENCE {
             server.signal(signal);
             if server.ended_within(patience).await {
@@ -182,11 +187,17 @@ impl Place {
                 initdb.arg("--no-sync");
             }
             run("initdb", &mut initdb).await?;
-            append(&fresh.join("postgresql.conf"), "\n# Ours, written at every start.\ninclude_if_exists = 'harmonia.conf'\n")?;
+            append(
+                &fresh.join("postgresql.conf"),
+                "\n# Ours, written at every start.\ninclude_if_exists = 'harmonia.conf'\n",
+            )?;
             fs::rename(&fresh, &self.data).map_err(|cause| failed("rename", &fresh, cause))?;
             sync_dir(&self.root)?;
         }
-        self.write(&self.data.join("pg_hba.conf"), "# Whoever can enter the socket's directory is let in.\nlocal all all trust\n")?;
+        self.write(
+            &self.data.join("pg_hba.conf"),
+            "# Whoever can enter the socket's directory is let in.\nlocal all all trust\n",
+        )?;
         self.write(&self.data.join("harmonia.conf"), SETTINGS)
     }
 
@@ -218,7 +229,8 @@ impl Place {
     pub(crate) fn is_ready(&self, pid: i32) -> bool {
         fs::read_to_string(self.data.join("postmaster.pid")).is_ok_and(|text| {
             let lines: Vec<&str> = text.lines().map(str::trim).collect();
-            lines.first().is_some_and(|line| *line == pid.to_string()) && lines.get(7).is_some_and(|line| *line == "ready")
+            lines.first().is_some_and(|line| *line == pid.to_string())
+                && lines.get(7).is_some_and(|line| *line == "ready")
         })
     }
 }
@@ -262,16 +274,8 @@ fn quoted_list_item(path: &Path) -> String {
     format!("\"{}\"", path.display().to_string().replace('"', "\"\""))
 }
 
-/// Percent-encodes all but the unreserved characters of RFC 3986 and the slash, which stays readable in a query.
 pub(crate) fn url(socket_dir: &Path, database: &str) -> String {
-    let mut url = format!("postgres://{ROLE}@localhost/{database}?host=");
-    for byte in socket_dir.as_os_str().as_bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => url.push(char::from(*byte)),
-            other => url.push_str(&format!("%{other:02X}")),
-        }
-    }
-    url
+    format!("postgres://{ROLE}@localhost/{database}?host={}", percent_encoded(socket_dir.as_os_str().as_bytes()))
 }
 
 pub(crate) fn check_database_name(name: &str) -> Result<(), PostgresError> {

@@ -22,7 +22,7 @@ const STOP_PATIENCE: [(Signal, Duration); 3] = [
 ];
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(200);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(30);
-const LOG_CHECK_PERIOD: Duration = Duration::from_secs(60);
+const LOG_CHECK_PERIOD: Duration = Duration::from_mins(1);
 /// Seven files at most exist, one a weekday.
 const LOG_FILE_BYTES_MAX: u64 = 16 << 20;
 
@@ -81,7 +81,8 @@ impl Launcher {
         }
         // A group of its own: Ctrl-C at the terminal is for us, the server is stopped in its turn.
         command.process_group(0).stdin(Stdio::null()).stdout(output).stderr(errors);
-        let child = process::spawn(command).await.map_err(|cause| failed("start", &self.bin_dir.join("postgres"), cause))?;
+        let child =
+            process::spawn(command).await.map_err(|cause| failed("start", &self.bin_dir.join("postgres"), cause))?;
         let mut server = Server { child };
         if let Err(error) = self.until_ready(&mut server).await {
             server.stop().await;
@@ -99,7 +100,10 @@ impl Launcher {
                 return Err(PostgresError::EndedAtStart { status, output: self.last_words() });
             }
             if Instant::now() >= deadline {
-                return Err(PostgresError::StartTimeout { waited: self.options.start_timeout, output: self.last_words() });
+                return Err(PostgresError::StartTimeout {
+                    waited: self.options.start_timeout,
+                    output: self.last_words(),
+                });
             }
         }
         for database in &self.options.databases {

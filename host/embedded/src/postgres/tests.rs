@@ -24,7 +24,10 @@ fn options(directory: &TempDir) -> PostgresOptions {
 
 async fn psql(url: &str, statement: &str) -> String {
     let server = discover::discover(None, None).await.expect("installed");
-    let output = Command::new(server.bin_dir.join("psql")).args(["-X", "-A", "-t", "-q", "-d", url, "-c", statement]).output().await;
+    let output = Command::new(server.bin_dir.join("psql"))
+        .args(["-X", "-A", "-t", "-q", "-d", url, "-c", statement])
+        .output()
+        .await;
     let output = output.expect("psql runs");
     assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -93,7 +96,9 @@ async fn parent_process() {
     let Some(data_dir) = std::env::var_os("HARMONIA_TEST_POSTGRES_DIR") else { return };
     let postgres = PrivatePostgres::start(PostgresOptions::new(data_dir)).await.expect("starts");
     println!("server={} {}", postgres.pid().expect("runs"), postgres.url("harmonia"));
-    tokio::task::spawn_blocking(|| drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()))).await.expect("reads");
+    tokio::task::spawn_blocking(|| drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink())))
+        .await
+        .expect("reads");
 }
 
 #[tokio::test]
@@ -141,8 +146,11 @@ async fn a_server_that_outlived_its_parent_is_stopped_first() {
     command.current_dir("/").arg("-D").arg(&data).arg("-k").arg(&socket_dir).args(["-c", "listen_addresses="]);
     let mut left_over = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().expect("spawns");
     let id = left_over.id().expect("runs").cast_signed();
-    let is_up = || std::fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| text.starts_with(&id.to_string()) && text.contains("ready"));
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let is_up = || {
+        std::fs::read_to_string(data.join("postmaster.pid"))
+            .is_ok_and(|text| text.starts_with(&id.to_string()) && text.contains("ready"))
+    };
+    let deadline = std::time::Instant::now() + Duration::from_mins(1);
     while !is_up() {
         assert!(std::time::Instant::now() < deadline, "the left-over never came up");
         tokio::task::yield_now().await;
@@ -160,7 +168,9 @@ async fn a_server_that_outlived_its_parent_is_stopped_first() {
 async fn a_deep_data_directory_has_its_socket_elsewhere() {
     let directory = open_directory();
     let deep = directory.path().join("d".repeat(60)).join("with space, and comma").join("e".repeat(60));
-    let postgres = PrivatePostgres::start(PostgresOptions { durable: false, ..PostgresOptions::new(&deep) }).await.expect("starts");
+    let postgres = PrivatePostgres::start(PostgresOptions { durable: false, ..PostgresOptions::new(&deep) })
+        .await
+        .expect("starts");
     let socket_dir = postgres.socket_dir().to_owned();
     assert!(!socket_dir.starts_with(&deep), "{}", socket_dir.display());
     assert_eq!(psql(&postgres.url("harmonia"), "SHOW fsync").await, "off");
@@ -168,7 +178,8 @@ async fn a_deep_data_directory_has_its_socket_elsewhere() {
     std::fs::remove_dir(&socket_dir).expect("nothing is left in it");
 
     let odd = directory.path().join("q?a&b=%20");
-    let postgres = PrivatePostgres::start(PostgresOptions { durable: false, ..PostgresOptions::new(&odd) }).await.expect("starts");
+    let postgres =
+        PrivatePostgres::start(PostgresOptions { durable: false, ..PostgresOptions::new(&odd) }).await.expect("starts");
     assert_eq!(psql(&postgres.url("harmonia"), "SELECT 2").await, "2", "the URL names odd directories");
     postgres.stop().await;
 }
@@ -176,7 +187,8 @@ async fn a_deep_data_directory_has_its_socket_elsewhere() {
 #[tokio::test]
 async fn errors_say_what_to_do() {
     let directory = open_directory();
-    let refuse = async |options: PostgresOptions| PrivatePostgres::start(options).await.expect_err("refused").to_string();
+    let refuse =
+        async |options: PostgresOptions| PrivatePostgres::start(options).await.expect_err("refused").to_string();
 
     let text = refuse(PostgresOptions { bin_dir: Some("/nowhere/bin".into()), ..options(&directory) }).await;
     assert!(text.contains("/nowhere/bin") && text.contains("install"), "{text}");

@@ -54,7 +54,9 @@ impl S3Access for Gate {
                 .filter(|value| value.starts_with("AWS4-HMAC-SHA256"))
                 .and_then(|value| value.split_once("SignedHeaders="))
                 .map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim().to_owned())
-                .ok_or_else(|| s3_error!(AccessDenied, "only AWS Signature Version 4 is accepted, in header or query"))?,
+                .ok_or_else(|| {
+                    s3_error!(AccessDenied, "only AWS Signature Version 4 is accepted, in header or query")
+                })?,
         };
         for name in context.headers().keys() {
             // The digest of the body says nothing but what the body is, and is checked against it.

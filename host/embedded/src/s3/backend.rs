@@ -7,29 +7,31 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use harmonia_core::Clock;
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket, BucketLocationConstraint, Checksum, ChecksumMode, ChecksumType,
-    CommonPrefix, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket, BucketLocationConstraint, Checksum, ChecksumMode,
+    ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
     CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
-    DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, EncodingType, Error, GetBucketLocationInput, GetBucketLocationOutput,
-    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
-    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input, ListObjectsV2Output,
-    ListPartsInput, ListPartsOutput, MultipartUpload, Object, Part, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
-    UploadPartInput, UploadPartOutput,
+    DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, Error, GetBucketLocationInput, GetBucketLocationOutput,
+    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
+    ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, Part, PutObjectInput, PutObjectOutput,
+    StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
+use crate::percent::percent_encoded;
+
 use super::errors::disk;
 use super::folder::{Condition, Folder, Published};
 use super::keys::{self, KEY_BYTES_MAX};
-use super::list::{self, After, Found};
 use super::multipart::{self, Upload};
 use super::object_file::{Metadata, OpenObject};
+use super::page;
 use super::receive::{self, Promise};
 
 /// The bound of S3 for listings and bulk deletions.
-const PAGE_MAX: i32 = 1000;
+pub(crate) const PAGE_MAX: i32 = 1000;
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
 #[derive(Clone)]
@@ -40,7 +42,10 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// File operations block, so they run beside the asynchronous tasks.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Folder) -> S3Result<T> + Send + 'static) -> S3Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> S3Result<T> + Send + 'static,
+    ) -> S3Result<T> {
         let folder = Arc::clone(&self.folder);
         tokio::task::spawn_blocking(move || work(&folder)).await.map_err(|cause| s3_error!(cause, InternalError))?
     }
@@ -51,7 +56,8 @@ impl Backend {
 
     async fn need_bucket(&self, bucket: &str) -> S3Result<()> {
         let bucket = bucket.to_owned();
-        self.blocking(move |folder| if folder.bucket(&bucket).is_dir() { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }).await
+        self.blocking(move |folder| if folder.bucket(&bucket).is_dir() { Ok(()) } else { Err(s3_error!(NoSuchBucket)) })
+            .await
     }
 
     async fn open(&self, bucket: &str, key: &str) -> S3Result<OpenObject> {
@@ -72,20 +78,24 @@ fn need_key(key: &str) -> S3Result<()> {
     Err(s3_error!(KeyTooLongError, "a key has 1 to {KEY_BYTES_MAX} bytes"))
 }
 
-fn timestamp(nanoseconds: i64) -> Option<Timestamp> {
+pub(crate) fn timestamp(nanoseconds: i64) -> Option<Timestamp> {
     time::OffsetDateTime::from_unix_timestamp_nanos(nanoseconds.into()).ok().map(Timestamp::from)
 }
 
-fn etag(metadata: &Metadata) -> ETag {
+pub(crate) fn etag(metadata: &Metadata) -> ETag {
     ETag::Strong(metadata.etag.clone())
 }
 
-fn length(bytes: u64) -> i64 {
+pub(crate) fn length(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Which conditions a reader may set, and what S3 answers.
-fn check_reader(metadata: &Metadata, if_match: Option<&ETagCondition>, if_none_match: Option<&ETagCondition>) -> S3Result<()> {
+fn check_reader(
+    metadata: &Metadata,
+    if_match: Option<&ETagCondition>,
+    if_none_match: Option<&ETagCondition>,
+) -> S3Result<()> {
     let matches = |condition: &ETagCondition| match condition {
         ETagCondition::Any => true,
         ETagCondition::ETag(tag) => tag.value() == metadata.etag,
@@ -184,7 +194,8 @@ impl S3 for Backend {
         let mut content_range = None;
         if let Some(wanted) = &input.range {
             range = wanted.check(object.body_bytes).map_err(|cause| s3_error!(cause, InvalidRange))?;
-            content_range = Some(format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), object.body_bytes));
+            content_range =
+                Some(format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), object.body_bytes));
         }
         let sums = wants_checksum(input.checksum_mode.as_ref()).then_some(&object.metadata);
         let output = GetObjectOutput {
@@ -201,7 +212,8 @@ impl S3 for Backend {
             // The sum is of the whole: a client would compare it with the sum of the range.
             checksum_sha256: sums.filter(|_| input.range.is_none()).map(|metadata| metadata.checksum_sha256.clone()),
             checksum_type: sums.filter(|_| input.range.is_none()).map(checksum_type),
-            metadata: Some(object.metadata.user.clone().into_iter().collect()).filter(|map: &s3s::dto::Metadata| !map.is_empty()),
+            metadata: Some(object.metadata.user.clone().into_iter().collect())
+                .filter(|map: &s3s::dto::Metadata| !map.is_empty()),
             ..GetObjectOutput::default()
         };
         object.file.seek(SeekFrom::Start(range.start)).map_err(disk)?;
@@ -240,7 +252,10 @@ impl S3 for Backend {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
-    async fn delete_objects(&self, request: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let input = request.input;
         self.need_bucket(&input.bucket).await?;
         let objects = input.delete.objects;
@@ -275,66 +290,12 @@ impl S3 for Backend {
         }))
     }
 
-    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        let input = request.input;
-        self.need_bucket(&input.bucket).await?;
-        if input.delimiter.as_deref().is_some_and(|delimiter| !matches!(delimiter, "" | "/")) {
-            return Err(s3_error!(NotImplemented, "the only delimiter is the slash"));
-        }
-        let by_directory = input.delimiter.as_deref() == Some("/");
-        let page = input.max_keys.unwrap_or(PAGE_MAX).clamp(0, PAGE_MAX);
-        let after = match (&input.continuation_token, &input.start_after) {
-            (Some(token), _) => read_token(token)?,
-            (None, start_after) => After::Key(start_after.clone().unwrap_or_default().into_bytes()),
-        };
-        let url_encoded = input.encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
-        let text = move |bytes: &[u8]| if url_encoded { percent_encoded(bytes) } else { String::from_utf8_lossy(bytes).into_owned() };
-        let (bucket, prefix) = (input.bucket.clone(), input.prefix.clone().unwrap_or_default());
-        let (lines, contents, more) = self
-            .blocking(move |folder| {
-                let root = folder.bucket(&bucket);
-                let mut lines = list::list(&root, prefix.as_bytes(), after, by_directory, page as usize + 1).map_err(disk)?;
-                let more = page > 0 && lines.len() > page as usize;
-                lines.truncate(page as usize);
-                let mut contents = Vec::new();
-                for line in &lines {
-                    let Found::Key(key) = line else { continue };
-                    let opened = folder.open_object(&bucket, &String::from_utf8_lossy(key)).map_err(disk)?;
-                    // Deleted since the directory was read.
-                    let Some(object) = opened else { continue };
-                    contents.push(Object {
-                        key: Some(text(key)),
-                        size: Some(length(object.body_bytes)),
-                        e_tag: Some(etag(&object.metadata)),
-                        last_modified: timestamp(object.metadata.modified_ns),
-                        ..Object::default()
-                    });
-                }
-                Ok((lines, contents, more))
-            })
-            .await?;
-        let common: Vec<CommonPrefix> = lines
-            .iter()
-            .filter_map(|line| match line {
-                Found::CommonPrefix(prefix) => Some(CommonPrefix { prefix: Some(text(prefix)) }),
-                Found::Key(_) => None,
-            })
-            .collect();
-        Ok(S3Response::new(ListObjectsV2Output {
-            key_count: i32::try_from(contents.len() + common.len()).ok(),
-            next_continuation_token: lines.last().filter(|_| more).map(write_token),
-            is_truncated: Some(more),
-            contents: Some(contents),
-            common_prefixes: Some(common),
-            max_keys: Some(page),
-            name: Some(input.bucket),
-            prefix: input.prefix.map(|prefix| text(prefix.as_bytes())),
-            delimiter: input.delimiter,
-            continuation_token: input.continuation_token,
-            start_after: input.start_after.map(|after| text(after.as_bytes())),
-            encoding_type: input.encoding_type,
-            ..ListObjectsV2Output::default()
-        }))
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.need_bucket(&request.input.bucket).await?;
+        self.blocking(move |folder| page::list(folder, request.input)).await.map(S3Response::new)
     }
 
     async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
@@ -345,7 +306,7 @@ impl S3 for Backend {
             other => other.map_err(disk),
         })
         .await?;
-        Ok(S3Response::new(CreateBucketOutput { location: Some(location), ..CreateBucketOutput::default() }))
+        Ok(S3Response::new(CreateBucketOutput { location: Some(location) }))
     }
 
     async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
@@ -433,7 +394,9 @@ impl S3 for Backend {
         let checksum = received.checksum.clone();
         let now_ns = self.now_ns();
         let metadata = self
-            .blocking(move |folder| multipart::store_part(folder, &input.upload_id, input.part_number, received, now_ns))
+            .blocking(move |folder| {
+                multipart::store_part(folder, &input.upload_id, input.part_number, received, now_ns)
+            })
             .await?;
         Ok(S3Response::new(UploadPartOutput {
             e_tag: Some(etag(&metadata)),
@@ -579,32 +542,4 @@ fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
 
 fn checksum_type(metadata: &Metadata) -> ChecksumType {
     ChecksumType::from_static(if metadata.parts == 0 { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE })
-}
-
-/// A continuation token: the last line of the page before, opaque to clients.
-fn write_token(line: &Found) -> String {
-    let (kind, bytes) = match line {
-        Found::Key(key) => (b'k', key),
-        Found::CommonPrefix(prefix) => (b'p', prefix),
-    };
-    STANDARD.encode([&[kind], bytes.as_slice()].concat())
-}
-
-fn read_token(token: &str) -> S3Result<After> {
-    match STANDARD.decode(token).unwrap_or_default().split_first() {
-        Some((b'k', key)) => Ok(After::Key(key.to_vec())),
-        Some((b'p', prefix)) => Ok(After::Prefix(prefix.to_vec())),
-        _ => Err(s3_error!(InvalidArgument, "the continuation token is not one of ours")),
-    }
-}
-
-fn percent_encoded(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'/') {
-            text.push(char::from(*byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-        text
-    })
 }

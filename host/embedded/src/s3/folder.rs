@@ -55,7 +55,8 @@ impl Folder {
             fs::create_dir_all(&path).map_err(failed("create", &path))?;
         }
         let path = root.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(S3Error::InUse { folder: root.to_owned() }),
@@ -131,8 +132,8 @@ impl Folder {
             _ => None,
         };
         if let Condition::Present(tag) = condition {
-            let there = self.open_object(bucket, &metadata.key)?;
-            if !there.is_some_and(|object| tag.as_ref().is_none_or(|tag| *tag == object.metadata.etag)) {
+            let Some(there) = self.open_object(bucket, &metadata.key)? else { return Ok(Published::ConditionFailed) };
+            if tag.as_ref().is_some_and(|tag| *tag != there.metadata.etag) {
                 return Ok(Published::ConditionFailed);
             }
         }
@@ -140,11 +141,8 @@ impl Folder {
         let mut body = body.into_temp_path();
         for _ in 0..PRUNE_RACES_MAX {
             self.create_directories(&self.bucket(bucket), directory)?;
-            let placed = if *condition == Condition::Absent {
-                place_once(&body, &target)
-            } else {
-                fs::rename(&body, &target)
-            };
+            let placed =
+                if *condition == Condition::Absent { place_once(&body, &target) } else { fs::rename(&body, &target) };
             match placed {
                 Ok(()) => {
                     // The name is gone, and another one must not be removed in its stead.

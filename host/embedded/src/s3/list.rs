@@ -42,7 +42,13 @@ pub(crate) enum Found {
 }
 
 /// The first `limit` lines behind `after`. With `by_directory` the keys behind the next slash are one line.
-pub(crate) fn list(bucket: &Path, prefix: &[u8], after: After, by_directory: bool, limit: usize) -> io::Result<Vec<Found>> {
+pub(crate) fn list(
+    bucket: &Path,
+    prefix: &[u8],
+    after: After,
+    by_directory: bool,
+    limit: usize,
+) -> io::Result<Vec<Found>> {
     let (directory, base) = keys::deepest_directory(prefix);
     let mut walk = Walk { prefix, after, by_directory, limit, found: Vec::new() };
     walk.directory(&bucket.join(directory), &base)?;
@@ -70,8 +76,13 @@ impl Walk<'_> {
                     Kind::Object => self.found.push(Found::Key(full.clone())),
                     Kind::Directory if self.is_one_line(&full) => {
                         // Pruning may have left a directory without any object.
-                        let mut inside =
-                            Walk { prefix: self.prefix, after: self.after.clone(), by_directory: false, limit: 1, found: Vec::new() };
+                        let mut inside = Walk {
+                            prefix: self.prefix,
+                            after: self.after.clone(),
+                            by_directory: false,
+                            limit: 1,
+                            found: Vec::new(),
+                        };
                         inside.directory(&path.join(name), &full)?;
                         if !inside.found.is_empty() {
                             self.found.push(Found::CommonPrefix(full.clone()));
@@ -110,7 +121,8 @@ impl Walk<'_> {
             let excluded = match kind {
                 Kind::Object => !full.starts_with(self.prefix) || self.after.excludes_key(&full),
                 Kind::Directory => {
-                    !(full.starts_with(self.prefix) || self.prefix.starts_with(&full)) || self.after.excludes_all_of(&full)
+                    !(full.starts_with(self.prefix) || self.prefix.starts_with(&full))
+                        || self.after.excludes_all_of(&full)
                 }
             };
             if excluded || behind.is_some_and(|behind| full.as_slice() <= behind) {

@@ -85,7 +85,13 @@ pub(crate) fn all(folder: &Folder, bucket: &str) -> io::Result<Vec<(String, Uplo
     Ok(uploads)
 }
 
-pub(crate) fn store_part(folder: &Folder, id: &str, number: i32, received: Received, modified_ns: i64) -> S3Result<Metadata> {
+pub(crate) fn store_part(
+    folder: &Folder,
+    id: &str,
+    number: i32,
+    received: Received,
+    modified_ns: i64,
+) -> S3Result<Metadata> {
     let metadata = Metadata {
         etag: received.etag(),
         checksum_sha256: STANDARD.encode(received.sha256),
@@ -120,13 +126,20 @@ pub(crate) fn parts(folder: &Folder, id: &str, behind: i32, limit: usize) -> S3R
 fn open_part(path: &Path, number: i32) -> S3Result<StoredPart> {
     match fs::File::open(path.join(format!("{number:05}"))).and_then(OpenObject::read) {
         Ok(object) => Ok(StoredPart { number, object }),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(s3_error!(InvalidPart, "part {number} is not there")),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            Err(s3_error!(InvalidPart, "part {number} is not there"))
+        }
         Err(cause) => Err(disk(cause)),
     }
 }
 
 /// Puts the named parts together into one temporary file and completes the object's metadata.
-pub(crate) fn assemble(folder: &Folder, id: &str, upload: Upload, named: &[CompletedPart]) -> S3Result<(NamedTempFile, Metadata)> {
+pub(crate) fn assemble(
+    folder: &Folder,
+    id: &str,
+    upload: Upload,
+    named: &[CompletedPart],
+) -> S3Result<(NamedTempFile, Metadata)> {
     let path = directory(folder, id)?;
     let mut whole = folder.temporary().map_err(disk)?;
     let mut digest = Sha256::new();
@@ -145,11 +158,14 @@ pub(crate) fn assemble(folder: &Folder, id: &str, upload: Upload, named: &[Compl
             return Err(s3_error!(EntityTooSmall, "all parts but the last have at least 5 MiB"));
         }
         stored.file.seek(SeekFrom::Start(0)).map_err(disk)?;
-        let copied = io::copy(&mut io::Read::take(&mut stored.file, stored.body_bytes), whole.as_file_mut()).map_err(disk)?;
+        let copied =
+            io::copy(&mut io::Read::take(&mut stored.file, stored.body_bytes), whole.as_file_mut()).map_err(disk)?;
         if copied != stored.body_bytes {
             return Err(disk(io::ErrorKind::UnexpectedEof.into()));
         }
-        digest.update(STANDARD.decode(&stored.metadata.checksum_sha256).map_err(|cause| s3_error!(cause, InternalError))?);
+        digest.update(
+            STANDARD.decode(&stored.metadata.checksum_sha256).map_err(|cause| s3_error!(cause, InternalError))?,
+        );
     }
     if named.is_empty() {
         return Err(s3_error!(MalformedXML, "no part is named"));

@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let metadata = Metadata { key: "k".to_owned(), content_type: Some("text/plain".to_owned()), ..Metadata::default() };
+        let metadata =
+            Metadata { key: "k".to_owned(), content_type: Some("text/plain".to_owned()), ..Metadata::default() };
         let mut bytes = b"the body".to_vec();
         bytes.extend(metadata.to_trailer().expect("small"));
         let object = OpenObject::read(file_of(&bytes)).expect("reads");
@@ -107,7 +108,9 @@ mod tests {
 
     #[test]
     fn damage_is_noticed() {
-        for bytes in [&b""[..], b"short", &[0; 16], b"\xff\xff\xff\xff\xff\xff\xff\xffHCIobj01", b"\x05\0\0\0\0\0\0\0HCIobj01"] {
+        for bytes in
+            [&b""[..], b"short", &[0; 16], b"\xff\xff\xff\xff\xff\xff\xff\xffHCIobj01", b"\x05\0\0\0\0\0\0\0HCIobj01"]
+        {
             assert!(OpenObject::read(file_of(bytes)).is_err(), "{bytes:?}");
         }
     }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::config::{
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+};
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};
 use aws_sdk_s3::primitives::ByteStream;
@@ -15,9 +17,10 @@ use base64::engine::general_purpose::STANDARD;
 use harmonia_core::{Clock, SystemClock, Timestamp};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
 
 use super::*;
+
+mod killed;
 
 const ACCESS_KEY: &str = "AKtest";
 const SECRET_KEY: &str = "a secret of the tests";
@@ -158,11 +161,19 @@ async fn what_is_put_is_got_with_its_metadata() {
     assert_eq!(head.checksum_sha256(), Some(STANDARD.encode(Sha256::digest(&body)).as_str()));
     assert!(head.last_modified().is_some());
 
-    let tag = get_tag(&head.e_tag);
-    let not_modified =
-        world.client.get_object().bucket(BUCKET).key("log/x.drv").if_none_match(&tag).send().await.expect_err("not modified");
+    let tag = get_tag(head.e_tag.as_ref());
+    let not_modified = world
+        .client
+        .get_object()
+        .bucket(BUCKET)
+        .key("log/x.drv")
+        .if_none_match(&tag)
+        .send()
+        .await
+        .expect_err("not modified");
     assert_eq!(not_modified.raw_response().expect("answered").status().as_u16(), 304);
-    let other = world.client.get_object().bucket(BUCKET).key("log/x.drv").if_match("\"0-1\"").send().await.expect_err("other");
+    let other =
+        world.client.get_object().bucket(BUCKET).key("log/x.drv").if_match("\"0-1\"").send().await.expect_err("other");
     assert_eq!(other.code(), Some("PreconditionFailed"));
 
     // Without If-None-Match it is replaced, with a wrong If-Match it is not.
@@ -174,8 +185,8 @@ async fn what_is_put_is_got_with_its_metadata() {
     world.endpoint.stop().await;
 }
 
-fn get_tag(tag: &Option<String>) -> String {
-    tag.clone().expect("a tag")
+fn get_tag(tag: Option<&String>) -> String {
+    tag.cloned().expect("a tag")
 }
 
 #[tokio::test]
@@ -207,7 +218,9 @@ async fn a_presigned_put_is_what_it_was_signed_for() {
     assert_eq!(answer(sent).await, answered(403, "SignatureDoesNotMatch"), "another key");
     let bare = world.http.put(request.uri()).body(body.clone());
     assert_eq!(answer(bare).await, answered(403, "SignatureDoesNotMatch"), "without the signed headers");
-    let extra = request.headers().fold(world.http.put(request.uri()).body(body.clone()), |sent, (name, value)| sent.header(name, value));
+    let extra = request
+        .headers()
+        .fold(world.http.put(request.uri()).body(body.clone()), |sent, (name, value)| sent.header(name, value));
     let extra = extra.header("x-amz-meta-smuggled", "yes");
     assert_eq!(answer(extra).await, answered(403, "AccessDenied"), "an unsigned header");
     assert_eq!(world.get("nar/good").await, None, "nothing of all that is visible");
@@ -255,12 +268,16 @@ async fn a_presigned_request_expires() {
     assert_eq!(world.send(&second, b"b".to_vec()).await, answered(403, "AccessDenied"));
     assert_eq!(world.get("b").await, None);
     let past = PresigningConfig::builder()
-        .start_time(std::time::SystemTime::now() - Duration::from_secs(120))
-        .expires_in(Duration::from_secs(60))
+        .start_time(std::time::SystemTime::now() - Duration::from_mins(2))
+        .expires_in(Duration::from_mins(1))
         .build()
         .expect("valid");
     let request = world.client.get_object().bucket(BUCKET).key("a").presigned(past).await.expect("presigns");
-    assert_eq!(answer(world.http.get(request.uri())).await, answered(403, "AccessDenied"), "by the machine's clock too");
+    assert_eq!(
+        answer(world.http.get(request.uri())).await,
+        answered(403, "AccessDenied"),
+        "by the machine's clock too"
+    );
 }
 
 #[tokio::test]
@@ -288,7 +305,13 @@ async fn ranges_are_parts_of_the_whole() {
     let world = World::new().await;
     let body: Vec<u8> = (0..=255).collect();
     world.put("r", &body).await;
-    for (range, expected) in [("bytes=0-0", 0..1), ("bytes=10-19", 10..20), ("bytes=250-", 250..256), ("bytes=-6", 250..256), ("bytes=200-999", 200..256)] {
+    for (range, expected) in [
+        ("bytes=0-0", 0..1),
+        ("bytes=10-19", 10..20),
+        ("bytes=250-", 250..256),
+        ("bytes=-6", 250..256),
+        ("bytes=200-999", 200..256),
+    ] {
         let part = world.client.get_object().bucket(BUCKET).key("r").range(range).send().await.expect(range);
         assert_eq!(part.content_range(), Some(format!("bytes {}-{}/256", expected.start, expected.end - 1).as_str()));
         assert_eq!(part.body.collect().await.expect("a body").to_vec(), body[expected]);
@@ -319,8 +342,27 @@ async fn odd_keys_are_stored_listed_and_deleted() {
     let world = World::new().await;
     let long = "l".repeat(1024);
     let keys: BTreeSet<String> = [
-        "a", "a/b", "a/b/c", "a-b", "a.o", "a.d/x", "..", "../../etc/passwd", "/leading", "trailing/", "a//b", "with space+plus",
-        "ünïcödé/雪", "%41", "q?x=1&y=2", "star*", "back\\slash", ".", "./x", "nul-free\u{1}control", &long,
+        "a",
+        "a/b",
+        "a/b/c",
+        "a-b",
+        "a.o",
+        "a.d/x",
+        "..",
+        "../../etc/passwd",
+        "/leading",
+        "trailing/",
+        "a//b",
+        "with space+plus",
+        "ünïcödé/雪",
+        "%41",
+        "q?x=1&y=2",
+        "star*",
+        "back\\slash",
+        ".",
+        "./x",
+        "nul-free\u{1}control",
+        &long,
     ]
     .map(str::to_owned)
     .into();
@@ -341,7 +383,8 @@ async fn odd_keys_are_stored_listed_and_deleted() {
     assert_eq!(prefixes, ["a.d/", "a/"]);
     assert_eq!(lines.contents().iter().filter_map(|object| object.key()).collect::<Vec<_>>(), ["a", "a-b", "a.o"]);
 
-    let too_long = world.client.put_object().bucket(BUCKET).key("l".repeat(1025)).body(ByteStream::from_static(b"")).send().await;
+    let too_long =
+        world.client.put_object().bucket(BUCKET).key("l".repeat(1025)).body(ByteStream::from_static(b"")).send().await;
     assert_eq!(too_long.expect_err("too long").code(), Some("KeyTooLongError"));
     for key in keys.iter().filter(|key| *key != "a") {
         world.client.delete_object().bucket(BUCKET).key(key).send().await.expect("deletes");
@@ -381,7 +424,15 @@ async fn buckets_and_bulk_deletion() {
 #[tokio::test]
 async fn an_upload_in_parts() {
     let world = World::new().await;
-    let new = world.client.create_multipart_upload().bucket(BUCKET).key("big").content_type("x/y").send().await.expect("begins");
+    let new = world
+        .client
+        .create_multipart_upload()
+        .bucket(BUCKET)
+        .key("big")
+        .content_type("x/y")
+        .send()
+        .await
+        .expect("begins");
     let id = new.upload_id().expect("an id").to_owned();
     let parts = [vec![1u8; 5 << 20], vec![2u8; 7]];
     let mut named = Vec::new();
@@ -396,7 +447,7 @@ async fn an_upload_in_parts() {
             .part_number(number)
             .content_length(part.len() as i64)
             .checksum_sha256(&sum)
-            .presigned(PresigningConfig::expires_in(Duration::from_secs(60)).expect("valid"))
+            .presigned(PresigningConfig::expires_in(Duration::from_mins(1)).expect("valid"))
             .await
             .expect("presigns");
         let mut wrong = part.clone();
@@ -410,7 +461,9 @@ async fn an_upload_in_parts() {
         assert_eq!(part.size(), Some(bytes.len() as i64));
         let sum = STANDARD.encode(Sha256::digest(bytes));
         assert_eq!(part.checksum_sha256(), Some(sum.as_str()));
-        let part = CompletedPart::builder().part_number(part.part_number().expect("a number")).e_tag(get_tag(&part.e_tag));
+        let part = CompletedPart::builder()
+            .part_number(part.part_number().expect("a number"))
+            .e_tag(get_tag(part.e_tag.as_ref()));
         named.push(part.checksum_sha256(sum).build());
     }
     let uploads = world.client.list_multipart_uploads().bucket(BUCKET).send().await.expect("lists");
@@ -431,7 +484,8 @@ async fn an_upload_in_parts() {
     world.client.abort_multipart_upload().bucket(BUCKET).key("other").upload_id(id).send().await.expect("aborts");
     let gone = world.client.list_parts().bucket(BUCKET).key("other").upload_id(id).send().await.expect_err("aborted");
     assert_eq!(gone.code(), Some("NoSuchUpload"));
-    let escape = world.client.list_parts().bucket(BUCKET).key("other").upload_id("../buckets").send().await.expect_err("no id");
+    let escape =
+        world.client.list_parts().bucket(BUCKET).key("other").upload_id("../buckets").send().await.expect_err("no id");
     assert_eq!(escape.code(), Some("NoSuchUpload"));
     assert_eq!(std::fs::read_dir(world.folder.path().join("uploads")).expect("readable").count(), 0);
     assert_eq!(world.temporary_files(), 0);
@@ -454,106 +508,4 @@ async fn objects_outlive_the_endpoint() {
     let world = World { folder, endpoint, client, http };
     assert_eq!(world.get("kept").await.as_deref(), Some(&b"value"[..]));
     assert_eq!(world.temporary_files(), 0);
-}
-
-/// Not a test of its own: the endpoint in a process that `an_endpoint_killed_…` and `a_full_disk_…` start.
-#[tokio::test]
-async fn endpoint_process() {
-    let Some(folder) = std::env::var_os("HARMONIA_TEST_S3_FOLDER") else { return };
-    let endpoint = S3Endpoint::start(options(Path::new(&folder)), Arc::new(SystemClock)).await.expect("starts");
-    println!("endpoint={}", endpoint.url());
-    // Ends with its parent at the latest.
-    tokio::task::spawn_blocking(|| drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()))).await.expect("reads");
-}
-
-struct EndpointProcess {
-    child: tokio::process::Child,
-    url: String,
-}
-
-impl EndpointProcess {
-    /// `wrapper` is a shell command that runs its arguments.
-    async fn start(folder: &Path, wrapper: Option<&str>) -> Self {
-        let us = std::env::current_exe().expect("our path");
-        let mut command = match wrapper {
-            None => tokio::process::Command::new(&us),
-            Some(script) => {
-                let mut command = tokio::process::Command::new("unshare");
-                command.args(["--mount", "--map-root-user", "--", "sh", "-euc", script, "sh"]).arg(&us);
-                command
-            }
-        };
-        command.args(["--exact", "s3::tests::endpoint_process", "--nocapture"]).env("HARMONIA_TEST_S3_FOLDER", folder);
-        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("spawns");
-        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().expect("piped")));
-        let url = loop {
-            let line = lines.next_line().await.expect("reads").expect("prints its address");
-            if let Some((_, url)) = line.split_once("endpoint=") {
-                break url.to_owned();
-            }
-        };
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { child, url }
-    }
-}
-
-#[tokio::test]
-async fn an_endpoint_killed_in_the_middle_of_a_put_has_nothing_of_it() {
-    let folder = tempfile::tempdir().expect("temporary directory");
-    let mut process = EndpointProcess::start(folder.path(), None).await;
-    let signer = client(&process.url, SECRET_KEY, RequestChecksumCalculation::WhenRequired);
-    let body = vec![7u8; 8 << 20];
-    signer.put_object().bucket(BUCKET).key("whole").body(ByteStream::from(body.clone())).send().await.expect("puts");
-    let request = signer
-        .put_object()
-        .bucket(BUCKET)
-        .key("half")
-        .content_length(body.len() as i64)
-        .presigned(PresigningConfig::expires_in(Duration::from_secs(60)).expect("valid"))
-        .await
-        .expect("presigns");
-    let address = process.url.strip_prefix("http://").expect("plain");
-    let mut connection = TcpStream::connect(address).await.expect("connects");
-    let (_, target) = request.uri().split_once(address).expect("ours");
-    let mut head = format!("PUT {target} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n", body.len());
-    for (name, value) in request.headers().filter(|(name, _)| !matches!(*name, "host" | "content-length")) {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    connection.write_all(head.as_bytes()).await.expect("writes");
-    connection.write_all(b"\r\n").await.expect("writes");
-    connection.write_all(&body[..body.len() / 2]).await.expect("writes");
-    let temporary = folder.path().join("tmp");
-    let has_some = || std::fs::read_dir(&temporary).expect("readable").flatten().any(|file| file.metadata().is_ok_and(|m| m.len() > 1 << 20));
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while !has_some() {
-        assert!(std::time::Instant::now() < deadline, "the first half never arrived");
-        tokio::task::yield_now().await;
-    }
-    process.child.kill().await.expect("kills");
-    assert!(has_some(), "killed in the middle");
-
-    let endpoint = S3Endpoint::start(options(folder.path()), Arc::new(SystemClock)).await.expect("starts again");
-    let client = client(&endpoint.url(), SECRET_KEY, RequestChecksumCalculation::WhenRequired);
-    let world = World { folder, endpoint, client, http: reqwest::Client::new() };
-    assert_eq!(world.temporary_files(), 0);
-    assert_eq!(world.get("half").await, None);
-    assert_eq!(world.get("whole").await, Some(body));
-}
-
-#[tokio::test]
-async fn a_full_disk_is_said_and_leaves_nothing() {
-    let folder = tempfile::tempdir().expect("temporary directory");
-    let script = r#"mount -t tmpfs -o size=2m tmpfs "$HARMONIA_TEST_S3_FOLDER"; exec "$@""#;
-    let process = EndpointProcess::start(folder.path(), Some(script)).await;
-    let client = client(&process.url, SECRET_KEY, RequestChecksumCalculation::WhenRequired);
-    let put = |key: &'static str, size: usize| {
-        client.put_object().bucket(BUCKET).key(key).body(ByteStream::from(vec![1u8; size])).send()
-    };
-    put("fits", 1 << 20).await.expect("fits");
-    let error = put("too-big", 3 << 20).await.expect_err("does not fit");
-    assert_eq!(error.code(), Some("InsufficientStorage"));
-    assert_eq!(error.raw_response().expect("answered").status().as_u16(), 507);
-    assert!(client.head_object().bucket(BUCKET).key("too-big").send().await.is_err());
-    put("fits-too", 512 << 10).await.expect("what the failed one took is free again");
 }
