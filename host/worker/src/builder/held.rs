@@ -14,7 +14,7 @@ use super::spool::{AttemptLog, Spool};
 /// How often tails are written, when they changed.
 pub(super) const TAIL_PERIOD: Duration = Duration::from_millis(500);
 /// How often held claims are checked without a hint.
-pub(super) const VOID_CHECK_PERIOD: Duration = Duration::from_secs(5);
+pub(super) const VOID_CHECK_PERIOD: Duration = Duration::from_secs(3);
 
 /// Claims that this process holds now.
 #[derive(Debug, Default)]

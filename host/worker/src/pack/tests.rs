@@ -113,6 +113,28 @@ async fn names_that_are_no_text_cost_the_listing_only() {
     assert_eq!(packed.listing, None);
 }
 
+/// Most memory that this process ever had, in bytes.
+fn peak_memory_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of the kernel");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_path() {
+    let dir = tempfile::tempdir().expect("folder");
+    let root = dir.path().join("tree");
+    fs::create_dir(&root).expect("folder");
+    // A hole takes no disk, and is hashed and compressed like other bytes.
+    let size = 300 << 20;
+    fs::File::create(root.join("hole")).expect("file").set_len(size).expect("length");
+    let before = peak_memory_bytes();
+    let packed = pack(root, PackOptions::new(dir.path().to_owned(), 1 << 30)).await.expect("packs");
+    assert!(packed.nar_size > size && packed.file_size < 1 << 20);
+    let grown = peak_memory_bytes() - before;
+    assert!(grown < 64 << 20, "{grown} bytes more");
+}
+
 #[test]
 fn work_that_nobody_wants_ends_at_the_next_piece() {
     let dir = tempfile::tempdir().expect("folder");

@@ -101,6 +101,39 @@ async fn a_job_is_built_and_uploaded_with_its_log_and_nothing_is_left_over() {
 }
 
 #[tokio::test]
+async fn a_derivation_that_is_not_in_the_store_comes_from_the_cache_and_must_be_the_right_one() {
+    let world = World::new().await;
+    let drv = world.daemon.store.instantiate(&derivation("cached", "echo cached > $out"));
+    let file = physical_path(Some(&world.daemon.store.root()), &drv);
+    let text = std::fs::read(&file).expect("a .drv");
+    let jobs = world.queue(&[&drv]).await;
+    let mut daemon = world.daemon.client().connect().await.expect("connects");
+    daemon.collect_garbage(&GcRequest::delete(BTreeSet::from([drv.clone()]))).await.expect("deletes");
+    assert!(!file.exists());
+    let object = world.cache_dir.path().join(format!("drv/{}.zst", drv.base_name()));
+    std::fs::create_dir(object.parent().expect("folder")).expect("folder");
+    let forged = String::from_utf8(text.clone()).expect("text").replace("echo cached", "echo forged");
+    std::fs::write(&object, zstd::encode_all(forged.as_bytes(), 3).expect("zstd")).expect("file");
+
+    let options = world.options(Vec::new());
+    world.register(&options).await;
+    let Builder { node, .. } = Builder::new(options).expect("builder");
+    let job = world.claim(&node).await;
+    let slot = Slot::take(&node.slots);
+    super::super::job::run(Arc::clone(&node), job.clone(), slot, CancellationToken::new()).await;
+    let failure = world.recorded().failed[0].failure.clone();
+    assert_eq!(failure.kind, None);
+    assert!(failure.message.contains("its text was changed"), "{failure:?}");
+
+    std::fs::write(&object, zstd::encode_all(&text[..], 3).expect("zstd")).expect("file");
+    let slot = Slot::take(&node.slots);
+    super::super::job::run(Arc::clone(&node), job, slot, CancellationToken::new()).await;
+    let complete = world.recorded().completed[0].clone();
+    assert!(String::from_utf8_lossy(&world.object(&complete.outputs[0].info.file_hash)).contains("cached\n"));
+    assert_eq!(world.status(jobs[0]).await, JobStatus::Uploading);
+}
+
+#[tokio::test]
 async fn a_failed_build_is_told_to_the_signer_with_its_log() {
     let world = World::new().await;
     let drv = world.daemon.store.instantiate(&derivation("fails", "echo what went wrong; exit 7"));
@@ -283,8 +316,7 @@ async fn outputs_that_lost_against_published_ones_are_deleted() {
         (request.path == "/api/build-complete").then(|| Answer::json(&answer))
     });
     let running = Running::start(&world).await;
-    let file = physical_path(Some(&world.daemon.store.root()), &output);
-    until("it was built", || file.exists()).await;
+    until("it was built", || !world.recorded().slots.is_empty()).await;
     running.drain().await.expect("drains");
     let mut daemon = world.daemon.client().connect().await.expect("connects");
     assert!(!daemon.is_valid_path(&output).await.expect("answers"));
