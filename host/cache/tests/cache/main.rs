@@ -1,10 +1,8 @@
 //! The cache with its real parts: an S3 endpoint, PostgreSQL, Nix.
 
-
-
-
+mod crash;
+mod hostile;
 mod object_store;
 mod publish;
-
 mod support;
 mod world;

@@ -12,7 +12,7 @@ use harmonia_core::api::Source;
 use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, DrvFile, DrvUpload, Holder, LogBlob, OutputInfo, PathInfo, Slot, SlotsRequest,
 };
-use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, JobId, NodeId};
+use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, NodeId};
 use harmonia_db::testing::{TestDatabase, random_token};
 use harmonia_db::{
     AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject,
@@ -108,8 +108,27 @@ impl World {
     pub(crate) async fn insert(&self, drvs: &[&Drv], available: &[&Drv]) {
         let all: Vec<&Drv> = available.iter().chain(drvs).copied().collect();
         self.signer.drv_upload(&self.eval_token, self.drv_upload(&all)).await.expect("uploaded");
-        let attr = |drv: &&Drv| GraphAttr {
-            attr: drv.derivation.name.clone(),
+        let named: Vec<_> = drvs.iter().map(|drv| (*drv, drv.derivation.name.as_str())).collect();
+        self.insert_only(&named, available).await;
+    }
+
+    /// As [`World::insert`], with names for the attributes.
+    pub(crate) async fn insert_with_attrs(&self, drvs: &[(&Drv, &str)], available: &[&Drv]) {
+        let all: Vec<&Drv> = available.iter().copied().chain(drvs.iter().map(|(drv, _)| *drv)).collect();
+        self.signer.drv_upload(&self.eval_token, self.drv_upload(&all)).await.expect("uploaded");
+        self.insert_only(drvs, available).await;
+    }
+
+    /// Inserts derivations into the graph, whatever they say.
+    pub(crate) async fn insert_graph(&self, drvs: &[&Drv]) {
+        let named: Vec<_> = drvs.iter().map(|drv| (*drv, drv.derivation.name.as_str())).collect();
+        self.insert_only(&named, &[]).await;
+    }
+
+    async fn insert_only(&self, drvs: &[(&Drv, &str)], available: &[&Drv]) {
+        let all: Vec<&Drv> = available.iter().copied().chain(drvs.iter().map(|(drv, _)| *drv)).collect();
+        let attr = |(drv, name): &(&Drv, &str)| GraphAttr {
+            attr: (*name).to_owned(),
             result: AttrResult::Derivation { drv_path: drv.path.clone() },
         };
         let batch = GraphBatch {
@@ -132,7 +151,7 @@ impl World {
             let claimed = db.claim_jobs(&self.node, self.incarnation, &[job], &[token]).await.expect("claimed");
             for claimed in claimed {
                 if claimed.drv_path == drv.path {
-                    return Attempt { job: claimed.job, id: claimed.attempt, token: claimed.token };
+                    return Attempt { id: claimed.attempt, token: claimed.token };
                 }
                 db.release_attempt(claimed.attempt, &claimed.token, "not this one").await.expect("released");
             }
@@ -177,7 +196,6 @@ impl World {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
-    pub(crate) job: JobId,
     pub(crate) id: AttemptId,
     pub(crate) token: ClaimToken,
 }
