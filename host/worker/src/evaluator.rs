@@ -1,1 +1,4 @@
 //! The evaluator: claims evaluations, runs the engine, inserts the graph.
+
+mod engine;
+mod source;

@@ -93,6 +93,8 @@ impl TestDaemon {
     pub(crate) async fn start() -> Self {
         let store = TestStore::new();
         let socket = store.dir.path().join("socket");
+        // Two first connections to a store that is not there yet would trip over each other while making it.
+        store.run("nix-store", &["--init"]);
         let child = store
             .command("nix-daemon")
             .env_remove("NIX_REMOTE")
@@ -114,6 +116,11 @@ impl TestDaemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.store.dir.path().join("socket")
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills the processes that the daemon forked for its connections, as a crash would.

@@ -1,0 +1,245 @@
+//! One engine process, in its sandbox. Start at [`Process::start`]; dropping it kills it and everything it started.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use harmonia_sandbox::{Bind, Limits, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec, TextFile, User};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+
+use super::{Engine, EngineError};
+
+/// Longest line that is read as one; what lies beyond is dropped.
+const LINE_BYTES_MAX: usize = 32 << 20;
+/// Where the daemon's socket is inside.
+const SOCKET_INSIDE: &str = "/run/harmonia/daemon.socket";
+const HOME_INSIDE: &str = "/home/engine";
+/// Temporary files: fetched archives are unpacked there.
+const PRIVATE_BYTES: u64 = 4 << 30;
+/// Real user and group of the engine when we are root: ids that no distribution hands out, so that limits of processes
+/// are ours alone and the daemon does not trust it.
+const ENGINE_ID: u32 = 29_999;
+
+/// Where the engine runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Confinement {
+    /// Command of a sandbox helper (`harmonia-ci sandbox-exec`). `None`: no sandbox, for machines that cannot and
+    /// operators who said so; the store must be at `/nix/store` then.
+    pub(crate) helper: Option<Vec<OsString>>,
+    /// Socket of the store daemon on the host.
+    pub(crate) daemon_socket: PathBuf,
+    /// Where the files of `/nix/store` are on the host.
+    pub(crate) store_dir: PathBuf,
+    /// Whether the engine reaches the network (flake inputs that are not in the store).
+    pub(crate) network: bool,
+    /// Working directory and home when there is no sandbox.
+    pub(crate) scratch_dir: PathBuf,
+}
+
+/// A running engine process.
+pub(super) struct Process {
+    child: Child,
+    group: Option<rustix::process::Pid>,
+    pub(super) stdout: Lines<ChildStdout>,
+    pub(super) stderr: Lines<ChildStderr>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Exited(i32),
+    Signal(i32),
+}
+
+impl Process {
+    /// Starts `program` with this on its standard input.
+    pub(super) fn start(
+        engine: &Engine,
+        program: &Path,
+        arguments: Vec<OsString>,
+        input: String,
+    ) -> Result<Self, EngineError> {
+        let failed = |program: &Path| {
+            let program = program.to_owned();
+            |cause: io::Error| EngineError::Start { program, cause }
+        };
+        let mut header = Vec::new();
+        let mut command = match &engine.confinement.helper {
+            Some(helper) => {
+                let spec = specification(engine, program, &arguments);
+                header = spec.header().map_err(|error| EngineError::Sandbox(error.to_string()))?;
+                let mut command = Command::new(&helper[0]);
+                command.args(&helper[1..]).env_clear();
+                command
+            }
+            None => {
+                let mut command = Command::new(program);
+                let scratch = engine.confinement.scratch_dir.to_string_lossy();
+                command.args(&arguments).env_clear().current_dir(&engine.confinement.scratch_dir).envs(environment(
+                    engine,
+                    program,
+                    &engine.confinement.daemon_socket.to_string_lossy(),
+                    &scratch,
+                ));
+                command
+            }
+        };
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        let started = engine.confinement.helper.as_ref().map_or(program, |helper| Path::new(&helper[0]));
+        let mut child = command.spawn().map_err(failed(started))?;
+        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        let (Some(mut stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(failed(started)(io::Error::other("its standard streams are missing")));
+        };
+        // Beside reading, or a process that prints before it has read everything would wait for us, and we for it. That
+        // it ends without reading everything shows in how it ends.
+        tokio::spawn(async move {
+            if stdin.write_all(&header).await.is_ok() && stdin.write_all(input.as_bytes()).await.is_ok() {
+                drop(stdin.shutdown().await);
+            }
+        });
+        Ok(Self { child, group, stdout: Lines::new(stdout), stderr: Lines::new(stderr) })
+    }
+
+    /// Waits for its end. A sandbox that could not be set up is an error, for which `last_words` is the reason.
+    pub(super) async fn ended(&mut self, last_words: &str) -> Result<Ended, EngineError> {
+        let status: ExitStatus = self.child.wait().await.map_err(EngineError::Pipe)?;
+        match (status.code(), status.signal()) {
+            (Some(SETUP_FAILED_EXIT_CODE), _) if last_words.contains("sandbox: ") => {
+                Err(EngineError::Sandbox(last_words.replace("sandbox: ", "").trim().to_owned()))
+            }
+            (Some(code), _) => Ok(Ended::Exited(code)),
+            (None, signal) => Ok(Ended::Signal(signal.unwrap_or_default())),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // While the leader is not reaped its id, and so the group's, is its own.
+        if let (Some(group), Some(_)) = (self.group, self.child.id()) {
+            let _gone = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn environment(engine: &Engine, program: &Path, socket: &str, home: &str) -> Vec<(String, String)> {
+    let mut path = "/usr/local/bin:/usr/bin:/bin".to_owned();
+    if let Some(directory) = program.parent() {
+        path = format!("{}:{path}", directory.display());
+    }
+    let config = format!(
+        "experimental-features = nix-command flakes\nuse-registries = false\naccept-flake-config = false\n\
+         connect-timeout = 15\nallow-import-from-derivation = {}\n",
+        engine.allow_ifd
+    );
+    [
+        ("PATH", path.as_str()),
+        ("HOME", home),
+        ("TMPDIR", if engine.confinement.helper.is_some() { "/tmp" } else { home }),
+        ("LANG", "C.UTF-8"),
+        ("NIX_REMOTE", "daemon"),
+        ("NIX_DAEMON_SOCKET_PATH", socket),
+        ("NIX_CONFIG", config.as_str()),
+        // Neither the host's nor a user's settings (which may hold access tokens).
+        ("NIX_CONF_DIR", "/nonexistent"),
+        ("NIX_USER_CONF_FILES", ""),
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_TERMINAL_PROMPT", "0"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> SandboxSpec {
+    let confinement = &engine.confinement;
+    let mut spec = SandboxSpec {
+        binds: vec![
+            Bind::at(&confinement.store_dir, harmonia_nix::STORE_DIR),
+            Bind::at(&confinement.daemon_socket, SOCKET_INSIDE),
+        ],
+        files: vec![TextFile { path: "/etc/hostname".into(), text: "localhost\n".to_owned() }],
+        private: [HOME_INSIDE, "/tmp"]
+            .map(|path| PrivateDirectory { path: path.into(), size_bytes: PRIVATE_BYTES })
+            .to_vec(),
+        dev: true,
+        proc: true,
+        env: environment(engine, program, SOCKET_INSIDE, HOME_INSIDE).into_iter().collect(),
+        argv: std::iter::once(program.as_os_str())
+            .chain(arguments.iter().map(OsString::as_os_str))
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect(),
+        cwd: HOME_INSIDE.into(),
+        network: confinement.network,
+        limits: Limits {
+            memory_bytes: Some(engine.memory_bytes_max),
+            processes: Some(1_024),
+            open_files: Some(4_096),
+            file_bytes: Some(PRIVATE_BYTES),
+            ..Limits::default()
+        },
+        user: User { uid: ENGINE_ID, gid: ENGINE_ID },
+        ..SandboxSpec::default()
+    };
+    spec.add_system();
+    // An engine outside the system directories and the store (an own build, say): its directory.
+    let known = ["/usr", "/bin", harmonia_nix::STORE_DIR].iter().any(|place| program.starts_with(place));
+    if let (false, Some(directory)) = (known, program.parent()) {
+        spec.binds.push(Bind::same(directory));
+    }
+    spec
+}
+
+/// Lines of a stream, each of bounded length.
+pub(super) struct Lines<R> {
+    reader: BufReader<R>,
+}
+
+impl<R: tokio::io::AsyncRead + Unpin> Lines<R> {
+    fn new(stream: R) -> Self {
+        Self { reader: BufReader::with_capacity(64 << 10, stream) }
+    }
+
+    /// The next line without its end; `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, EngineError> {
+        read_line(&mut self.reader, LINE_BYTES_MAX).await.map_err(EngineError::Pipe)
+    }
+}
+
+async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    loop {
+        let available = reader.fill_buf().await?;
+        if available.is_empty() {
+            return Ok((!line.is_empty()).then_some(line));
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let piece = &available[..end.unwrap_or(available.len())];
+        let room = bytes_max.saturating_sub(line.len());
+        line.extend_from_slice(&piece[..piece.len().min(room)]);
+        let used = piece.len() + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_bounded() {
+        let mut reader = BufReader::with_capacity(3, &b"ab\n\ncdefghij\nkl"[..]);
+        let mut lines = Vec::new();
+        while let Some(line) = read_line(&mut reader, 4).await.expect("reads") {
+            lines.push(String::from_utf8(line).expect("text"));
+        }
+        assert_eq!(lines, ["ab", "", "cdef", "kl"]);
+    }
+}

@@ -1,0 +1,357 @@
+//! Checkouts by the git program. Start at [`checkout`].
+//!
+//! URL, branch, commit and the repository itself are hostile: git gets an empty environment, no configuration, no hooks,
+//! only the transports we allow, and never a value where it could be taken for an option.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+/// One git command may take this long; the evaluation's own timeout is usually shorter.
+const TIMEOUT: Duration = Duration::from_mins(30);
+const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+const BRANCH_BYTES_MAX: usize = 512;
+const URL_BYTES_MAX: usize = 4_096;
+
+/// How git is run.
+#[derive(Debug, Clone)]
+pub(crate) struct GitSources {
+    /// The program.
+    pub(crate) git: PathBuf,
+    /// Bare mirrors, one a repository, are kept here.
+    pub(crate) mirrors_dir: PathBuf,
+    /// Checkouts are made (and deleted) here.
+    pub(crate) scratch_dir: PathBuf,
+    /// Whether `file://` URLs may be fetched (demo, tests, local use).
+    pub(crate) allow_file_urls: bool,
+}
+
+/// Where a commit comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    /// A bundle that was sent to us, on this disk.
+    Bundle(PathBuf),
+    /// A URL.
+    Url(String),
+}
+
+/// The files of one commit, and what is known of it. Dropping it deletes them.
+#[derive(Debug)]
+pub(crate) struct Checkout {
+    pub(crate) dir: TempDir,
+    pub(crate) commit: String,
+    pub(crate) tree_hash: String,
+    /// First line of its message.
+    pub(crate) title: String,
+    pub(crate) author: String,
+    /// Committer's date, seconds since 1970.
+    pub(crate) committed_at_s: u64,
+}
+
+/// Why there is no checkout.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GitError {
+    /// A value that git must not see.
+    #[error("'{value}' is not {what}")]
+    Value { value: String, what: &'static str },
+    /// The program does not start.
+    #[error("could not run {program}: is git installed?")]
+    Start {
+        program: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    /// It took too long.
+    #[error("git {command} did not end within {} minutes", TIMEOUT.as_secs() / 60)]
+    Timeout { command: &'static str },
+    /// It failed; the text is its own.
+    #[error("git {command} failed: {message}")]
+    Failed { command: &'static str, message: String },
+    /// The directories.
+    #[error("could not prepare {}", path.display())]
+    Directory {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The repository does not have the commit.
+    #[error("the repository has no commit {commit} (branch {branch})")]
+    NoCommit { commit: String, branch: String },
+}
+
+/// Fetches one commit (the head of `branch` when none is named) and checks it out with its submodules.
+pub(crate) async fn checkout(
+    sources: &GitSources,
+    origin: &Origin,
+    commit: Option<&str>,
+    branch: &str,
+) -> Result<Checkout, GitError> {
+    if let Some(commit) = commit {
+        check_commit(commit)?;
+    }
+    check_branch(branch)?;
+    let dir = temporary(&sources.scratch_dir, "checkout-")?;
+    // A bundle comes once; a URL is fetched again and again.
+    let (repository, kept) = match origin {
+        Origin::Bundle(_) => {
+            let kept = temporary(&sources.scratch_dir, "bundle-")?;
+            (kept.path().to_owned(), Some(kept))
+        }
+        Origin::Url(url) => {
+            check_url(url, sources.allow_file_urls)?;
+            (sources.mirrors_dir.join(mirror_name(url)), None)
+        }
+    };
+    let git = Git { program: &sources.git, repository: &repository, allow_file: sources.allow_file_urls };
+    if !repository.join("HEAD").exists() {
+        make_directory(&repository)?;
+        git.run("init", ["init", "--bare", "--quiet", "."]).await?;
+    }
+    let commit = match origin {
+        Origin::Bundle(bundle) => git.from_bundle(bundle, commit, branch).await?,
+        Origin::Url(url) => git.from_url(url, commit, branch).await?,
+    };
+    let facts = git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", &commit]).await?;
+    let mut facts = facts.lines().map(str::to_owned);
+    let mut next = || facts.next().unwrap_or_default();
+    let (tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());
+    git.check_out(dir.path(), &commit, origin).await?;
+    drop(kept);
+    Ok(Checkout { dir, commit, tree_hash, title, author, committed_at_s })
+}
+
+struct Git<'a> {
+    program: &'a Path,
+    /// The bare repository.
+    repository: &'a Path,
+    allow_file: bool,
+}
+
+impl Git<'_> {
+    async fn from_bundle(&self, bundle: &Path, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
+        let bundle = bundle.as_os_str();
+        let everything = OsStr::new("+refs/*:refs/bundle/*");
+        // A bundle of a detached HEAD has no ref but that.
+        let head = OsStr::new("+HEAD:refs/bundle/HEAD");
+        let fetch = [OsStr::new("fetch"), OsStr::new("--quiet"), OsStr::new("--no-tags"), OsStr::new("--")];
+        let all: Vec<&OsStr> = fetch.iter().copied().chain([bundle, everything]).collect();
+        let tip: Vec<&OsStr> = fetch.iter().copied().chain([bundle, head]).collect();
+        let (all, tip) = (self.run_file("fetch", all).await, self.run_file("fetch", tip).await);
+        if let (Err(error), Err(_)) = (all, tip) {
+            return Err(error);
+        }
+        let wanted = match commit {
+            Some(commit) => commit.to_owned(),
+            None => format!("refs/bundle/heads/{branch}"),
+        };
+        self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
+    }
+
+    async fn from_url(&self, url: &str, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
+        if let Some(commit) = commit
+            && self.resolve(commit, commit, branch).await.is_ok()
+        {
+            return Ok(commit.to_owned());
+        }
+        let fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--"];
+        if let Some(commit) = commit {
+            // Forges and newer gits hand out any commit by its hash.
+            let exact = format!("+{commit}:refs/commits/{commit}");
+            let arguments: Vec<&str> = fetch.iter().copied().chain([url, &exact]).collect();
+            if self.run("fetch", arguments).await.is_ok() {
+                return self.resolve(commit, commit, branch).await;
+            }
+        }
+        let head = format!("+refs/heads/{branch}:refs/heads/{branch}");
+        let arguments: Vec<&str> = fetch.iter().copied().chain([url, &head]).collect();
+        self.run("fetch", arguments).await?;
+        let wanted = commit.map_or_else(|| format!("refs/heads/{branch}"), str::to_owned);
+        self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
+    }
+
+    /// The full hash of a commit that is here.
+    async fn resolve(&self, wanted: &str, commit: &str, branch: &str) -> Result<String, GitError> {
+        let name = format!("{wanted}^{{commit}}");
+        let found = self.run("rev-parse", ["rev-parse", "--verify", "--quiet", "--end-of-options", &name]).await;
+        match found.map(|text| text.trim().to_owned()) {
+            Ok(hash) if check_commit(&hash).is_ok() => Ok(hash),
+            _ => Err(GitError::NoCommit { commit: commit.to_owned(), branch: branch.to_owned() }),
+        }
+    }
+
+    async fn check_out(&self, dir: &Path, commit: &str, origin: &Origin) -> Result<(), GitError> {
+        let work = Git { repository: dir, ..*self };
+        work.run("init", ["init", "--quiet", "."]).await?;
+        let failed = |path: PathBuf| |cause| GitError::Directory { path, cause };
+        let alternates = dir.join(".git/objects/info/alternates");
+        let objects = std::fs::canonicalize(self.repository.join("objects")).map_err(failed(self.repository.to_owned()))?;
+        std::fs::write(&alternates, format!("{}\n", objects.display())).map_err(failed(alternates.clone()))?;
+        work.run("checkout", ["checkout", "--quiet", "--force", "--detach", commit]).await?;
+        if std::fs::symlink_metadata(dir.join(".gitmodules")).is_ok_and(|file| file.is_file()) {
+            if let Origin::Url(url) = origin {
+                // Relative submodule URLs are relative to this.
+                work.run("config", ["config", "remote.origin.url", url]).await?;
+            }
+            // Whatever the main repository may: a submodule never reads files of this machine.
+            let submodules = Git { allow_file: false, ..work };
+            submodules.run("submodule update", ["submodule", "--quiet", "update", "--init", "--recursive", "--force"]).await?;
+        }
+        let dir = dir.to_owned();
+        let place = dir.clone();
+        tokio::task::spawn_blocking(move || remove_git_directories(&dir))
+            .await
+            .map_err(|error| GitError::Directory { path: place.clone(), cause: std::io::Error::other(error) })?
+            .map_err(failed(place))
+    }
+
+    async fn run<I, S>(&self, command: &'static str, arguments: I) -> Result<String, GitError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.run_with(command, arguments, self.allow_file).await
+    }
+
+    /// For a bundle, which git takes for the transport of local files.
+    async fn run_file<I, S>(&self, command: &'static str, arguments: I) -> Result<String, GitError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.run_with(command, arguments, true).await
+    }
+
+    async fn run_with<I, S>(&self, name: &'static str, arguments: I, allow_file: bool) -> Result<String, GitError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let protocols = if allow_file { "https:http:ssh:git:file" } else { "https:http:ssh:git" };
+        let mut command = Command::new(self.program);
+        command
+            .current_dir(self.repository)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
+            .env("HOME", self.repository)
+            .env("LANG", "C.UTF-8")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_ASKPASS", "/bin/false")
+            .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
+            .env("GIT_ALLOW_PROTOCOL", protocols)
+            .env("GIT_CEILING_DIRECTORIES", self.repository.parent().unwrap_or(self.repository))
+            .env("GIT_LFS_SKIP_SMUDGE", "1");
+        for setting in [
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "core.autocrlf=false",
+            "core.symlinks=true",
+            "gc.auto=0",
+            "maintenance.auto=false",
+            "fetch.fsckObjects=false",
+            "protocol.ext.allow=never",
+            "safe.directory=*",
+            "advice.detachedHead=false",
+            "http.lowSpeedLimit=1000",
+            "http.lowSpeedTime=60",
+        ] {
+            command.args(["-c", setting]);
+        }
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        let mut child =
+            command.spawn().map_err(|cause| GitError::Start { program: self.program.to_owned(), cause })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let ended = tokio::time::timeout(TIMEOUT, async {
+            tokio::join!(read_bounded(stdout), read_bounded(stderr), child.wait())
+        });
+        let (stdout, stderr, status) = ended.await.map_err(|_| GitError::Timeout { command: name })?;
+        match status {
+            Ok(status) if status.success() => Ok(stdout),
+            _ => {
+                let message: String = stderr.trim().chars().take(4_000).collect();
+                Err(GitError::Failed { command: name, message })
+            }
+        }
+    }
+}
+
+async fn read_bounded(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else { return String::new() };
+    let mut bytes = Vec::new();
+    // The rest is read and dropped, so that git does not wait for us; what cannot be read is empty.
+    drop((&mut stream).take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes).await);
+    drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn check_commit(commit: &str) -> Result<(), GitError> {
+    let is_hash = matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_hash { Ok(()) } else { Err(refuse(commit, "a full commit hash (40 hexadecimal digits)")) }
+}
+
+/// The rules of git-check-ref-format(1), as far as they matter, and no option.
+fn check_branch(branch: &str) -> Result<(), GitError> {
+    let is_name = !branch.is_empty()
+        && branch.len() <= BRANCH_BYTES_MAX
+        && !branch.starts_with(['-', '/', '.'])
+        && !branch.ends_with(['/', '.'])
+        && !branch.ends_with(".lock")
+        && !["..", "//", "@{", "/."].iter().any(|bad| branch.contains(bad))
+        && !branch.contains(|character: char| character.is_control() || " ~^:?*[\\".contains(character));
+    if is_name { Ok(()) } else { Err(refuse(branch, "a branch name")) }
+}
+
+fn check_url(url: &str, allow_file: bool) -> Result<(), GitError> {
+    let parsed = url::Url::parse(url).ok().filter(|_| url.len() <= URL_BYTES_MAX && !url.contains(char::is_control));
+    let schemes: &[&str] =
+        if allow_file { &["https", "http", "ssh", "git", "file"] } else { &["https", "http", "ssh", "git"] };
+    match parsed {
+        Some(parsed) if schemes.contains(&parsed.scheme()) && !parsed.host_str().unwrap_or_default().starts_with('-') => Ok(()),
+        Some(_) if url.starts_with("file:") => Err(refuse(url, "a repository that may be fetched: file:// is not allowed here")),
+        _ => Err(refuse(url, "a git URL (https://, http://, ssh:// or git://)")),
+    }
+}
+
+fn refuse(value: &str, what: &'static str) -> GitError {
+    GitError::Value { value: value.chars().take(200).collect(), what }
+}
+
+/// One directory a URL, without a character that a URL could put there.
+fn mirror_name(url: &str) -> String {
+    let hash = harmonia_nix::Sha256Hash::of(url.as_bytes());
+    format!("{}.git", hash.to_base16().trim_start_matches("sha256:"))
+}
+
+fn temporary(place: &Path, prefix: &str) -> Result<TempDir, GitError> {
+    make_directory(place)?;
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir_in(place)
+        .map_err(|cause| GitError::Directory { path: place.to_owned(), cause })
+}
+
+fn make_directory(path: &Path) -> Result<(), GitError> {
+    std::fs::create_dir_all(path).map_err(|cause| GitError::Directory { path: path.to_owned(), cause })
+}
+
+/// `.git` directories (and the files that stand for them in submodules) are no part of a source tree.
+fn remove_git_directories(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        match (entry.file_name() == ".git", kind.is_dir()) {
+            (true, true) => std::fs::remove_dir_all(entry.path())?,
+            (true, false) => std::fs::remove_file(entry.path())?,
+            (false, true) => remove_git_directories(&entry.path())?,
+            (false, false) => {}
+        }
+    }
+    Ok(())
+}

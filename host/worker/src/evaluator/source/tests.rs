@@ -1,0 +1,163 @@
+//! Real repositories, friendly and hostile, checked out by the real git.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::*;
+
+struct Repositories {
+    dir: tempfile::TempDir,
+}
+
+impl Repositories {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("directory") }
+    }
+
+    fn git(&self, name: &str, arguments: &[&str]) -> String {
+        let output = Command::new("git")
+            .current_dir(self.dir.path().join(name))
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .env("GIT_AUTHOR_DATE", "1700000000 +0000")
+            .env("GIT_COMMITTER_DATE", "1700000000 +0000")
+            .args(["-c", "user.name=A. Uthor", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"])
+            .args(["-c", "init.defaultBranch=main"])
+            .args(arguments)
+            .output()
+            .expect("git runs");
+        assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    fn create(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir(&path).expect("directory");
+        self.git(name, &["init", "--quiet"]);
+        path
+    }
+
+    fn commit(&self, name: &str, title: &str) -> String {
+        self.git(name, &["add", "--all"]);
+        self.git(name, &["commit", "--quiet", "--allow-empty", "-m", title]);
+        self.git(name, &["rev-parse", "HEAD"])
+    }
+
+    fn sources(&self, allow_file_urls: bool) -> GitSources {
+        GitSources {
+            git: "git".into(),
+            mirrors_dir: self.dir.path().join("mirrors"),
+            scratch_dir: self.dir.path().join("scratch"),
+            allow_file_urls,
+        }
+    }
+
+    fn url(&self, name: &str) -> Origin {
+        Origin::Url(format!("file://{}", self.dir.path().join(name).display()))
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join(name), text).expect("file");
+}
+
+#[tokio::test]
+async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
+    let world = Repositories::new();
+    let dir = world.create("repo");
+    write(&dir, "a", "first");
+    let first = world.commit("repo", "first title\n\nand a body");
+    write(&dir, "a", "second");
+    std::os::unix::fs::symlink("a", dir.join("link")).expect("symlink");
+    let second = world.commit("repo", "second");
+
+    let sources = world.sources(true);
+    let old = checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("checks out");
+    assert_eq!(std::fs::read_to_string(old.dir.path().join("a")).expect("file"), "first");
+    assert!(!old.dir.path().join(".git").exists());
+    assert_eq!((old.title.as_str(), old.author.as_str(), old.committed_at_s), ("first title", "A. Uthor", 1_700_000_000));
+    assert_eq!(old.tree_hash, world.git("repo", &["rev-parse", &format!("{first}^{{tree}}")]));
+
+    let head = checkout(&sources, &world.url("repo"), None, "main").await.expect("checks out");
+    assert_eq!(head.commit, second);
+    assert_eq!(std::fs::read_link(head.dir.path().join("link")).expect("symlink"), Path::new("a"));
+
+    std::fs::remove_dir_all(&dir).expect("removes");
+    checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("from the mirror");
+    let error = checkout(&sources, &world.url("repo"), None, "main").await.expect_err("gone");
+    assert!(matches!(error, GitError::Failed { command: "fetch", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_commit_comes_from_a_bundle() {
+    let world = Repositories::new();
+    let dir = world.create("repo");
+    write(&dir, "a", "bundled");
+    let commit = world.commit("repo", "one");
+    let bundle = world.dir.path().join("x.bundle");
+    world.git("repo", &["bundle", "create", "--quiet", bundle.to_str().expect("text"), "HEAD"]);
+    let origin = Origin::Bundle(bundle.clone());
+    let checked_out = checkout(&world.sources(false), &origin, Some(&commit), "main").await.expect("checks out");
+    assert_eq!(std::fs::read_to_string(checked_out.dir.path().join("a")).expect("file"), "bundled");
+    let other = "0".repeat(40);
+    let error = checkout(&world.sources(false), &origin, Some(&other), "main").await.expect_err("not there");
+    assert!(matches!(error, GitError::NoCommit { .. }), "{error}");
+    std::fs::write(&bundle, "not a bundle").expect("file");
+    let error = checkout(&world.sources(false), &origin, Some(&commit), "main").await.expect_err("broken");
+    assert!(matches!(error, GitError::Failed { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn submodules_are_fetched_but_never_from_this_machine() {
+    let world = Repositories::new();
+    let inner = world.create("inner");
+    write(&inner, "secret", "of this machine");
+    world.commit("inner", "inner");
+    world.create("outer");
+    let url = format!("file://{}", inner.display());
+    world.git("outer", &["submodule", "--quiet", "add", &url, "stolen"]);
+    let commit = world.commit("outer", "outer");
+    let error = checkout(&world.sources(true), &world.url("outer"), Some(&commit), "main").await.expect_err("refused");
+    let message = error.to_string();
+    assert!(matches!(error, GitError::Failed { command: "submodule update", .. }), "{message}");
+    assert!(message.contains("transport 'file' not allowed"), "{message}");
+}
+
+#[tokio::test]
+async fn hostile_names_never_reach_git() {
+    let world = Repositories::new();
+    let sources = world.sources(false);
+    let good = Origin::Url("https://127.0.0.1:1/x".to_owned());
+    for branch in ["--upload-pack=touch /tmp/x", "", "a..b", "a b", "-x", "x.lock", "a\nb", "@{-1}", "a:b"] {
+        let error = checkout(&sources, &good, None, branch).await.expect_err(branch);
+        assert!(matches!(error, GitError::Value { .. }), "{branch}: {error}");
+    }
+    for commit in ["HEAD", "--all", "abc", &"g".repeat(40), &"A".repeat(40)] {
+        let error = checkout(&sources, &good, Some(commit), "main").await.expect_err(commit);
+        assert!(matches!(error, GitError::Value { .. }), "{commit}: {error}");
+    }
+    for url in ["ext::sh -c touch% /tmp/x", "file:///etc", "/etc", "--upload-pack=x", "ssh://-oProxyCommand=x/y", "fd::3"] {
+        let error = checkout(&sources, &Origin::Url(url.to_owned()), None, "main").await.expect_err(url);
+        assert!(matches!(error, GitError::Value { .. }), "{url}: {error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_leads_out_of_the_repository_is_refused() {
+    let dir = tempfile::tempdir().expect("directory");
+    assert_eq!(read_config(dir.path()).expect("default"), harmonia_core::project_config::ParsedConfig::default());
+    std::os::unix::fs::symlink("/etc/passwd", dir.path().join(".harmonia-ci.toml")).expect("symlink");
+    let error = read_config(dir.path()).expect_err("escapes");
+    assert!(matches!(error, ReadConfigError::Read { .. }), "{error}");
+    assert!(!format!("{error:?}").contains("root:"));
+
+    std::fs::remove_file(dir.path().join(".harmonia-ci.toml")).expect("removes");
+    write(dir.path(), "buildbot-nix.toml", "attribute = \"packages\"\n");
+    assert_eq!(read_config(dir.path()).expect("reads").config.attrs, [["packages"]]);
+    write(dir.path(), "ours", "attrs = [\"x\"]\n");
+    std::os::unix::fs::symlink("ours", dir.path().join(".harmonia-ci.toml")).expect("symlink");
+    assert_eq!(read_config(dir.path()).expect("a symlink within").config.attrs, [["x"]]);
+    write(dir.path(), "ours", "attrs = 1\n");
+    assert!(read_config(dir.path()).expect_err("malformed").to_string().starts_with(".harmonia-ci.toml:1:9"));
+}
