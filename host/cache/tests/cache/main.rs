@@ -2,7 +2,9 @@
 
 mod crash;
 mod hostile;
+mod nix;
 mod object_store;
 mod publish;
+mod reader;
 mod support;
 mod world;
