@@ -1,0 +1,9 @@
+//! The HTTP side against a real PostgreSQL, a real object store, the true signer and reader, and stock Nix as a client.
+
+mod api;
+mod cache;
+mod lifecycle;
+mod live;
+mod pages;
+mod upload;
+mod world;
