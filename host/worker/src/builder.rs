@@ -97,7 +97,9 @@ pub enum BuilderError {
         cause: std::io::Error,
     },
     /// The folder for garbage collector roots cannot be used.
-    #[error("the builder cannot use the store's folder for garbage collector roots in {dir}: it must be able to write there")]
+    #[error(
+        "the builder cannot use the store's folder for garbage collector roots in {dir}: it must be able to write there"
+    )]
     Roots {
         /// The state folder of the store.
         dir: PathBuf,
@@ -136,7 +138,11 @@ struct Node {
 }
 
 /// [`Builder::new`] and [`Builder::run`].
-pub async fn run(options: BuilderOptions, drain: CancellationToken, abort: CancellationToken) -> Result<(), BuilderError> {
+pub async fn run(
+    options: BuilderOptions,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) -> Result<(), BuilderError> {
     Builder::new(options)?.run(drain, abort).await
 }
 

@@ -199,7 +199,10 @@ fn pack_blocking(physical: &Path, options: &PackOptions, wanted: &AtomicBool) ->
         nar_size: parts.size,
         file_hash,
         file_size,
-        listing: parts.listing.and_then(|listing| serde_json::to_string(&listing).ok()).filter(|json| json.len() <= LISTING_BYTES_MAX),
+        listing: parts
+            .listing
+            .and_then(|listing| serde_json::to_string(&listing).ok())
+            .filter(|json| json.len() <= LISTING_BYTES_MAX),
     })
 }
 

@@ -69,8 +69,9 @@ impl StoreDaemon {
     pub async fn connect_with(&self, options: &ClientOptions) -> Result<Connection, ConnectError> {
         let socket = || self.socket.clone();
         let connect = async {
-            let stream =
-                UnixStream::connect(&self.socket).await.map_err(|cause| ConnectError::Socket { socket: socket(), cause })?;
+            let stream = UnixStream::connect(&self.socket)
+                .await
+                .map_err(|cause| ConnectError::Socket { socket: socket(), cause })?;
             let (reader, writer) = stream.into_split();
             let refused = |cause| ConnectError::Refused { socket: socket(), cause };
             let mut client = Client::connect(reader, writer).await.map_err(refused)?;

@@ -43,14 +43,7 @@ pub struct SubstituterOptions {
 impl SubstituterOptions {
     /// These caches and keys; the usual bounds.
     pub fn new(caches: Vec<Url>, trusted_keys: Vec<PublicKey>) -> Self {
-        Self {
-            caches,
-            trusted_keys,
-            nar_bytes_max: 64 << 30,
-            parallel_queries: 16,
-            parallel_fetches: 4,
-            retries: 2,
-        }
+        Self { caches, trusted_keys, nar_bytes_max: 64 << 30, parallel_queries: 16, parallel_fetches: 4, retries: 2 }
     }
 }
 
@@ -121,7 +114,9 @@ pub enum SubstituteError {
         cause: FetchError,
     },
     /// A cache has it, but without a signature of a trusted key.
-    #[error("{cache} offers {path} without a signature of a trusted key: add its key to the trusted ones or remove the cache")]
+    #[error(
+        "{cache} offers {path} without a signature of a trusted key: add its key to the trusted ones or remove the cache"
+    )]
     BadSignature {
         /// The path.
         path: StorePath,
@@ -216,7 +211,10 @@ fn verdict(path: &StorePath, caches: usize, errors: Vec<SubstituteError>) -> Sub
         SubstituteError::BadSignature { .. } => 2,
         _ => 3,
     };
-    errors.into_iter().min_by_key(rank).unwrap_or_else(|| SubstituteError::Missing { paths: vec![path.clone()], caches })
+    errors
+        .into_iter()
+        .min_by_key(rank)
+        .unwrap_or_else(|| SubstituteError::Missing { paths: vec![path.clone()], caches })
 }
 
 /// The first path, and how many more there are.

@@ -68,7 +68,13 @@ impl TestStore {
     }
 
     /// Writes a binary cache with the closure of `paths`, signed; returns the public key.
-    pub(crate) fn copy_to_cache(&self, cache: &Path, compression: &str, key_name: &str, paths: &[&StorePath]) -> String {
+    pub(crate) fn copy_to_cache(
+        &self,
+        cache: &Path,
+        compression: &str,
+        key_name: &str,
+        paths: &[&StorePath],
+    ) -> String {
         let secret = self.dir.path().join(format!("{key_name}.sec"));
         let public = self.dir.path().join(format!("{key_name}.pub"));
         if !secret.exists() {
@@ -127,7 +133,9 @@ impl TestDaemon {
     pub(crate) fn kill_connections(&self) {
         let children = format!("/proc/{0}/task/{0}/children", self.child.id());
         let children = std::fs::read_to_string(children).expect("children of the daemon");
-        for pid in children.split_whitespace().filter_map(|text| text.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        for pid in
+            children.split_whitespace().filter_map(|text| text.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+        {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
         }
     }
@@ -255,11 +263,8 @@ async fn serve(
         }
     }
     let answer = handler(request);
-    let head = format!(
-        "HTTP/1.1 {} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        answer.status,
-        answer.body.len()
-    );
+    let head =
+        format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.status, answer.body.len());
     stream.write_all(head.as_bytes()).await?;
     let sent = answer.cut_at.map_or(answer.body.len(), |cut| cut.min(answer.body.len()));
     stream.write_all(&answer.body[..sent]).await?;

@@ -181,7 +181,8 @@ mod tests {
     const CRASHED: &str =
         "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 11 (Segmentation fault)";
     /// What a build that wants to be tried again for ever could print.
-    const LIE: &str = "something else\nbuilder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 9";
+    const LIE: &str =
+        "something else\nbuilder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 9";
 
     #[test]
     fn every_status_is_permanent_or_tried_again() {

@@ -43,9 +43,9 @@ pub(super) async fn prepare(
         );
         return Err(permanent(FailureKind::Build, message).into());
     }
-    let add_root = |path| roots.add(path).map_err(|error| {
-        transient(format!("could not register a garbage collector root: {error}"))
-    });
+    let add_root = |path| {
+        roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))
+    };
     for path in basic.outputs.values().filter_map(|output| output.path()) {
         add_root(path)?;
     }
@@ -80,7 +80,9 @@ async fn fetch_derivation(node: &Node, path: &StorePath) -> Result<Derivation, T
     let packed = match node.substituter.own_object(&object, DRV_BYTES_MAX).await {
         Ok(Some(packed)) => packed,
         Ok(None) => return Err(transient(format!("{path} is not in the cache ({object})")).into()),
-        Err(error) => return Err(transient(format!("could not fetch {object} from the cache: {}", chain(&error))).into()),
+        Err(error) => {
+            return Err(transient(format!("could not fetch {object} from the cache: {}", chain(&error))).into());
+        }
     };
     let text = unpack(&packed).map_err(|error| transient(format!("could not unpack {object}: {error}")))?;
     Ok(Derivation::from_file(path, &text).map_err(|error| transient_error(&error))?)
@@ -106,7 +108,8 @@ async fn input_outputs(
     if drv_paths.is_empty() {
         return Ok(outputs);
     }
-    let known = persist(|| node.options.db.derivation_outputs(&drv_paths)).await.map_err(|error| transient_error(&error))?;
+    let known =
+        persist(|| node.options.db.derivation_outputs(&drv_paths)).await.map_err(|error| transient_error(&error))?;
     for (drv_path, name, path) in known {
         outputs.extend(path.map(|path| ((drv_path, name), path)));
     }
@@ -142,7 +145,9 @@ async fn validate(
     let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
     for _ in 0..VALIDATION_ROUNDS_MAX {
         for path in inputs {
-            roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))?;
+            roots
+                .add(path)
+                .map_err(|error| transient(format!("could not register a garbage collector root: {error}")))?;
         }
         let closure = local_closure(&mut daemon, inputs).await?;
         let wrong = wrong_paths(node, &closure).await?;
@@ -151,19 +156,26 @@ async fn validate(
         }
         for (path, local, canonical) in &wrong {
             tracing::warn!(%path, %local, %canonical, "A local path differs from the published one and is deleted");
-            let line = format!("[harmonia-ci: the local {path} differs from the published one ({local} instead of {canonical}), it is replaced]");
+            let line = format!(
+                "[harmonia-ci: the local {path} differs from the published one ({local} instead of {canonical}), it is replaced]"
+            );
             log.line(line.as_bytes());
         }
         // Our own roots would keep it alive.
         for path in inputs {
-            roots.remove(path).map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
+            roots
+                .remove(path)
+                .map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
         }
         let paths = wrong.into_iter().map(|(path, ..)| path).collect();
         daemon.collect_garbage(&GcRequest::delete(paths)).await.map_err(|error| {
             transient(format!("an input differs from the published one and cannot be replaced: {}", chain(&error)))
         })?;
     }
-    Err(transient("inputs that differ from the published ones keep coming back: does somebody else build into this store?").into())
+    Err(transient(
+        "inputs that differ from the published ones keep coming back: does somebody else build into this store?",
+    )
+    .into())
 }
 
 /// Every valid path of the closure of `inputs` with the hash that the local store has of it.
@@ -196,7 +208,8 @@ async fn wrong_paths(
     closure: &BTreeMap<StorePath, NarHash>,
 ) -> Result<Vec<(StorePath, String, String)>, Trouble> {
     let paths: Vec<StorePath> = closure.keys().cloned().collect();
-    let published = persist(|| node.options.db.canonical_paths(&paths)).await.map_err(|error| transient_error(&error))?;
+    let published =
+        persist(|| node.options.db.canonical_paths(&paths)).await.map_err(|error| transient_error(&error))?;
     let differs = |(local, published): (NarHash, &str)| published.parse::<NarHash>() != Ok(local);
     Ok(published
         .into_iter()

@@ -82,9 +82,10 @@ async fn steps(
     log: &OpenLog,
     usage: &mut AttemptUsage,
 ) -> Result<(), Trouble> {
-    let roots = node.roots.attempt(job.attempt).map_err(|error| {
-        transient(format!("could not register garbage collector roots: {error}"))
-    })?;
+    let roots = node
+        .roots
+        .attempt(job.attempt)
+        .map_err(|error| transient(format!("could not register garbage collector roots: {error}")))?;
     let derivation = inputs::prepare(node, job, &roots, log).await?;
     let began = Instant::now();
     let built = build::build(node, job, &derivation, log.shared()).await;
@@ -158,7 +159,9 @@ async fn release(node: &Node, job: &ClaimedJob) {
         Ok(Err(error)) => {
             tracing::warn!(attempt = %job.attempt, error = %chain(&error), "Could not give a job back while stopping");
         }
-        Err(_) => tracing::warn!(attempt = %job.attempt, "Could not give a job back while stopping: the database is away"),
+        Err(_) => {
+            tracing::warn!(attempt = %job.attempt, "Could not give a job back while stopping: the database is away");
+        }
     }
 }
 

@@ -24,7 +24,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// Logs are text: a low level is quick and nearly as small.
 const LOG_LEVEL: i32 = 3;
 /// Every file of the spool begins with one of these; what is found at start is from an older process.
-const PREFIXES: [&str; 3] = ["log-", "pack-", "drv-"];
+const PREFIXES: [&str; 2] = ["log-", "pack-"];
 
 /// The logs of all builds that run on this node.
 #[derive(Debug)]

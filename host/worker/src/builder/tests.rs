@@ -8,6 +8,10 @@ mod world;
 
 use std::time::Duration;
 
+use harmonia_db::{Db, DbError, DbOptions};
+
+use super::persist;
+
 /// An event that must come comes within this, also on a loaded machine; one that does not fails its test.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -55,4 +59,20 @@ fn derivation_with(name: &str, script: &str, more: &str) -> String {
         "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
          args = [ \"-c\" ''{script}'' ]; {more} }}"
     )
+}
+
+#[tokio::test]
+async fn database_calls_outlive_an_outage_but_not_a_refusal() {
+    let nowhere = DbOptions { url: "postgres://nobody@localhost/x?host=/no/such/socket".into(), max_connections: 1 };
+    let mut calls = 0;
+    let answer = persist(|| {
+        calls += 1;
+        let (nowhere, is_back) = (&nowhere, calls == 3);
+        async move { if is_back { Ok(7) } else { Db::connect(nowhere).await.map(|_| 0) } }
+    });
+    assert_eq!(answer.await.expect("the database came back"), 7);
+    assert_eq!(calls, 3);
+
+    let refused = persist(|| async { Err::<(), _>(DbError::StaleClaim) });
+    assert!(matches!(refused.await, Err(DbError::StaleClaim)));
 }

@@ -38,7 +38,8 @@ pub(super) async fn publish(
     let infos = output_infos(node, job, outputs.values().copied(), usage).await?;
     let mut packed = Vec::new();
     for (name, path) in &outputs {
-        let info = infos.get(*path).ok_or_else(|| transient(format!("output '{name}' is not valid after the build")))?;
+        let info =
+            infos.get(*path).ok_or_else(|| transient(format!("output '{name}' is not valid after the build")))?;
         let (wire, file) = pack_path(node, path, info).await?;
         packed.push((OutputInfo { name: (*name).to_owned(), info: wire }, file));
     }
@@ -50,10 +51,7 @@ pub(super) async fn publish(
     };
     let sources: Vec<UploadSource> = packed.iter().map(|(_, packed)| source(packed)).collect();
     let log_source = log.as_ref().map(|log| UploadSource::File(log.file.to_path_buf()));
-    node.signer
-        .upload(&job.token, &request, &sources, log_source.as_ref())
-        .await
-        .map_err(|error| of_signer(&error))?;
+    node.signer.upload(&job.token, &request, &sources, log_source.as_ref()).await.map_err(|error| of_signer(&error))?;
 
     let mut complete = BuildComplete {
         attempt: job.attempt,
@@ -63,8 +61,7 @@ pub(super) async fn publish(
         usage: *usage,
     };
     for _ in 0..EXTRA_ROUNDS_MAX {
-        let answer =
-            node.signer.build_complete(&job.token, &complete).await.map_err(|error| of_signer(&error))?;
+        let answer = node.signer.build_complete(&job.token, &complete).await.map_err(|error| of_signer(&error))?;
         match answer {
             BuildCompleteAnswer::Published => return Ok(()),
             BuildCompleteAnswer::Canonical { differs } => {
@@ -127,18 +124,16 @@ async fn pack_path(node: &Node, path: &StorePath, info: &types::PathInfo) -> Res
     if packed.nar_hash != info.nar_hash {
         return Err(changed(path));
     }
-    let wire = packed.path_info(
-        path,
-        info.references.iter().cloned(),
-        info.deriver.as_ref(),
-        info.content_address.as_ref(),
-    );
+    let wire =
+        packed.path_info(path, info.references.iter().cloned(), info.deriver.as_ref(), info.content_address.as_ref());
     Ok((wire, packed))
 }
 
 fn changed(path: &StorePath) -> Trouble {
-    transient(format!("{path} is not what the local store recorded: run `nix-store --verify --check-contents` on this node"))
-        .into()
+    transient(format!(
+        "{path} is not what the local store recorded: run `nix-store --verify --check-contents` on this node"
+    ))
+    .into()
 }
 
 /// A log that cannot be compressed (full disk) is no reason to throw a build away.
@@ -190,7 +185,8 @@ fn references_first(paths: Vec<PathInfo>) -> Vec<PathInfo> {
     let mut sorted = Vec::with_capacity(left.len());
     loop {
         let names: BTreeSet<String> = left.iter().map(|info| info.path.clone()).collect();
-        let is_ready = |info: &PathInfo| info.references.iter().all(|other| *other == info.path || !names.contains(other));
+        let is_ready =
+            |info: &PathInfo| info.references.iter().all(|other| *other == info.path || !names.contains(other));
         let (ready, waiting): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
         let is_stuck = ready.is_empty();
         sorted.extend(ready);
@@ -213,9 +209,14 @@ async fn drop_local(node: &Node, outputs: &BTreeMap<&str, &StorePath>, roots: &A
         // Failing shows below.
         let _ = roots.remove(path);
     }
-    tracing::info!(?paths, "Another build published these outputs first, with other content; the local ones are deleted");
+    tracing::info!(
+        ?paths,
+        "Another build published these outputs first, with other content; the local ones are deleted"
+    );
     let result = match node.daemon.connect().await {
-        Ok(mut daemon) => daemon.collect_garbage(&GcRequest::delete(paths)).await.map(drop).map_err(|error| chain(&error)),
+        Ok(mut daemon) => {
+            daemon.collect_garbage(&GcRequest::delete(paths)).await.map(drop).map_err(|error| chain(&error))
+        }
         Err(error) => Err(chain(&error)),
     };
     if let Err(error) = result {
@@ -241,7 +242,8 @@ mod tests {
             ca: None,
             listing: None,
         };
-        let order = |paths: Vec<PathInfo>| references_first(paths).into_iter().map(|info| info.path).collect::<Vec<_>>();
+        let order =
+            |paths: Vec<PathInfo>| references_first(paths).into_iter().map(|info| info.path).collect::<Vec<_>>();
         let paths = vec![info("a", &["b", "c", "elsewhere"]), info("b", &["b", "c"]), info("c", &[])];
         assert_eq!(order(paths), ["c", "b", "a"]);
         assert_eq!(order(vec![info("x", &["y"]), info("y", &["x"]), info("z", &[])]), ["z", "x", "y"]);

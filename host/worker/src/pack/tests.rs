@@ -47,7 +47,8 @@ async fn one_pass_gives_what_nix_and_zstd_give() {
         let unpacked = Command::new("zstd").args(["-d", "-c"]).arg(&packed.file).output().expect("zstd runs");
         assert!(unpacked.status.success() && unpacked.stdout == nar, "{threads} threads");
 
-        let listing: serde_json::Value = serde_json::from_str(packed.listing.as_deref().expect("listing")).expect("JSON");
+        let listing: serde_json::Value =
+            serde_json::from_str(packed.listing.as_deref().expect("listing")).expect("JSON");
         let entries = &listing["root"]["entries"];
         assert_eq!(entries["bin"]["entries"]["tool"]["executable"], true);
         assert_eq!(entries["link"]["target"], "bin/tool");

@@ -142,8 +142,7 @@ pub(super) async fn narinfo(
     trusted_keys: &[PublicKey],
 ) -> Result<Option<NarInfo>, SubstituteError> {
     let name = format!("{}.narinfo", path.hash_part());
-    let unavailable =
-        |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.clone(), cause };
+    let unavailable = |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.clone(), cause };
     let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.clone(), cause };
     let Some(bytes) = get_small(http, cache, &name, NARINFO_BYTES_MAX).await.map_err(unavailable)? else {
         return Ok(None);

@@ -134,7 +134,11 @@ struct Hashing<R> {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Hashing<R> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
         self.digest.lock().unwrap_or_else(PoisonError::into_inner).update(&buffer.filled()[before..]);
@@ -177,7 +181,11 @@ impl<R> Checked<R> {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Checked<R> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.is_over || buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }

@@ -112,7 +112,10 @@ async fn what_is_there_is_not_fetched_again_and_no_not_found_is_remembered() {
     let substituter = world.substituter(&daemon, &[&server]);
     let wanted = BTreeSet::from([world.top.clone()]);
     let error = substituter.substitute(&wanted).await.expect_err("not there yet");
-    assert!(matches!(&error, SubstituteError::Missing { paths, caches: 1 } if *paths == [world.top.clone()]), "{error:?}");
+    assert!(
+        matches!(&error, SubstituteError::Missing { paths, caches: 1 } if *paths == [world.top.clone()]),
+        "{error:?}"
+    );
 
     is_open.store(true, Ordering::SeqCst);
     let plan = substituter.plan(&wanted).await.expect("plan");

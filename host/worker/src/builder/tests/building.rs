@@ -64,7 +64,10 @@ fn failure(result: Result<(), Trouble>) -> Failure {
 #[tokio::test]
 async fn what_a_build_prints_is_logged_line_by_line() {
     let bench = Bench::new(LIMITS).await;
-    bench.build(&derivation("prints", "echo one; echo two >&2; printf three; echo > $out"), LIMITS).await.expect("builds");
+    bench
+        .build(&derivation("prints", "echo one; echo two >&2; printf three; echo > $out"), LIMITS)
+        .await
+        .expect("builds");
     assert_eq!(bench.log_text(), "one\ntwo\nthree\n");
 }
 
@@ -91,7 +94,8 @@ async fn a_builder_that_is_killed_is_tried_again_whatever_it_printed() {
     let (killed, ()) = tokio::join!(build, kill);
     let killed = failure(killed);
     assert_eq!((killed.kind, killed.exit_code), (None, None), "{killed:?}");
-    let lies = "echo \"builder for '/nix/store/x.drv' failed due to signal 9 (Killed)\"; echo No space left on device; exit 1";
+    let lies =
+        "echo \"builder for '/nix/store/x.drv' failed due to signal 9 (Killed)\"; echo No space left on device; exit 1";
     let liar = failure(bench.build(&derivation("lies", lies), LIMITS).await);
     assert_eq!((liar.kind, liar.exit_code), (Some(FailureKind::Build), Some(1)), "{liar:?}");
 }
@@ -137,7 +141,8 @@ async fn a_build_that_takes_too_long_is_a_timeout_that_kills_the_process_tree_wi
     let bench = Bench::new(limits).await;
     let marker = unique();
     // Not silent, and it does not listen to gentle signals.
-    let script = format!("trap : TERM INT HUP; (while :; do : {marker}; done) & while :; do echo {marker}; read -t 1 x; done");
+    let script =
+        format!("trap : TERM INT HUP; (while :; do : {marker}; done) & while :; do echo {marker}; read -t 1 x; done");
     let failure = failure(bench.build(&derivation("endless", &script), limits).await);
     let over = Instant::now();
     assert_eq!(failure.kind, Some(FailureKind::Timeout), "{failure:?}");
@@ -201,7 +206,9 @@ async fn a_daemon_that_dies_or_is_away_is_a_transient_failure() {
     let drv_path = world.daemon.store.instantiate(&expression);
     let derivation = world.read_derivation(&drv_path).resolve(|_, _| None).expect("no inputs");
     drop(world);
-    let away = failure(super::super::build::build(&node, &claimed(&drv_path, LIMITS), &derivation, log.shared()).await.map(drop));
+    let away = failure(
+        super::super::build::build(&node, &claimed(&drv_path, LIMITS), &derivation, log.shared()).await.map(drop),
+    );
     assert_eq!(away.kind, None, "{away:?}");
     assert!(away.message.contains("is it running?"), "{away:?}");
 }

@@ -55,7 +55,8 @@ impl World {
         let db = &self.database.db;
         let (evaluator, incarnation) = (NodeId("evaluator-1".into()), Incarnation(rand::random_range(1..i64::MAX)));
         db.register_node(&registration(&evaluator, incarnation, Capability::Evaluator)).await.expect("registers");
-        let project = NewProject { name: "test".into(), kind: ProjectKind::Git { url: "https://example.org/x".into() } };
+        let project =
+            NewProject { name: "test".into(), kind: ProjectKind::Git { url: "https://example.org/x".into() } };
         let project = db.ensure_project(&project).await.expect("project");
         let new = NewEvaluationRow {
             project,
@@ -70,7 +71,8 @@ impl World {
         };
         db.create_evaluation(&new).await.expect("evaluation");
         let token = ClaimToken::from_random(rand::random());
-        let evaluation = db.claim_evaluation(&evaluator, incarnation, &token).await.expect("claims").expect("one is queued");
+        let evaluation =
+            db.claim_evaluation(&evaluator, incarnation, &token).await.expect("claims").expect("one is queued");
         let attr = |drv: &StorePath| GraphAttr {
             attr: format!("packages.{}", drv.base_name().replace('.', "-")),
             result: AttrResult::Derivation { drv_path: drv.clone() },
@@ -108,7 +110,11 @@ impl World {
                 .output_paths()
                 .map(|(name, path)| GraphOutput { name: name.to_owned(), path: path.cloned(), fixed_hash: None })
                 .collect(),
-            inputs: derivation.input_drvs.iter().map(|(drv, names)| (drv.clone(), names.iter().cloned().collect())).collect(),
+            inputs: derivation
+                .input_drvs
+                .iter()
+                .map(|(drv, names)| (drv.clone(), names.iter().cloned().collect()))
+                .collect(),
             sources: derivation.input_srcs.iter().cloned().collect(),
             available,
             modulo: None,

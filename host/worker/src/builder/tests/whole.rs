@@ -51,7 +51,11 @@ impl Running {
 
     async fn abort(self) {
         self.abort.cancel();
-        tokio::time::timeout(Duration::from_secs(5), self.task).await.expect("stops within 5 s").expect("no panic").expect("stops");
+        tokio::time::timeout(Duration::from_secs(5), self.task)
+            .await
+            .expect("stops within 5 s")
+            .expect("no panic")
+            .expect("stops");
     }
 }
 
@@ -214,7 +218,10 @@ async fn abort_gives_jobs_back_within_5_s_and_drain_finishes_them() {
     assert!(no_files(world.spool_dir.path()) && no_files(&world.roots_dir()));
 
     // Claimed again by the next process, which is told to drain while it builds.
-    let slow = world.daemon.store.instantiate(&derivation("slow", "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; echo > $out"));
+    let slow = world
+        .daemon
+        .store
+        .instantiate(&derivation("slow", "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; echo > $out"));
     world.database.db.cancel_job(jobs[0], "test").await.expect("cancelled");
     world.queue(&[&slow]).await;
     let running = Running::start_with(&world, |options| options.incarnation = harmonia_core::Incarnation(2)).await;
@@ -237,6 +244,7 @@ async fn inputs_are_kept_from_the_garbage_collector_while_a_build_runs() {
     let jobs = world.queue_available(&[&input], &[&user]).await;
     let running = Running::start(&world).await;
     until("it runs", || !processes_with(&marker).is_empty()).await;
+    until("it printed", || running.spool.open_logs()[0].size() > 0).await;
     assert_eq!(running.spool.read(running.spool.open_logs()[0].attempt(), 0, 100).await.as_deref(), Some(&b"go\n"[..]));
     world.until_tail(jobs[0], b"go\n").await;
 

@@ -11,8 +11,8 @@ use harmonia_core::signer_api::{
     BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Slot, SlotsAnswer, SlotsRequest,
 };
 use harmonia_core::{AttemptId, ClaimToken, Incarnation, JobId, NodeId};
-use harmonia_db::{ClaimedJob, JobLimits};
 use harmonia_db::testing::TestDatabase;
+use harmonia_db::{ClaimedJob, JobLimits};
 use harmonia_nix::{Derivation, PublicKey, StorePath};
 
 use super::super::{Builder, BuilderOptions};
