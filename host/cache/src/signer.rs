@@ -28,6 +28,7 @@ mod slots;
 mod sources;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use harmonia_core::signer_api::{BuildCompleteAnswer, BuildFailedAnswer};
 use harmonia_core::{AttemptId, ClaimToken, Clock, SystemClock, TokenHash};
 use harmonia_db::Db;
-use harmonia_nix::{PublicKey, SecretKey, StorePath};
+use harmonia_nix::{DerivationOutput, PublicKey, SecretKey, StorePath};
 use quick_cache::sync::Cache;
 
 use crate::ObjectStore;
@@ -47,8 +48,13 @@ pub use probe::ProbeReport;
 /// Store requests that one call of a signer keeps under way.
 const PARALLEL_REQUESTS: usize = 16;
 
+/// Most derivations whose outputs are remembered.
+const OUTPUTS_MAX: usize = 20_000;
 /// Most answers kept for callers that ask again.
 const ANSWERS_MAX: usize = 10_000;
+
+/// Outputs of a derivation, by name.
+type Outputs = BTreeMap<String, DerivationOutput>;
 
 /// How an attempt ended.
 #[derive(Debug, Clone)]
@@ -112,6 +118,8 @@ struct Inner {
     options: SignerOptions,
     /// Looks at objects that are under way, by key.
     looks: Flights<objects::Look, objects::LookAnswer>,
+    /// What derivations make, as their `.drv` files say; read for every completion, and always the same.
+    outputs: Cache<StorePath, Arc<Outputs>>,
     /// How calls that ended an attempt were answered, for callers that did not get the answer: their token is void by then.
     /// Another signer does not know; to it, such a call is a stale one.
     answered: Cache<(AttemptId, TokenHash), Answered>,
@@ -135,6 +143,7 @@ impl Signer {
                 keys,
                 options,
                 looks: Flights::default(),
+                outputs: Cache::new(OUTPUTS_MAX),
                 answered: Cache::new(ANSWERS_MAX),
                 write_once: AtomicBool::new(true),
             };

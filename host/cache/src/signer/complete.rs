@@ -1,14 +1,14 @@
 //! A finished build: from "the bytes are up" to "the job succeeded".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use harmonia_core::ClaimToken;
 use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
-use harmonia_nix::{Derivation, StorePath};
+use harmonia_nix::StorePath;
 
 use super::{Answered, Signer};
-use super::error::SignError;
+use super::error::{Refusal, SignError};
 use super::publish::take_listings;
 use super::rows::{Row, new_path, rows_of};
 use super::rules::{self, CheckedOutput};
@@ -41,10 +41,10 @@ impl Signer {
         let listings = take_listings(outputs.iter_mut().map(|(_, upload)| upload).chain(&mut extras));
 
         let scope = self.db().attempt_scope(attempt, token).await?;
-        let derivation = self.require_derivation(&scope.drv_path).await?;
-        let outputs = rules::check_outputs(&scope.drv_path, &derivation, outputs)?;
+        let declared = self.require_outputs(&scope.drv_path).await?;
+        let outputs = rules::check_outputs(&scope.drv_path, &declared, outputs)?;
         rules::check_needed(outputs.iter().map(|output| &output.upload), &extras)?;
-        let extras = self.check_extras(extras).await?;
+        let extras = self.check_extras(&scope.drv_path, self.only_missing(extras).await?).await?;
 
         let all = || outputs.iter().chain(&extras).map(|checked| &checked.upload);
         let missing = self.closure_gate(all()).await?;
@@ -54,9 +54,13 @@ impl Signer {
         }
         let paths: Vec<StorePath> = all().map(|upload| upload.path.clone()).collect();
         let mut rows = self.rows(&paths).await?;
-        self.verify_uploads(&extras, &mut rows).await?;
-        self.verify_uploads(&outputs, &mut rows).await?;
-        let log_key = self.publish_log(&scope.drv_path, attempt, log).await;
+        // Boxed, as their states are large and short-lived.
+        Box::pin(self.verify_uploads(&extras, &mut rows)).await?;
+        // Neither needs the other; a build that is refused has a log all the same.
+        let verified = Box::pin(self.verify_uploads(&outputs, &mut rows));
+        let logged = Box::pin(self.publish_log(&scope.drv_path, attempt, log));
+        let (verified, log_key) = tokio::join!(verified, logged);
+        verified?;
 
         if !extras.is_empty() {
             let new: Vec<_> = extras.iter().map(|extra| new_path(&extra.upload)).collect();
@@ -77,24 +81,42 @@ impl Signer {
         Ok(answer)
     }
 
-    /// Whether a builder may upload these beside its outputs.
-    pub(super) async fn check_extras(&self, extras: Vec<Upload>) -> Result<Vec<CheckedOutput>, SignError> {
-        let mut derivers: BTreeMap<StorePath, Option<Derivation>> = BTreeMap::new();
+    /// Leaves out what some cache has already: there is nothing to add to that.
+    async fn only_missing(&self, mut extras: Vec<Upload>) -> Result<Vec<Upload>, SignError> {
+        if !extras.is_empty() {
+            let paths: Vec<StorePath> = extras.iter().map(|extra| extra.path.clone()).collect();
+            let missing = self.db().unavailable_references(&paths).await?;
+            extras.retain(|extra| missing.contains(&extra.path));
+        }
+        Ok(extras)
+    }
+
+    /// Whether a builder may upload these beside the outputs of its derivation.
+    pub(super) async fn check_extras(
+        &self,
+        drv_path: &StorePath,
+        extras: Vec<Upload>,
+    ) -> Result<Vec<CheckedOutput>, SignError> {
         let mut checked = Vec::with_capacity(extras.len());
+        let mut derivers: BTreeSet<StorePath> = BTreeSet::new();
         for mut upload in extras {
-            let derivation = match &upload.deriver {
+            let known = match &upload.deriver {
+                Some(deriver) => self.load_outputs(deriver).await?,
                 None => None,
-                Some(deriver) => {
-                    if !derivers.contains_key(deriver) {
-                        derivers.insert(deriver.clone(), self.load_derivation(deriver).await?);
-                    }
-                    derivers.get(deriver).and_then(Option::as_ref)
-                }
             };
-            let binding = rules::check_extra(&mut upload, derivation)?;
+            let binding = rules::check_extra(&mut upload, known.as_deref())?;
+            derivers.extend(upload.deriver.clone());
             checked.push(CheckedOutput { upload, binding });
         }
-        Ok(checked)
+        // What an output refers to was there when it was built: it comes from the inputs, not from anywhere.
+        let strange = self.outside_of_closure(drv_path, derivers).await?;
+        match checked.iter().find(|extra| extra.upload.deriver.as_ref().is_some_and(|drv| strange.contains(drv))) {
+            None => Ok(checked),
+            Some(extra) => {
+                let why = "not made by anything that this build depends on";
+                Err(Refusal::NotCovered { path: extra.upload.path.clone(), why }.into())
+            }
+        }
     }
 
     /// Fails unless the objects that will be named in narinfos are there: the declared ones, or those of rows that were

@@ -4,7 +4,8 @@
 //! recomputed. Everything else a signer decides about outputs goes back to these objects, not to what evaluators wrote
 //! into the graph.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -17,15 +18,19 @@ use harmonia_nix::{Derivation, StorePath};
 use super::error::{NotUploaded, ObjectDifference, Refusal, SignError};
 use super::rows::invalid_row;
 use super::wire::{self, SentDerivation};
-use super::{PARALLEL_REQUESTS, Signer};
+use super::{Outputs, PARALLEL_REQUESTS, Signer};
 use crate::{ObjectError, PutOptions, PutOutcome, keys};
 
 /// Derivations compress well at any level; they are read by builders only.
 const ZSTD_LEVEL: i32 = 3;
 
+/// Most derivations looked at below one.
+const CLOSURE_MAX: u64 = 50_000;
+
 struct Checked {
     path: StorePath,
     text: Vec<u8>,
+    outputs: Outputs,
     modulo: ModuloHash,
 }
 
@@ -55,12 +60,13 @@ impl Signer {
             stream::iter(stores).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
         let stored = are_new.into_iter().filter(|is_new| *is_new).count();
         // Last: a hash that is known implies that the object was stored.
-        let modulos: Vec<(StorePath, String)> = checked
-            .into_iter()
-            .zip(were_known)
-            .filter(|(_, was_known)| !was_known)
-            .map(|(derivation, _)| (derivation.path, derivation.modulo.to_string()))
-            .collect();
+        let mut modulos: Vec<(StorePath, String)> = Vec::new();
+        for (derivation, was_known) in checked.into_iter().zip(were_known) {
+            if !was_known {
+                modulos.push((derivation.path.clone(), derivation.modulo.to_string()));
+            }
+            self.inner.outputs.insert(derivation.path, Arc::new(derivation.outputs));
+        }
         if !modulos.is_empty() {
             self.db().store_drv_modulo(&modulos).await?;
         }
@@ -99,8 +105,41 @@ impl Signer {
         Ok(self.store().put(&key, Bytes::from(compressed), options).await? == PutOutcome::Stored)
     }
 
-    /// Reads a derivation that some signer stored before; `None` when there is none.
-    pub(super) async fn load_derivation(&self, path: &StorePath) -> Result<Option<Derivation>, SignError> {
+    /// The outputs of a derivation that some signer stored before; `None` when there is none.
+    pub(super) async fn load_outputs(&self, path: &StorePath) -> Result<Option<Arc<Outputs>>, SignError> {
+        if let Some(outputs) = self.inner.outputs.get(path) {
+            return Ok(Some(outputs));
+        }
+        let Some(derivation) = self.load_derivation(path).await? else { return Ok(None) };
+        let outputs = Arc::new(derivation.outputs);
+        self.inner.outputs.insert(path.clone(), Arc::clone(&outputs));
+        Ok(Some(outputs))
+    }
+
+    /// Which of `wanted` are not below `root`, by the `.drv` files themselves.
+    pub(super) async fn outside_of_closure(
+        &self,
+        root: &StorePath,
+        mut wanted: BTreeSet<StorePath>,
+    ) -> Result<BTreeSet<StorePath>, SignError> {
+        let mut seen = BTreeSet::from([root.clone()]);
+        let mut frontier = vec![root.clone()];
+        while !wanted.is_empty() && !frontier.is_empty() {
+            let loads: Vec<_> = frontier.iter().map(|path| self.load_derivation(path)).collect();
+            let loaded: Vec<_> = stream::iter(loads).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
+            frontier.clear();
+            for input in loaded.into_iter().flatten().flat_map(|derivation| derivation.input_drvs.into_keys()) {
+                wanted.remove(&input);
+                if seen.insert(input.clone()) {
+                    frontier.push(input);
+                }
+            }
+            wire::bound("derivations below one", seen.len() as u64, CLOSURE_MAX)?;
+        }
+        Ok(wanted)
+    }
+
+    async fn load_derivation(&self, path: &StorePath) -> Result<Option<Derivation>, SignError> {
         let key = keys::derivation(path);
         let Some(compressed) = self.store().get_bytes(&key, DRV_BYTES_MAX).await? else { return Ok(None) };
         let path = path.clone();
@@ -115,10 +154,10 @@ impl Signer {
         blocking(parse).await
     }
 
-    /// As [`Signer::load_derivation`], of one that must be there.
-    pub(super) async fn require_derivation(&self, path: &StorePath) -> Result<Derivation, SignError> {
+    /// As [`Signer::load_outputs`], of a derivation that must be there.
+    pub(super) async fn require_outputs(&self, path: &StorePath) -> Result<Arc<Outputs>, SignError> {
         let missing = || NotUploaded { key: keys::derivation(path), reason: ObjectDifference::Missing };
-        self.load_derivation(path).await?.ok_or_else(|| SignError::NotUploaded(vec![missing()]))
+        self.load_outputs(path).await?.ok_or_else(|| SignError::NotUploaded(vec![missing()]))
     }
 }
 
@@ -162,7 +201,7 @@ fn check(
             cause => Refusal::DerivationOutputs { path: path.clone(), cause },
         })?;
         modulos.insert(path.clone(), verified.modulo);
-        checked.push(Checked { path, text, modulo: verified.modulo });
+        checked.push(Checked { path, text, outputs: derivation.outputs, modulo: verified.modulo });
     }
     Ok(checked)
 }

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use harmonia_nix::store_path::References;
-use harmonia_nix::{ContentAddress, ContentAddressMethod, Derivation, Hash, HashAlgorithm, StorePath};
+use harmonia_nix::{ContentAddress, ContentAddressMethod, Hash, HashAlgorithm, StorePath};
 
-use super::Verify;
 use super::error::{ObjectDifference, Refusal};
 use super::wire::{Object, Upload};
+use super::{Outputs, Verify};
 use crate::ObjectHead;
 
 /// What there is of a declared object.
@@ -98,7 +98,7 @@ pub(super) struct CheckedOutput {
 /// Deriver and content address are set from the derivation, whatever the builder said of them.
 pub(super) fn check_outputs(
     drv_path: &StorePath,
-    derivation: &Derivation,
+    declared: &Outputs,
     uploads: Vec<(String, Upload)>,
 ) -> Result<Vec<CheckedOutput>, Refusal> {
     let refuse = |problem: String| Refusal::Outputs { derivation: drv_path.clone(), problem };
@@ -111,7 +111,7 @@ pub(super) fn check_outputs(
         by_name
     };
     let mut checked = Vec::with_capacity(uploads.len());
-    for (name, output) in &derivation.outputs {
+    for (name, output) in declared {
         let Some(path) = output.path() else {
             return Err(Refusal::Floating { derivation: drv_path.clone(), output: name.clone() });
         };
@@ -130,11 +130,11 @@ pub(super) fn check_outputs(
     }
 }
 
-/// What a builder may upload beside its outputs: the output of a derivation we know (given here when its deriver is
-/// one), or a source.
-pub(super) fn check_extra(upload: &mut Upload, deriver: Option<&Derivation>) -> Result<Option<Binding>, Refusal> {
-    let outputs = deriver.into_iter().flat_map(|derivation| derivation.outputs.values());
-    match outputs.into_iter().find(|output| output.path() == Some(&upload.path)) {
+/// What a builder may upload beside its outputs: the output of a derivation we know (given here with all that its
+/// deriver makes), or a source.
+pub(super) fn check_extra(upload: &mut Upload, known: Option<&Outputs>) -> Result<Option<Binding>, Refusal> {
+    let mut outputs = known.into_iter().flat_map(Outputs::values);
+    match outputs.find(|output| output.path() == Some(&upload.path)) {
         Some(output) => {
             upload.ca = output.fixed_address().copied();
             upload.ca.map(|address| check_binding(upload, address)).transpose()

@@ -38,8 +38,8 @@ impl Signer {
             Holder::Attempt(attempt) => {
                 let scope = self.db().attempt_scope(attempt, token).await?;
                 let outputs: Vec<&StorePath> = scope.outputs.values().flatten().collect();
-                let extras = uploads.iter().filter(|upload| !outputs.contains(&&upload.path)).cloned();
-                self.check_extras(extras.collect()).await?;
+                let extras = uploads.iter().filter(|upload| !outputs.contains(&&upload.path)).cloned().collect();
+                self.check_extras(&scope.drv_path, extras).await?;
                 Some(keys::attempt_log(&scope.drv_path, attempt))
             }
             Holder::Evaluation(evaluation) => {

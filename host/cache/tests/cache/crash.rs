@@ -59,7 +59,8 @@ async fn a_completion_may_end_anywhere() {
         let (out, dev) = (Nar::file(&format!("out {polls}")), Nar::file("dev"));
         let (attempt, call) = world.built(&drv, &[("out", &out, &[]), ("dev", &dev, &[])]).await;
         let first = world.second_signer();
-        let completed = poll_times(first.build_complete(&attempt.token, call.clone()), polls).await;
+        let completion = Box::pin(first.build_complete(&attempt.token, call.clone()));
+        let completed = poll_times(completion, polls).await;
         if completed.is_none() {
             interrupted += 1;
             finished_by_signer += second.finish_unfinished().await.expect("finishes what it can");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use harmonia_cache::{SignError, SignErrorKind, SignerOptions, Verify, Viewer};
 use harmonia_core::signer_api::{
-    BuildComplete, BuildCompleteAnswer, BuildFailed, DrvFile, Failure, Holder, LogBlob, PathInfo, SlotsRequest,
+    AttemptUsage, BuildComplete, BuildCompleteAnswer, BuildFailed, DrvFile, Failure, Holder, LogBlob, PathInfo, SlotsRequest,
     SourcesComplete,
 };
 use harmonia_core::{AttemptId, EvalId};
@@ -31,6 +31,8 @@ async fn assert_nothing_known(world: &World, paths: &[&StorePath]) {
     }
 }
 
+type Change = (&'static str, Box<dyn Fn(&mut BuildComplete)>);
+
 #[tokio::test]
 async fn a_builder_completes_its_own_outputs_and_nothing_else() {
     let world = World::start().await;
@@ -40,7 +42,6 @@ async fn a_builder_completes_its_own_outputs_and_nothing_else() {
     let (out, dev) = (Nar::file("out"), Nar::file("dev"));
     let (attempt, call) = world.built(&drv, &[("out", &out, &[]), ("dev", &dev, &[])]).await;
 
-    type Change = (&'static str, Box<dyn Fn(&mut BuildComplete)>);
     let victim = other.output("out").to_string();
     let info = out.info(&foreign(), &[]);
     let changes: Vec<Change> = vec![
@@ -166,7 +167,7 @@ async fn a_stale_token_is_refused_at_every_step() {
         let slots = |holder, paths| SlotsRequest { holder, paths, log: None };
         let signer = &world.signer;
         let complete = BuildComplete { attempt, ..complete.clone() };
-        let failed = BuildFailed { attempt, failure: failure.clone(), log: None, usage: Default::default() };
+        let failed = BuildFailed { attempt, failure: failure.clone(), log: None, usage: AttemptUsage::default() };
         let sources = SourcesComplete { evaluation, paths: vec![source_info.clone()] };
         let mut drvs = world.drv_upload(&[&drv]);
         drvs.evaluation = evaluation;

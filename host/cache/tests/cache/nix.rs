@@ -70,6 +70,9 @@ const EXPRESSION: &str = r#"
     in make "app" { inherit text; inputs = [ lib.dev lib.out ]; __json = builtins.toJSON { a = "ü"; }; }
 "#;
 
+/// Name, content and references of an output.
+type Output<'a> = (&'a str, &'a Nar, &'a [&'a StorePath]);
+
 #[tokio::test]
 async fn stock_nix_accepts_what_is_published() {
     let world = World::start().await;
@@ -92,7 +95,7 @@ async fn stock_nix_accepts_what_is_published() {
     let of_out = [fetched.output("out")];
     let of_dev = [lib.output("out"), lib.output("dev")];
     let of_app = [lib.output("dev")];
-    let builds: [(&Drv, Vec<(&str, &Nar, &[&StorePath])>); 3] = [
+    let builds: [(&Drv, Vec<Output<'_>>); 3] = [
         (fetched, vec![("out", &tarball, &[])]),
         (lib, vec![("out", &out, &of_out), ("dev", &dev, &of_dev)]),
         (app, vec![("out", &program, &of_app)]),

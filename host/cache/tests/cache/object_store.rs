@@ -92,7 +92,7 @@ async fn a_presigned_put_stores_exactly_what_was_signed() {
         write_once: true,
     };
     let now = SystemClock.now();
-    let valid_for = Duration::from_secs(60);
+    let valid_for = Duration::from_mins(1);
     let signed = bucket.store.presign_put(&contract, now, valid_for).await.expect("signed");
     let mut other = content.to_vec();
     other[0] ^= 1;

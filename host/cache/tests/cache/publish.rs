@@ -3,7 +3,7 @@
 use harmonia_cache::{SignErrorKind, Viewer, keys};
 use harmonia_core::FailureKind;
 use harmonia_core::signer_api::{
-    BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Failure, Holder, Slot, SlotsRequest, SourcesComplete,
+    AttemptUsage, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Failure, Holder, PathInfo, Slot, SlotsRequest, SourcesComplete,
 };
 use harmonia_nix::{ContentAddress, Hash, HashAlgorithm, NarInfo, Sha256Hash, StorePath};
 
@@ -141,6 +141,41 @@ async fn what_an_output_refers_to_comes_along_or_is_named() {
     assert!(narinfo(&world, &found_path).await.is_some());
 }
 
+/// A path that was built on the side comes along when it is made by an input, and not when it is made by anything else.
+#[tokio::test]
+async fn outputs_of_inputs_may_come_along() {
+    let world = World::start().await;
+    let (lib, stranger) = (Drv::new("lib", &["out"], &[]), Drv::new("stranger", &["out"], &[]));
+    let middle = Drv::new("middle", &["out"], &[&lib]);
+    let app = Drv::new("app", &["out"], &[&middle]);
+    // Below what is upstream nobody walks: the graph does not have these two, but signers have seen them.
+    let below = world.drv_upload(&[&lib, &stranger]);
+    world.signer.drv_upload(&world.eval_token, below).await.expect("uploaded");
+    world.insert(&[&app], &[&middle]).await;
+    let (out, side) = (Nar::file("app"), Nar::file("on the side"));
+    let (lib_path, stranger_path) = (lib.output("out"), stranger.output("out"));
+    let attempt = world.claim(&app).await;
+    let holder = Holder::Attempt(attempt.id);
+
+    let extra = |drv: &Drv| PathInfo { deriver: Some(drv.path.to_string()), ..side.info(drv.output("out"), &[]) };
+    let request = SlotsRequest { holder, paths: vec![extra(&stranger)], log: None };
+    let error = world.signer.slots(&attempt.token, &request).await.expect_err("no input");
+    assert!(error.public_message().contains("not made by anything that this build depends on"), "{error:?}");
+    let mut call = app.complete(&attempt, &[("out", &out, &[lib_path, stranger_path])]);
+    call.extra_paths = vec![extra(&lib), extra(&stranger)];
+    let error = world.signer.build_complete(&attempt.token, call).await.expect_err("no input");
+    assert!(error.public_message().contains("not made by anything that this build depends on"), "{error:?}");
+    assert!(narinfo(&world, stranger_path).await.is_none() && narinfo(&world, lib_path).await.is_none());
+
+    let mut call = app.complete(&attempt, &[("out", &out, &[lib_path])]);
+    call.extra_paths = vec![extra(&lib)];
+    let paths = [(&call.outputs[0].info, &out), (&call.extra_paths[0], &side)];
+    assert_eq!(world.upload(&attempt.token, holder, &paths, None).await, 2);
+    let answer = world.signer.build_complete(&attempt.token, call).await.expect("accepted");
+    assert_eq!(answer, BuildCompleteAnswer::Published);
+    assert_eq!(narinfo(&world, lib_path).await.expect("published").deriver, Some(lib.path.clone()));
+}
+
 #[tokio::test]
 async fn fixed_outputs_have_their_hash_and_a_content_address() {
     let world = World::start().await;
@@ -171,7 +206,7 @@ async fn a_failed_attempt_keeps_its_log() {
     world.upload(&attempt.token, Holder::Attempt(attempt.id), &[], Some(&log)).await;
     let failure = Failure { kind: Some(FailureKind::Build), message: "exit 1".to_owned(), exit_code: Some(1) };
     let call =
-        BuildFailed { attempt: attempt.id, failure, log: Some(log.blob()), usage: Default::default() };
+        BuildFailed { attempt: attempt.id, failure, log: Some(log.blob()), usage: AttemptUsage::default() };
     let answer = world.signer.build_failed(&attempt.token, &call).await.expect("recorded");
     assert_eq!(answer, BuildFailedAnswer { retried: false });
     assert_eq!(world.signer.build_failed(&attempt.token, &call).await.expect("the answer was lost"), answer);
@@ -190,7 +225,7 @@ async fn a_log_that_is_not_there_does_not_hide_a_failure() {
     let attempt = world.claim(&drv).await;
     let failure = Failure { kind: None, message: "the disk is full".to_owned(), exit_code: None };
     let log = Some(Log::of("never uploaded").blob());
-    let call = BuildFailed { attempt: attempt.id, failure, log, usage: Default::default() };
+    let call = BuildFailed { attempt: attempt.id, failure, log, usage: AttemptUsage::default() };
     let answer = world.signer.build_failed(&attempt.token, &call).await.expect("recorded");
     assert_eq!(answer, BuildFailedAnswer { retried: true });
     assert!(world.reader.log(Viewer::Token, drv.path.base_name()).await.expect("known").is_none());
@@ -203,7 +238,7 @@ async fn a_wrong_object_is_replaced() {
     let nar = Nar::file("right");
     let (path, info) = nar.source("s", &[]);
     let key = keys::nar(&Sha256Hash::of(&nar.compressed));
-    let options = harmonia_cache::PutOptions { content_type: "text/plain", ..Default::default() };
+    let options = harmonia_cache::PutOptions { content_type: "text/plain", ..harmonia_cache::PutOptions::default() };
     world.bucket.store.put(&key, "something else".into(), options).await.expect("stored");
 
     let call = SourcesComplete { evaluation: world.evaluation, paths: vec![info.clone()] };

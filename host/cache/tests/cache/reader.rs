@@ -171,43 +171,65 @@ async fn a_publication_is_seen_at_once() {
     }
 }
 
-/// Passes bytes on to `to`, and cuts the first `cuts` answers off after `bytes` bytes.
-async fn flaky_proxy(to: SocketAddr, cuts: usize, bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let cut = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&cut);
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let counter = Arc::clone(&counter);
-            tokio::spawn(async move {
-                let server = TcpStream::connect(to).await.expect("the endpoint listens");
-                let (mut from_client, mut to_client) = client.into_split();
-                let (mut from_server, mut to_server) = server.into_split();
-                let requests = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-                let mut passed = 0;
-                let mut buffer = vec![0; 16 << 10];
-                while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
-                    if to_client.write_all(&buffer[..count]).await.is_err() {
-                        break;
-                    }
-                    passed += count;
-                    if passed > bytes
-                        && counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < cuts).then_some(n + 1)).is_ok()
-                    {
-                        break;
-                    }
-                }
-                requests.abort();
-            });
-        }
-    });
-    (address, cut)
+/// How a proxy misbehaves.
+#[derive(Debug, Clone, Copy)]
+enum Trouble {
+    /// Cuts the first answers off, each after so many bytes.
+    Cuts { answers: usize, bytes: usize },
+    /// Passes so many bytes in all, then nothing more.
+    Dies { bytes: usize },
 }
 
-async fn through(world: &World, proxy: SocketAddr) -> Reader {
-    let store = ObjectStore::new(ObjectStoreOptions { bucket: BUCKET.to_owned(), ..options(&format!("http://{proxy}")) });
-    Reader::new(store, world.db().clone(), ReaderOptions::default())
+/// Passes bytes on to `to` as well as `trouble` allows. Counts what it cut off.
+async fn flaky_proxy(to: SocketAddr, trouble: Trouble) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let passed_in_all = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&cuts);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pass_on(client, to, trouble, Arc::clone(&counter), Arc::clone(&passed_in_all)));
+        }
+    });
+    (address, cuts)
+}
+
+async fn pass_on(
+    client: TcpStream,
+    to: SocketAddr,
+    trouble: Trouble,
+    cuts: Arc<AtomicUsize>,
+    passed_in_all: Arc<AtomicUsize>,
+) {
+    let server = TcpStream::connect(to).await.expect("the endpoint listens");
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let requests = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+    let mut passed = 0;
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+        let before = passed_in_all.fetch_add(count, Ordering::SeqCst);
+        passed += count;
+        let is_cut = match trouble {
+            Trouble::Dies { bytes } => before + count > bytes,
+            Trouble::Cuts { answers, bytes } => {
+                passed > bytes
+                    && cuts
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < answers).then_some(n + 1))
+                        .is_ok()
+            }
+        };
+        if is_cut || to_client.write_all(&buffer[..count]).await.is_err() {
+            break;
+        }
+    }
+    requests.abort();
+}
+
+fn through(world: &World, proxy: SocketAddr) -> Reader {
+    let options = ObjectStoreOptions { bucket: BUCKET.to_owned(), ..options(&format!("http://{proxy}")) };
+    Reader::new(ObjectStore::new(options), world.db().clone(), ReaderOptions::default())
 }
 
 #[tokio::test]
@@ -217,17 +239,17 @@ async fn a_body_that_breaks_off_is_taken_up_again() {
     publish_source(&world, "large", &nar).await;
     let file = format!("{}.nar.zst", Sha256Hash::of(&nar.compressed).to_base32());
 
-    let (proxy, cut) = flaky_proxy(world.bucket.endpoint.address(), 3, 500_000).await;
-    let reader = through(&world, proxy).await;
+    let trouble = Trouble::Cuts { answers: 3, bytes: 500_000 };
+    let (proxy, cuts) = flaky_proxy(world.bucket.endpoint.address(), trouble).await;
     let range = Some(ByteRange::From(1_000));
-    let body = reader.nar(&file, range).await.expect("known").expect("there");
+    let body = through(&world, proxy).nar(&file, range).await.expect("known").expect("there");
     let pieces: Vec<Bytes> = body.into_stream().try_collect().await.expect("complete in spite of it");
     assert!(pieces.concat() == nar.compressed[1_000..]);
-    assert_eq!(cut.load(Ordering::SeqCst), 3);
+    assert_eq!(cuts.load(Ordering::SeqCst), 3);
 }
 
-/// A store that never delivers is found out before the first byte is promised; one that stops for good half-way ends the
-/// stream with an error, never early.
+/// A store that delivers nothing is found out before the first byte is promised; one that stops for good half-way ends
+/// the stream with an error, never early.
 #[tokio::test]
 async fn a_body_that_cannot_be_completed_is_an_error() {
     let world = World::start().await;
@@ -235,20 +257,24 @@ async fn a_body_that_cannot_be_completed_is_an_error() {
     publish_source(&world, "large", &nar).await;
     let file = format!("{}.nar.zst", Sha256Hash::of(&nar.compressed).to_base32());
 
-    let (proxy, _) = flaky_proxy(world.bucket.endpoint.address(), usize::MAX, 0).await;
-    // The head of the answer and the first bytes of the body travel together, so that only a cut at once shows here.
-    let reader = through(&world, proxy).await;
-    let total = match reader.nar(&file, None).await {
-        Err(_) => return,
-        Ok(body) => {
-            let body = body.expect("there");
-            let total = body.length;
-            let pieces: Result<Vec<Bytes>, _> = body.into_stream().try_collect().await;
-            pieces.map(|pieces| panic!("{} of {total} bytes without an error", pieces.concat().len())).err();
-            total
+    let (proxy, _) = flaky_proxy(world.bucket.endpoint.address(), Trouble::Dies { bytes: 0 }).await;
+    let error = through(&world, proxy).nar(&file, None).await.expect_err("nothing can be promised");
+    assert!(!error.is_range(), "{error:?}");
+
+    let (proxy, _) = flaky_proxy(world.bucket.endpoint.address(), Trouble::Dies { bytes: 1 << 20 }).await;
+    let body = through(&world, proxy).nar(&file, None).await.expect("it began well").expect("there");
+    assert_eq!(body.length, nar.compressed.len() as u64);
+    let mut stream = Box::pin(body.into_stream());
+    let mut received = 0;
+    let error = loop {
+        match stream.try_next().await {
+            Ok(Some(piece)) => received += piece.len(),
+            Ok(None) => panic!("{received} bytes without an error"),
+            Err(error) => break error,
         }
     };
-    assert_eq!(total, nar.compressed.len() as u64);
+    assert!(received > 0 && received < nar.compressed.len(), "{received}");
+    assert!(error.is_transient(), "{error:?}");
 }
 
 impl Nar {

@@ -32,17 +32,8 @@ fn source(name: &str, references: &[&StorePath]) -> Upload {
     Upload { ca: Some(address), ..upload(path, references) }
 }
 
-fn derivation(outputs: Vec<(&str, DerivationOutput)>) -> Derivation {
-    Derivation {
-        name: "a".to_owned(),
-        outputs: outputs.into_iter().map(|(name, output)| (name.to_owned(), output)).collect(),
-        input_drvs: BTreeMap::new(),
-        input_srcs: BTreeSet::new(),
-        platform: "x86_64-linux".to_owned(),
-        builder: "/bin/sh".into(),
-        args: vec![],
-        env: BTreeMap::new(),
-    }
+fn derivation(outputs: Vec<(&str, DerivationOutput)>) -> Outputs {
+    outputs.into_iter().map(|(name, output)| (name.to_owned(), output)).collect()
 }
 
 fn plain(name: &str) -> DerivationOutput {
