@@ -1,4 +1,330 @@
-//! The evaluator: claims evaluations, runs the engine, inserts the graph.
+//! The evaluator: claims evaluations, runs the engine over their flakes, and queues what comes out while it comes out.
+//!
+//! Start reading at [`run`], the claim loop; `evaluation.rs` is one evaluation from claim to end. What happens to foreign
+//! code: `source.rs` fetches it with git, `engine.rs` runs Nix over it in a sandbox. What becomes of the results:
+//! `insert.rs` makes batches of them, with `graph.rs` walking the derivations below, and `upload.rs` bringing their files
+//! and sources to the cache before the jobs that need them can be claimed.
 
 mod engine;
+mod evaluation;
+mod graph;
+mod insert;
+mod probe;
 mod source;
+mod upload;
+mod upstream;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harmonia_core::token::Incarnation;
+use harmonia_core::{ClaimToken, NodeId};
+use harmonia_db::{Channel, ClaimedEvaluation, Db, DbError, Notice};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::signer_client::SignerClient;
+use crate::store_daemon::{ConnectError, StoreDaemon};
+use engine::{Confinement, Engine};
+use evaluation::Fate;
+use source::{GitSources, PinnedFlake};
+use upstream::Upstream;
+
+/// Without a notification, the queue is looked at that often,
+const POLL: Duration = Duration::from_secs(10);
+/// and the claims of running evaluations that often.
+const HELD_CHECK: Duration = Duration::from_secs(5);
+/// Between two tries to say how an evaluation ended, while the database is away.
+const REPORT_PAUSE: Duration = Duration::from_secs(2);
+/// How long a stopping node tries that.
+const SHUTDOWN_REPORTS: u32 = 3;
+
+/// Which program evaluates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// nix-eval-jobs when it is on `PATH`, else plain Nix.
+    #[default]
+    Auto,
+    /// Plain Nix.
+    Nix,
+    /// This nix-eval-jobs.
+    NixEvalJobs(PathBuf),
+}
+
+/// What an evaluator needs to know.
+#[derive(Clone)]
+pub struct EvaluatorOptions {
+    /// This node.
+    pub node: NodeId,
+    /// This process of it.
+    pub incarnation: Incarnation,
+    /// The database.
+    pub db: Db,
+    /// Where `.drv` files and sources go.
+    pub signer: SignerClient,
+    /// For upstream caches.
+    pub http: reqwest::Client,
+    /// Mirrors of repositories and temporary files; of this process alone.
+    pub state_dir: PathBuf,
+    /// Where the store daemon listens.
+    pub daemon_socket: PathBuf,
+    /// Where the files of the daemon's `/nix` are, when not at `/nix`: the store is `<root>/nix/store`.
+    pub store_root: Option<PathBuf>,
+    /// Which program evaluates.
+    pub engine: EngineChoice,
+    /// Command of the sandbox helper (`harmonia-ci sandbox-exec`).
+    pub sandbox_helper: Vec<OsString>,
+    /// Refuse to start where the engine's sandbox does not work. Without a sandbox (`false`, and it does not work) the
+    /// store must be at `/nix`.
+    pub require_sandbox: bool,
+    /// Whether the engine reaches the network, for flake inputs that are not in the store.
+    pub network: bool,
+    /// Whether repositories may be fetched from `file://` URLs.
+    pub allow_file_urls: bool,
+    /// Engine processes of one evaluation.
+    pub workers: usize,
+    /// Evaluations side by side.
+    pub max_evals: usize,
+    /// Longest time of one evaluation; a repository may ask for less.
+    pub timeout: Duration,
+    /// Writable memory of one engine process, in bytes.
+    pub memory_bytes_max: u64,
+    /// Whether evaluating may build, where the repository does not forbid it.
+    pub allow_ifd: bool,
+    /// Upstream caches: what they have needs no job.
+    pub substituters: Vec<Url>,
+    /// A node silent for longer builds nothing.
+    pub silent_after: Duration,
+}
+
+/// Why the evaluator cannot start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluatorError {
+    /// The state folder cannot be used.
+    #[error("the evaluator cannot use its state folder {}", dir.display())]
+    State {
+        /// The folder.
+        dir: PathBuf,
+        /// The operating system's error.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A program is missing.
+    #[error("'{0}' is not on PATH: install it, or name it in the configuration")]
+    Program(&'static str),
+    /// The store daemon.
+    #[error("the evaluator cannot reach its store daemon")]
+    Daemon(#[from] ConnectError),
+    /// The sandbox.
+    #[error("foreign code cannot be evaluated in a sandbox on this machine: {reason}")]
+    Sandbox {
+        /// What the helper or the kernel said.
+        reason: String,
+    },
+    /// The database.
+    #[error("the evaluator cannot use the database")]
+    Database(#[from] DbError),
+    /// Another process of that name runs.
+    #[error("another process works under the name of this node; this one stops")]
+    Replaced,
+}
+
+/// Options, and what was found out at start.
+pub(crate) struct Settings {
+    options: EvaluatorOptions,
+    daemon: StoreDaemon,
+    upstream: Upstream,
+    git: PathBuf,
+    nix_instantiate: PathBuf,
+    nix_eval_jobs: Option<PathBuf>,
+    confinement: Confinement,
+}
+
+impl Settings {
+    fn scratch_dir(&self) -> PathBuf {
+        self.options.state_dir.join("tmp")
+    }
+
+    fn git_sources(&self) -> GitSources {
+        GitSources {
+            git: self.git.clone(),
+            mirrors_dir: self.options.state_dir.join("mirrors"),
+            scratch_dir: self.scratch_dir(),
+            allow_file_urls: self.options.allow_file_urls,
+        }
+    }
+
+    fn engine(&self, flake: PinnedFlake, allow_ifd: bool) -> Engine {
+        Engine {
+            nix_instantiate: self.nix_instantiate.clone(),
+            nix_eval_jobs: self.nix_eval_jobs.clone(),
+            confinement: self.confinement.clone(),
+            flake,
+            workers: self.options.workers.max(1),
+            memory_bytes_max: self.options.memory_bytes_max,
+            allow_ifd: allow_ifd && self.options.allow_ifd,
+        }
+    }
+}
+
+/// Claims and evaluates until `shutdown`; then gives back what it holds.
+pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Result<(), EvaluatorError> {
+    let settings = Arc::new(probe::prepare(options).await?);
+    let options = &settings.options;
+    let mut listener = options.db.listen(&[Channel::Evaluations, Channel::Claims]).await?;
+    // Raised whenever a claim may have been lost.
+    let (claims_changed, _) = watch::channel(());
+    let mut running: JoinSet<()> = JoinSet::new();
+    let mut outcome = Ok(());
+    while !shutdown.is_cancelled() {
+        if running.len() < options.max_evals.max(1) {
+            let token = ClaimToken::from_random(rand::random());
+            match options.db.claim_evaluation(&options.node, options.incarnation, &token).await {
+                Ok(Some(claimed)) => {
+                    tracing::info!(eval.id = %claimed.id, project = %claimed.project_name, "Evaluating {}", claimed.id);
+                    let task =
+                        one(Arc::clone(&settings), claimed, token, claims_changed.subscribe(), shutdown.clone());
+                    running.spawn(task);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(DbError::Refused { reason }) => {
+                    tracing::error!(%reason, "The evaluator may claim nothing more");
+                    outcome = Err(EvaluatorError::Replaced);
+                    break;
+                }
+                Err(error) => tracing::warn!(error = %chain(&error), "Could not claim an evaluation, trying again"),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(POLL) => {}
+            Some(ended) = running.join_next(), if !running.is_empty() => log_panic(ended),
+            notice = listener.next() => match notice {
+                Notice::Hint { channel: Channel::Claims, payload } if payload == options.node.0 => {
+                    claims_changed.send_replace(());
+                }
+                Notice::Rescan => claims_changed.send_replace(()),
+                Notice::Hint { .. } => {}
+            },
+        }
+    }
+    // Each task sees `shutdown` itself; one that does not (we were replaced) is stopped.
+    if outcome.is_err() {
+        running.shutdown().await;
+    }
+    while let Some(ended) = running.join_next().await {
+        log_panic(ended);
+    }
+    outcome
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "An evaluation ended in a bug");
+    }
+}
+
+/// One claimed evaluation: runs it beside a watch over its claim, and says how it ended.
+async fn one(
+    settings: Arc<Settings>,
+    claimed: ClaimedEvaluation,
+    token: ClaimToken,
+    mut claims_changed: watch::Receiver<()>,
+    shutdown: CancellationToken,
+) {
+    let (db, eval) = (&settings.options.db, claimed.id);
+    let lost = async {
+        loop {
+            // Ends with the sender, when the evaluator itself is going.
+            let _either = tokio::time::timeout(HELD_CHECK, claims_changed.changed()).await;
+            if let Ok(false) = db.evaluation_held(eval, &token).await {
+                return;
+            }
+            if claims_changed.has_changed().is_err() {
+                tokio::time::sleep(HELD_CHECK).await;
+            }
+        }
+    };
+    // In a task of its own a bug in it would leave the claim held, so panics are caught here and reported.
+    let work = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(evaluation::evaluate(
+        &settings, &claimed, &token,
+    )));
+    let ended = tokio::select! {
+        ended = work => Some(ended),
+        () = lost => {
+            tracing::info!(eval.id = %eval, "Evaluation {eval} is not ours any more, its engine was stopped");
+            return;
+        }
+        () = shutdown.cancelled() => None,
+    };
+    let (fate, message) = match &ended {
+        Some(Ok(Ok(()))) => {
+            tracing::info!(eval.id = %eval, "Evaluation {eval} is complete");
+            return;
+        }
+        Some(Ok(Err(error))) => (error.fate(), evaluation::explain(error)),
+        Some(Err(_)) => (Fate::Fail, "the evaluator has a bug that stopped this evaluation; its log tells more".to_owned()),
+        None => (Fate::Release, "the node stops".to_owned()),
+    };
+    report(&settings, eval, &token, fate, &message, &shutdown).await;
+}
+
+async fn report(
+    settings: &Settings,
+    eval: harmonia_core::EvalId,
+    token: &ClaimToken,
+    fate: Fate,
+    message: &str,
+    shutdown: &CancellationToken,
+) {
+    let db = &settings.options.db;
+    let mut tries_left = SHUTDOWN_REPORTS;
+    loop {
+        let said = match fate {
+            Fate::Drop => return,
+            Fate::Release => db.release_evaluation(eval, token).await,
+            Fate::Fail => db.fail_evaluation(eval, token, message).await,
+        };
+        match said {
+            Ok(()) => {
+                tracing::info!(eval.id = %eval, reason = message, "Evaluation {eval}: {fate:?}");
+                return;
+            }
+            Err(DbError::StaleClaim) => return,
+            Err(error) if !error.is_transient() => {
+                tracing::error!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended");
+                return;
+            }
+            Err(error) => tracing::warn!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended"),
+        }
+        if shutdown.is_cancelled() {
+            tries_left -= 1;
+            if tries_left == 0 {
+                // It comes back to the queue when this node registers again or is found silent.
+                return;
+            }
+        }
+        tokio::time::sleep(REPORT_PAUSE).await;
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

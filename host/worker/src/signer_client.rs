@@ -4,6 +4,7 @@
 //! What an answer means is decided in one place ([`judge`]): some end the work (stale claim, refused), the others
 //! are tried again.
 
+mod directory;
 mod put;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+pub use directory::DatabaseDirectory;
 pub use put::{PutOutcome, UploadSource};
 
 /// Time one call to one signer may take. A bulk of `.drv` files needs a moment; a signer that is stuck must not eat
@@ -356,3 +358,6 @@ fn beginning(body: &[u8]) -> String {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::source::PinnedFlake;
 
-pub(crate) use line::{EngineLine, Evaluated, LineError};
+pub(crate) use line::{EngineLine, LineError, shorten_error};
 pub(crate) use nix::Enumeration;
 pub(crate) use process::Confinement;
 
@@ -111,6 +111,11 @@ impl Engine {
         }
     }
 
+    /// Whether it runs at all.
+    pub(crate) async fn try_out(&self) -> Result<(), EngineError> {
+        nix::try_out(self).await
+    }
+
     fn nix_arguments(&self) -> Vec<OsString> {
         [
             "--eval",
@@ -134,4 +139,4 @@ async fn tell(events: &mpsc::Sender<EngineEvent>, event: EngineEvent) -> Result<
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -59,6 +59,19 @@ pub(super) async fn enumerate(
     gather(prefixes, names)
 }
 
+pub(super) async fn try_out(engine: &Engine) -> Result<(), EngineError> {
+    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), "1".to_owned())?;
+    let mut output = Output::new("");
+    while let Some(line) = process.stderr.next().await? {
+        output.take(&line);
+    }
+    let last_words = output.last_words();
+    match process.ended(&last_words).await? {
+        Ended::Exited(0) => Ok(()),
+        ended => Err(EngineError::Failed(describe_end(engine, &ended, &last_words))),
+    }
+}
+
 fn gather(prefixes: &[Vec<String>], names: Names) -> Result<Enumeration, EngineError> {
     let mut found = Enumeration { outputs: names.outputs, ..Enumeration::default() };
     let below = |path: &[String], name: String| path.iter().cloned().chain([name]).collect::<Vec<String>>();

@@ -11,7 +11,7 @@ use crate::test_parts::TestDaemon;
 const SYSTEM: &str = "x86_64-linux";
 
 /// Cargo puts examples beside the directory of test binaries.
-pub(crate) fn helper() -> Vec<OsString> {
+pub(in crate::evaluator) fn helper() -> Vec<OsString> {
     let test = std::env::current_exe().expect("own path");
     let target = test.parent().and_then(std::path::Path::parent).expect("target directory");
     vec![target.join("examples/sandbox_exec").into()]
@@ -50,7 +50,7 @@ impl World {
         let mut connection = daemon.client().connect().await.expect("connects");
         let source = add_tree(&mut connection, tree).await.expect("adds");
         let commit = "12".repeat(20);
-        let flake = pin(&mut connection, &source, flake_dir, Some(&commit), 1_700_000_000).await.expect("pins");
+        let flake = pin(&mut connection, &source, tree, flake_dir, Some(&commit), 1_700_000_000).await.expect("pins");
         let engine = Engine {
             nix_instantiate: program("nix-instantiate"),
             nix_eval_jobs: None,
@@ -272,11 +272,24 @@ async fn the_flake_may_be_in_a_directory_and_see_what_is_beside_it() {
     let dir = tempfile::tempdir().expect("directory");
     std::fs::create_dir_all(dir.path().join("nix/my ci")).expect("directory");
     std::fs::write(dir.path().join("name"), "beside").expect("file");
-    let flake = checks("a = mk (builtins.readFile ../../name);");
+    std::fs::create_dir_all(dir.path().join("dep")).expect("directory");
+    // Two inputs, locked: one of them follows the other.
+    let daemon = TestDaemon::start().await;
+    std::fs::write(dir.path().join("dep/flake.nix"), "{ outputs = { self }: { word = \"locked\"; }; }").expect("file");
+    let mut connection = daemon.client().connect().await.expect("connects");
+    let dep = add_tree(&mut connection, &dir.path().join("dep")).await.expect("adds");
+    let locked = serde_json::json!({ "type": "path", "path": dep.path.as_str(), "narHash": dep.nar_hash_sri, "lastModified": 1 });
+    let lock = serde_json::json!({ "version": 7, "root": "top", "nodes": {
+        "top": { "inputs": { "dep": "dep_2", "same": ["dep"] } },
+        "dep_2": { "locked": locked, "original": { "type": "path", "path": "/somewhere/else" } },
+    } });
+    std::fs::write(dir.path().join("nix/my ci/flake.lock"), lock.to_string()).expect("file");
+    let flake = checks("a = mk ((builtins.readFile ../../name) + dep.word + same.word);")
+        .replace("outputs = { self }", "inputs.dep.url = \"path:/somewhere/else\"; inputs.same.follows = \"dep\"; outputs = { self, dep, same }");
     std::fs::write(dir.path().join("nix/my ci/flake.nix"), flake).expect("file");
-    let world = World::with_tree(TestDaemon::start().await, dir.path(), "nix/my ci").await;
+    let world = World::with_tree(daemon, dir.path(), "nix/my ci").await;
     let seen = world.evaluate(&["a"]).await.expect("evaluates");
-    assert!(seen.results.get("a").is_some_and(|drv| drv.ends_with("-beside.drv")), "{seen:?}");
+    assert!(seen.results.get("a").is_some_and(|drv| drv.ends_with("-besidelockedlocked.drv")), "{seen:?}");
 }
 
 #[tokio::test]

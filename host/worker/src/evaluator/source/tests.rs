@@ -5,16 +5,17 @@ use std::process::Command;
 
 use super::*;
 
-struct Repositories {
-    dir: tempfile::TempDir,
+/// Git repositories below one temporary folder.
+pub(in crate::evaluator) struct Repositories {
+    pub(in crate::evaluator) dir: tempfile::TempDir,
 }
 
 impl Repositories {
-    fn new() -> Self {
+    pub(in crate::evaluator) fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("directory") }
     }
 
-    fn git(&self, name: &str, arguments: &[&str]) -> String {
+    pub(in crate::evaluator) fn git(&self, name: &str, arguments: &[&str]) -> String {
         let output = Command::new("git")
             .current_dir(self.dir.path().join(name))
             .env_clear()
@@ -31,20 +32,27 @@ impl Repositories {
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
-    fn create(&self, name: &str) -> PathBuf {
+    pub(in crate::evaluator) fn create(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::create_dir(&path).expect("directory");
         self.git(name, &["init", "--quiet"]);
         path
     }
 
-    fn commit(&self, name: &str, title: &str) -> String {
+    /// A bundle of HEAD.
+    pub(in crate::evaluator) fn bundle(&self, name: &str) -> Vec<u8> {
+        let bundle = self.dir.path().join("x.bundle");
+        self.git(name, &["bundle", "create", "--quiet", bundle.to_str().expect("text"), "HEAD"]);
+        std::fs::read(bundle).expect("bundle")
+    }
+
+    pub(in crate::evaluator) fn commit(&self, name: &str, title: &str) -> String {
         self.git(name, &["add", "--all"]);
         self.git(name, &["commit", "--quiet", "--allow-empty", "-m", title]);
         self.git(name, &["rev-parse", "HEAD"])
     }
 
-    fn sources(&self, allow_file_urls: bool) -> GitSources {
+    pub(in crate::evaluator) fn sources(&self, allow_file_urls: bool) -> GitSources {
         GitSources {
             git: "git".into(),
             mirrors_dir: self.dir.path().join("mirrors"),
@@ -53,7 +61,7 @@ impl Repositories {
         }
     }
 
-    fn url(&self, name: &str) -> Origin {
+    pub(in crate::evaluator) fn url(&self, name: &str) -> Origin {
         Origin::Url(format!("file://{}", self.dir.path().join(name).display()))
     }
 }

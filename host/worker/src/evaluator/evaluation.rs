@@ -1,0 +1,287 @@
+//! One evaluation from claim to end. Start at [`evaluate`].
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harmonia_core::ClaimToken;
+use harmonia_core::api::Source;
+use harmonia_core::project_config::{ParsedConfig, parse_attr_path, print_attr_path};
+use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
+use tokio::sync::mpsc;
+
+use super::Settings;
+use super::engine::{Engine, EngineError, Enumeration};
+use super::insert::{InsertError, Inserter};
+use super::source::{self, AddTreeError, GitError, Origin, ReadConfigError};
+use crate::signer_client::SignerError;
+use crate::store_daemon::{ConnectError, Connection};
+
+/// Bundles are deleted a day after the evaluation; this is only for the copy on disk.
+const EVENTS_MAX: usize = 256;
+
+/// Why an evaluation as a whole failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EvaluateError {
+    /// The claim was lost: nothing more to do or say.
+    #[error("the evaluation was cancelled or given to another evaluator")]
+    Lost,
+    /// The database is away: the evaluation goes back to the queue.
+    #[error("the database failed")]
+    Database(#[source] DbError),
+    /// The bundle is gone or broken.
+    #[error("the bundle that was sent is {0}: run the command again")]
+    Bundle(&'static str),
+    /// Temporary files.
+    #[error("could not write temporary files; is the disk full?")]
+    Disk(#[source] std::io::Error),
+    /// The commit cannot be had.
+    #[error("could not get the commit")]
+    Git(#[from] GitError),
+    /// The project's file.
+    #[error("the project's configuration cannot be used")]
+    Config(#[from] ReadConfigError),
+    /// The attributes asked for.
+    #[error("'{attr}' {problem}")]
+    Attr { attr: String, problem: harmonia_core::project_config::ParseAttrPathError },
+    /// The store daemon.
+    #[error("could not reach the store daemon")]
+    Connect(#[from] ConnectError),
+    /// The source tree.
+    #[error("could not add the source tree to the store")]
+    AddTree(#[from] AddTreeError),
+    /// The engine.
+    #[error("the flake could not be evaluated")]
+    Engine(#[from] EngineError),
+    /// Nothing to build.
+    #[error("{0}")]
+    Nothing(String),
+    /// Uploading or inserting.
+    #[error("could not queue what was evaluated")]
+    Insert(#[from] InsertError),
+    /// Time is over.
+    #[error("the evaluation took longer than {} s and was stopped; raise 'eval-timeout' or the operator's [eval] timeout", .0.as_secs())]
+    Timeout(Duration),
+    /// The engine left out names that it was asked for.
+    #[error("the engine gave neither a result nor an error for {0}")]
+    Incomplete(String),
+}
+
+impl From<DbError> for EvaluateError {
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::StaleClaim => Self::Lost,
+            other => Self::Database(other),
+        }
+    }
+}
+
+impl EvaluateError {
+    /// Sorts out what says nothing about the commit.
+    pub(super) fn fate(&self) -> Fate {
+        match self {
+            Self::Lost | Self::Insert(InsertError::Lost) => Fate::Drop,
+            Self::Insert(InsertError::Upload(super::upload::UploadError::Signer(SignerError::StaleClaim))) => Fate::Drop,
+            Self::Database(error) if error.is_transient() => Fate::Release,
+            _ => Fate::Fail,
+        }
+    }
+}
+
+/// What becomes of an evaluation that did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing: it is not ours any more.
+    Drop,
+    /// Back to the queue.
+    Release,
+    /// Failed.
+    Fail,
+}
+
+/// Fetches, evaluates and queues. Dropping the future stops the engine at once.
+pub(super) async fn evaluate(
+    settings: &Settings,
+    claimed: &ClaimedEvaluation,
+    token: &ClaimToken,
+) -> Result<(), EvaluateError> {
+    let (options, eval) = (&settings.options, claimed.id);
+    let db = &options.db;
+    let (origin, _bundle) = origin(settings, claimed).await?;
+    let git = settings.git_sources();
+    let checkout = source::checkout(&git, &origin, claimed.commit.as_deref(), &claimed.branch).await?;
+    db.set_evaluation_commit(
+        eval,
+        token,
+        &CommitFacts {
+            commit: checkout.commit.clone(),
+            tree_hash: Some(checkout.tree_hash.clone()),
+            title: Some(checkout.title.clone()).filter(|title| !title.is_empty()),
+            author: Some(checkout.author.clone()).filter(|author| !author.is_empty()),
+        },
+    )
+    .await?;
+    let ParsedConfig { config, warnings } = source::read_config(checkout.dir.path())?;
+    if !warnings.is_empty() {
+        db.add_warnings(eval, token, &warnings).await?;
+    }
+    let timeout = config.eval_timeout.map_or(options.timeout, |asked| asked.min(options.timeout));
+    let work = async {
+        let mut connection = settings.daemon.connect().await?;
+        let tree = source::add_tree(&mut connection, checkout.dir.path()).await?;
+        let commit = Some(checkout.commit.as_str()).filter(|commit| commit.len() == 40 && !claimed.dirty);
+        let flake =
+            source::pin(&mut connection, &tree, checkout.dir.path(), &config.flake_dir, commit, checkout.committed_at_s)
+                .await?;
+        let engine = settings.engine(flake, config.allow_ifd);
+        let prefixes = match &claimed.attrs {
+            None => config.attrs.clone(),
+            Some(attrs) => attrs
+                .iter()
+                .map(|attr| {
+                    parse_attr_path(attr).map_err(|problem| EvaluateError::Attr { attr: attr.chars().take(100).collect(), problem })
+                })
+                .collect::<Result<_, _>>()?,
+        };
+        let run = Run { settings, claimed, token, engine, prefixes, allow_empty: config.allow_empty };
+        run.run(config.systems.clone(), connection).await
+    };
+    tokio::time::timeout(timeout, work).await.map_err(|_| EvaluateError::Timeout(timeout))?
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    claimed: &'a ClaimedEvaluation,
+    token: &'a ClaimToken,
+    engine: Engine,
+    prefixes: Vec<Vec<String>>,
+    allow_empty: bool,
+}
+
+impl Run<'_> {
+    async fn run(self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
+        let (db, eval) = (&self.settings.options.db, self.claimed.id);
+        let mut warnings = Vec::new();
+        let systems = match systems {
+            Some(systems) => Some(systems),
+            None => {
+                let systems = db.builder_systems(self.settings.options.silent_after).await?;
+                if systems.is_empty() {
+                    warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
+                }
+                (!systems.is_empty()).then_some(systems)
+            }
+        };
+        let (events, received) = mpsc::channel(EVENTS_MAX);
+        let mut inserter = Inserter::new(self.settings, eval, self.token, connection);
+        let work = async {
+            let names = self.engine.enumerate(&self.prefixes, systems.as_deref(), &events).await?;
+            warnings.extend(self.remarks(&names, systems.as_deref()));
+            if !warnings.is_empty() {
+                db.add_warnings(eval, self.token, &warnings).await?;
+            }
+            if names.attrs.is_empty() {
+                self.nothing(&names, systems.as_deref())?;
+            }
+            let done = self.engine.evaluate(names.attrs, &events).await?;
+            drop(events);
+            Ok::<_, EvaluateError>(done)
+        };
+        let insert = async { inserter.take_all(received).await.map_err(EvaluateError::from) };
+        // Whichever fails first ends the other.
+        let (done, ()) = tokio::try_join!(work, insert)?;
+        let names: Vec<String> = done.iter().map(|path| print_attr_path(path)).collect();
+        for chunk in names.chunks(5_000) {
+            db.expect_attrs(eval, self.token, chunk).await?;
+        }
+        if names.is_empty() {
+            if !self.allow_empty {
+                return Err(EvaluateError::Nothing("none of the names evaluates to a derivation".to_owned()));
+            }
+            db.allow_empty_evaluation(eval, self.token).await?;
+        }
+        let finished = db.finish_evaluation(eval, self.token).await?;
+        if !finished.complete {
+            return Err(EvaluateError::Incomplete(finished.missing.into_iter().take(10).collect::<Vec<_>>().join(", ")));
+        }
+        Ok(())
+    }
+
+    fn remarks(&self, names: &Enumeration, systems: Option<&[String]>) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if !names.left_out.is_empty() {
+            let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
+            remarks.push(format!(
+                "left out, since they are not among the systems to build ({}): {}",
+                systems.unwrap_or_default().join(", "),
+                left_out.join(", ")
+            ));
+        }
+        for prefix in &names.missing {
+            remarks.push(format!(
+                "the flake has no output '{}' that holds derivations (it has: {})",
+                print_attr_path(prefix),
+                names.outputs.join(", ")
+            ));
+        }
+        remarks
+    }
+
+    /// An error that says why there is nothing, unless nothing is fine.
+    fn nothing(&self, names: &Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
+        if self.allow_empty {
+            return Ok(());
+        }
+        let asked: Vec<String> = self.prefixes.iter().map(|prefix| print_attr_path(prefix)).collect();
+        let mut text = format!("nothing to build: no attributes below '{}'", asked.join("', '"));
+        for remark in self.remarks(names, systems) {
+            text.push_str("; ");
+            text.push_str(&remark);
+        }
+        text.push_str(". Name the outputs to build with 'attrs' in .harmonia-ci.toml, or set 'allow-empty = true'");
+        Err(EvaluateError::Nothing(text))
+    }
+}
+
+/// A bundle is put together on disk first; the file lives as long as what is returned.
+async fn origin(
+    settings: &Settings,
+    claimed: &ClaimedEvaluation,
+) -> Result<(Origin, Option<tempfile::NamedTempFile>), EvaluateError> {
+    let bundle = match &claimed.source {
+        Source::Git { url } => return Ok((Origin::Url(url.clone()), None)),
+        Source::Bundle { bundle } => *bundle,
+    };
+    let db = &settings.options.db;
+    let Some((size, _)) = db.bundle_digest(bundle).await? else { return Err(EvaluateError::Bundle("gone")) };
+    let place: PathBuf = settings.scratch_dir();
+    let mut file = tempfile::Builder::new().prefix("bundle-").tempfile_in(place).map_err(EvaluateError::Disk)?;
+    let mut written = 0;
+    for seq in 0.. {
+        let Some(bytes) = db.read_bundle(bundle, seq).await? else { break };
+        written += bytes.len() as u64;
+        file.write_all(&bytes).map_err(EvaluateError::Disk)?;
+    }
+    if written != size {
+        return Err(EvaluateError::Bundle("incomplete"));
+    }
+    Ok((Origin::Bundle(file.path().to_owned()), Some(file)))
+}
+
+/// What the page of a failed evaluation says.
+pub(super) fn explain(error: &EvaluateError) -> String {
+    let mut parts: Vec<String> = vec![error.to_string()];
+    let mut seen: BTreeSet<String> = parts.iter().cloned().collect();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Transparent errors repeat their cause.
+        if seen.insert(text.clone()) {
+            parts.push(text);
+        }
+        cause = error.source();
+    }
+    let multiline = parts.iter().any(|part| part.contains('\n'));
+    super::engine::shorten_error(&parts.join(if multiline { ":\n" } else { ": " }))
+}
