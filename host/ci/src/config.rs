@@ -125,6 +125,9 @@ pub(crate) struct Evaluator {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Eval {
     pub(crate) engine: EngineChoice,
+    pub(crate) nix_eval_jobs: PathBuf,
+    pub(crate) allow_ifd: bool,
+    pub(crate) allow_file_urls: bool,
     pub(crate) timeout: Span,
     pub(crate) memory_max: Bytes,
     pub(crate) network: bool,
@@ -248,6 +251,9 @@ impl Default for Eval {
     fn default() -> Self {
         Self {
             engine: EngineChoice::Auto,
+            nix_eval_jobs: PathBuf::from("nix-eval-jobs"),
+            allow_ifd: true,
+            allow_file_urls: false,
             timeout: Span::seconds(3600),
             memory_max: Bytes(4 << 30),
             network: true,

@@ -172,9 +172,8 @@ async fn run_roles(
     if config.has(Capability::Evaluator) {
         let options = parts.evaluator_options(config, &identity)?;
         let drain = stop.drain.clone();
-        let abort = stop.abort.clone();
         roles.spawn(async move {
-            evaluator::run(options, drain, abort)
+            evaluator::run(options, drain)
                 .await
                 .map_err(|error| Failure::failed(format!("the evaluator ended: {}", chain(&error))))
         });

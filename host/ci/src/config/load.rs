@@ -19,8 +19,6 @@ pub(crate) enum ConfigError {
     UnknownKey { key: String, origin: String },
     #[error("a value in {origin} is wrong")]
     Value { origin: String, source: Box<toml::de::Error> },
-    #[error("{what}")]
-    Missing { what: String },
     #[error("could not read {what} from {}; check that it exists and that this user may read it", path.display())]
     Secret { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{what} in {} is not usable", path.display())]

@@ -10,13 +10,13 @@ use harmonia_core::policy::FirstInFirstOut;
 use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::builder::BuilderOptions;
-use harmonia_worker::evaluator::EvaluatorOptions;
+use harmonia_worker::evaluator::{self, EvaluatorOptions};
 use harmonia_worker::signer_client::SignerClient;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::Identity;
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 use crate::config::load::{ConfigError, read_secret};
 use crate::exit::{Failure, chain};
 
@@ -185,23 +185,34 @@ impl Parts {
     }
 
     pub(super) fn evaluator_options(&self, config: &Config, identity: &Identity) -> Result<EvaluatorOptions, Failure> {
+        let own = std::env::current_exe()
+            .map_err(|error| Failure::failed(format!("could not find this program's own file: {error}")))?;
+        let engine = match config.eval.engine {
+            EngineChoice::Auto => evaluator::EngineChoice::Auto,
+            EngineChoice::Nix => evaluator::EngineChoice::Nix,
+            EngineChoice::NixEvalJobs => evaluator::EngineChoice::NixEvalJobs(config.eval.nix_eval_jobs.clone()),
+        };
         Ok(EvaluatorOptions {
             node: identity.node.clone(),
             incarnation: identity.incarnation,
             db: self.db.clone(),
             signer: self.signer.clone(),
             http: self.http.clone(),
-            substituters: config.cache.substituters.clone(),
             state_dir: state_folder(config, "evaluator")?,
             daemon_socket: config.store.daemon_socket.clone(),
             store_root: Some(config.store.root.clone()),
-            engine: config.eval.engine.into(),
-            workers: config.evaluator.workers,
-            max_evals: config.evaluator.max_evals,
+            engine,
+            sandbox_helper: vec![own.into(), "sandbox-exec".into()],
+            require_sandbox: config.eval.require_sandbox,
+            network: config.eval.network,
+            allow_file_urls: config.eval.allow_file_urls,
+            workers: config.evaluator.workers as usize,
+            max_evals: config.evaluator.max_evals as usize,
             timeout: config.eval.timeout.0,
             memory_bytes_max: config.eval.memory_max.0,
-            network: config.eval.network,
-            require_sandbox: config.eval.require_sandbox,
+            allow_ifd: config.eval.allow_ifd,
+            substituters: config.cache.substituters.clone(),
+            silent_after: config.intervals.node_dead_after.0,
         })
     }
 }
