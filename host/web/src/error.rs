@@ -220,12 +220,11 @@ struct ErrorPage<'a> {
 
 /// Outermost middleware: gives every request an id, turns a [`WebError`] into the form its area wants, logs each 5xx
 /// once with its causes, and counts it.
-pub(crate) async fn answer(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn answer(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let id = state.next_request_id();
     let area = Area::of(request.uri().path());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<WebError>() {
         let error = error.for_area(area);
@@ -247,13 +246,9 @@ pub(crate) async fn answer(State(state): State<AppState>, mut request: Request, 
     response
 }
 
-/// The id of one request, among its extensions.
-#[derive(Debug, Clone)]
-pub(crate) struct RequestId(#[expect(dead_code, reason = "read by tracing layers of later routes")] pub(crate) String);
-
 fn report(state: &AppState, error: &WebError, id: &str, method: &Method, path: &str) {
     state.error_counts().add(error.code);
-    let chain = error.cause.as_deref().map_or_else(String::new, |cause| chain(cause));
+    let chain = error.cause.as_deref().map(chain).unwrap_or_default();
     let status = error.status.as_u16();
     let shown: String = path.chars().take(300).collect();
     if status == StatusCode::SERVICE_UNAVAILABLE.as_u16() {

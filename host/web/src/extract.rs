@@ -18,7 +18,7 @@ use crate::error::WebError;
 use crate::state::AppState;
 
 /// A client that sends nothing of its body for this long is given up.
-const BODY_PATIENCE: Duration = Duration::from_secs(60);
+const BODY_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The only parameter of the path, parsed; anything else is a 404 without I/O.
 pub(crate) struct PathPart<T>(pub(crate) T);

@@ -79,14 +79,12 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let _ = tokio::time::timeout(ACCEPT_LIMIT, in_flight.none()).await;
     // Accepts no more and closes idle keep-alive connections; what is under way goes on.
     quiet.cancel();
-    match tokio::time::timeout(DRAIN_LIMIT, &mut server.0).await {
-        Ok(ended) => flatten(ended),
-        Err(_) => {
-            let left = in_flight.count.load(Ordering::SeqCst);
-            tracing::warn!(left, "Closing connections whose clients do not read");
-            Ok(())
-        }
+    if let Ok(ended) = tokio::time::timeout(DRAIN_LIMIT, &mut server.0).await {
+        return flatten(ended);
     }
+    let left = in_flight.count.load(Ordering::SeqCst);
+    tracing::warn!(left, "Giving up connections whose clients do not read");
+    Ok(())
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<std::io::Result<()>>);

@@ -133,7 +133,8 @@ pub fn check_project(name: &str) -> Result<(), InvalidEvaluation> {
 /// The rules of `git check-ref-format refs/heads/<name>`, and no dash at the beginning (it would be read as an option).
 pub fn is_branch_name(name: &str) -> bool {
     let is_bad_byte = |byte: u8| byte <= b' ' || byte == 0x7f || b"~^:?*[\\".contains(&byte);
-    let is_good_part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    // Case matters to git: `.LOCK` is allowed.
+    let is_good_part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.strip_suffix(".lock").is_none();
     !name.is_empty()
         && name.len() <= BRANCH_BYTES_MAX
         && !name.starts_with('-')

@@ -4,6 +4,7 @@ use harmonia_core::EvalStatus;
 use harmonia_core::api::{AttrCounts, Verdict};
 
 /// What the verdict depends on.
+#[expect(clippy::struct_excessive_bools, reason = "four facts of the row, each a condition of its own")]
 pub(super) struct Facts {
     pub(super) status: EvalStatus,
     pub(super) complete: bool,

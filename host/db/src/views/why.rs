@@ -10,7 +10,7 @@ use time::macros::format_description;
 use crate::{Db, DbError};
 
 /// A node that was not heard of for this long counts as gone (operations.md).
-const SILENT_AFTER: Duration = Duration::from_secs(120);
+const SILENT_AFTER: Duration = Duration::from_mins(2);
 /// Most names in one sentence.
 const NAMES_MAX: usize = 5;
 /// Further than this nobody counts the jobs ahead.

@@ -34,7 +34,8 @@ pub(crate) async fn open(state: &AppState, job: JobId, resume: Option<Position>)
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
     let follower = Follower { state: state.clone(), sender, cursor: resume.map(Cursor::new), archived: None };
     let shutdown = state.options().shutdown.clone();
-    tokio::spawn(async move { shutdown.run_until_cancelled(follower.run(watcher)).await });
+    // Boxed: the future is large and the task lives long.
+    tokio::spawn(async move { shutdown.run_until_cancelled(Box::pin(follower.run(watcher))).await });
     let events = stream::unfold(receiver, |mut receiver| async move {
         let event: Event = receiver.recv().await?;
         Some((Ok::<_, Infallible>(event), receiver))

@@ -48,7 +48,7 @@ fn etag() -> &'static str {
             hash.update(asset.content);
         }
         let digest = hash.finalize();
-        let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        format!("\"{hex}\"")
+        let number = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        format!("\"{number:016x}\"")
     })
 }

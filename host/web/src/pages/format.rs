@@ -79,7 +79,7 @@ pub(crate) fn attempt(outcome: AttemptOutcome) -> Badge {
 /// How a job failed, for people.
 pub(crate) fn failure(kind: FailureKind) -> &'static str {
     match kind {
-        FailureKind::Build => "the build failed",
+        FailureKind::Build => "the builder reported an error",
         FailureKind::Timeout => "the build took too long",
         FailureKind::Limit => "a size limit was exceeded",
         FailureKind::Infrastructure => "infrastructure failure, not the derivation's fault",

@@ -1,5 +1,7 @@
 //! `/ci/`: projects, newest evaluations, queue and nodes at a glance.
 
+use std::fmt::Write as _;
+
 use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
@@ -105,7 +107,7 @@ pub(super) fn counts(counts: &AttrCounts) -> String {
         (counts.cancelled, "cancelled"),
     ] {
         if number > 0 {
-            text.push_str(&format!(", {number} {word}"));
+            let _ = write!(text, ", {number} {word}");
         }
     }
     text

@@ -7,6 +7,7 @@ use harmonia_core::api::{
 use harmonia_core::{EvalStatus, JobStatus};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::world::{Drv, Nar, NewEvaluation, TOKEN, World};
 
@@ -176,7 +177,6 @@ async fn a_bundle_that_says_it_is_too_large_is_not_read() {
     let request = format!(
         "POST /api/v1/bundles HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 99999999999\r\n\r\n"
     );
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(&address).await.expect("connects");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = vec![0; 64];

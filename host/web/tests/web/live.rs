@@ -120,7 +120,7 @@ async fn reconnecting_while_it_runs_repeats_nothing() {
     let mut last: Option<String> = None;
     for round in 0..6 {
         let mut events = Events::open(&world, attempt.job, last.as_deref()).await;
-        let more: String = (0..40).map(|line| format!("round {round} line {line} ä\n")).collect();
+        let more = (0..40).fold(String::new(), |text, line| text + &format!("round {round} line {line} ä\n"));
         log.push_str(&more);
         world.tail(&attempt, 0, log.as_bytes()).await;
         let (text, id) = events.text(more.len()).await;
@@ -135,7 +135,7 @@ async fn reconnecting_while_it_runs_repeats_nothing() {
 async fn what_the_tail_lost_comes_from_the_spool_or_is_a_gap() {
     let world = World::start().await;
     let (_, attempt) = running(&world, "thing").await;
-    let log: String = (0..9_000).map(|line| format!("line {line}\n")).collect();
+    let log = (0..9_000).fold(String::new(), |text, line| text + &format!("line {line}\n"));
     let start = log.len() - 1_000;
     world.tail(&attempt, start as u64, &log.as_bytes()[start..]).await;
     let mut events = Events::open(&world, attempt.job, None).await;

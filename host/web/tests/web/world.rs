@@ -115,7 +115,7 @@ impl World {
             public_url: url.clone(),
             public_keys: keys,
             version: "0.1.0-test".to_owned(),
-            node_silent_after: Duration::from_secs(120),
+            node_silent_after: Duration::from_mins(2),
             clock: Arc::new(SystemClock),
             shutdown: shutdown.clone(),
         });
