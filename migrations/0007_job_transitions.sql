@@ -68,13 +68,9 @@ BEGIN
 END
 $$;
 
--- For pending jobs, locked with their inputs: counts what they wait for, and marks those that wait for what will not come.
--- `p_notify`: tell builders about those that are ready.
-CREATE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    v_blockers bigint[];
-BEGIN
+-- For pending jobs, locked with their inputs: counts what they wait for.
+CREATE FUNCTION count_unmet(p_jobs bigint[]) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
     UPDATE build_jobs j SET unmet_deps = c.unmet
     FROM (
         SELECT own.id, count(i.id) FILTER (WHERE i.status <> 'succeeded') AS unmet
@@ -83,7 +79,16 @@ BEGIN
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
         WHERE own.id = ANY (p_jobs) GROUP BY own.id
     ) c
-    WHERE j.id = c.id AND j.status = 'pending' AND j.unmet_deps <> c.unmet;
+    WHERE j.id = c.id AND j.status = 'pending' AND j.unmet_deps <> c.unmet
+$$;
+
+-- The same, and marks those that wait for what will not come. `p_notify`: tell builders about those that are ready.
+CREATE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_blockers bigint[];
+BEGIN
+    PERFORM count_unmet(p_jobs);
     SELECT array_agg(DISTINCT i.id) INTO v_blockers
     FROM build_jobs own
     JOIN derivation_inputs d ON d.referrer = own.drv_path
@@ -178,6 +183,7 @@ BEGIN
     IF cardinality(v_reset) > 0 THEN
         -- Inputs of those found in later rounds were locked then; all are settled together, statuses being final now.
         PERFORM settle_jobs(v_reset, true);
+        PERFORM recheck_jobs(v_reset);
     END IF;
     RETURN v_reset;
 END
@@ -224,6 +230,33 @@ BEGIN
     PERFORM FROM build_jobs WHERE id = ANY (v_jobs) ORDER BY id FOR NO KEY UPDATE;
     SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
     RETURN coalesce(jobs_succeeded(v_jobs), 0);
+END
+$$;
+
+-- Jobs that became pending again, settled: those whose outputs came by another way meanwhile have what they wait for; those
+-- that lean on a derivation without job whose outputs were available once, and are gone, cannot be built before an
+-- evaluation walks there.
+CREATE FUNCTION recheck_jobs(p_jobs bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_there bigint[];
+    v_stranded record;
+BEGIN
+    SELECT array_agg(id) INTO v_there FROM build_jobs
+    WHERE id = ANY (p_jobs) AND status = 'pending' AND drv_available(drv_path, true);
+    IF v_there IS NOT NULL THEN
+        PERFORM jobs_succeeded(v_there);
+    END IF;
+    FOR v_stranded IN
+        SELECT j.id, min(d.input_drv) AS input FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
+        WHERE j.id = ANY (p_jobs) AND j.status = 'pending'
+            AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv) AND NOT drv_available(d.input_drv, false)
+        GROUP BY j.id ORDER BY j.id
+    LOOP
+        PERFORM fail_job(v_stranded.id, 'infrastructure',
+            format('the outputs of its input %s are in no cache any more, and no job makes them: evaluate again', v_stranded.input),
+            NULL);
+    END LOOP;
 END
 $$;
 

@@ -8,6 +8,7 @@ BEGIN
     UPDATE build_jobs SET status = 'pending', started_at = NULL
     WHERE id = ANY (p_jobs) AND status IN ('building', 'uploading');
     PERFORM settle_jobs(p_jobs, true);
+    PERFORM recheck_jobs(p_jobs);
 END
 $$;
 

@@ -289,11 +289,13 @@ BEGIN
         output_bytes_max = greatest(output_bytes_max, v_project.output_bytes_max),
         log_bytes_max = greatest(log_bytes_max, v_project.log_bytes_max)
     WHERE id = ANY (v_reopen);
-    PERFORM settle_jobs(v_new, false);
     IF v_reopen IS NOT NULL THEN
+        PERFORM count_unmet(v_new); -- some that come back may succeed at once and count down
         v_reset := reset_jobs(v_reopen, 0);
         revived := cardinality(v_reset);
     END IF;
+    -- After that, or new jobs would be blocked by what just came back.
+    PERFORM settle_jobs(v_new, false);
     PERFORM notify_ready(array_agg(DISTINCT class_id)) FROM build_jobs
     WHERE id = ANY (v_new) AND status = 'pending' AND unmet_deps = 0;
     new_jobs := cardinality(v_new);

@@ -265,25 +265,25 @@ BEGIN
     WHERE o.output_path = p_path AND j.status = 'succeeded'
     ORDER BY j.id = (SELECT a.job_id FROM build_attempts a WHERE a.id = v_path.producing_attempt) DESC NULLS LAST, j.id
     LIMIT 1;
+    -- Where a derivation has this output and no job, nothing can be waited for: what is pending above it fails, and the next
+    -- evaluation finds the way. The same for what has the path as a source.
+    FOR v_job IN
+        SELECT DISTINCT j.id FROM build_jobs j
+        WHERE j.status = 'pending' AND j.drv_path IN (
+            SELECT d.referrer FROM derivation_inputs d JOIN derivation_outputs o ON o.drv_path = d.input_drv
+            WHERE o.output_path = p_path AND NOT EXISTS (SELECT FROM build_jobs m WHERE m.drv_path = o.drv_path)
+            UNION SELECT s.referrer FROM derivation_sources s WHERE s.path = p_path)
+        ORDER BY j.id
+    LOOP
+        PERFORM FROM build_jobs WHERE id = v_job AND status = 'pending' FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        PERFORM fail_job(v_job, 'infrastructure',
+            format('its input %s is in no cache any more, and no job makes it: evaluate again', p_path), NULL);
+    END LOOP;
     IF v_producer IS NULL THEN
-        IF EXISTS (SELECT FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
-            WHERE o.output_path = p_path AND j.status IN ('pending', 'building', 'uploading')) THEN
-            RETURN 'healed'; -- it is on its way already
-        END IF;
-        -- Nobody here can make it: what waits for it must not wait for ever. The next evaluation finds the way.
-        FOR v_job IN
-            SELECT DISTINCT j.id FROM build_jobs j
-            WHERE j.status = 'pending' AND j.drv_path IN (
-                SELECT d.referrer FROM derivation_inputs d JOIN derivation_outputs o ON o.drv_path = d.input_drv
-                WHERE o.output_path = p_path
-                UNION SELECT s.referrer FROM derivation_sources s WHERE s.path = p_path)
-            ORDER BY j.id
-        LOOP
-            PERFORM FROM build_jobs WHERE id = v_job FOR NO KEY UPDATE;
-            PERFORM fail_job(v_job, 'infrastructure',
-                format('its input %s is in no cache any more, and no job makes it: evaluate again', p_path), NULL);
-        END LOOP;
-        RETURN 'no-producer';
+        RETURN CASE WHEN EXISTS (SELECT FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
+            WHERE o.output_path = p_path AND j.status IN ('pending', 'building', 'uploading')) THEN 'healed' -- on its way
+            ELSE 'no-producer' END;
     END IF;
     -- All jobs that succeeded for this path go back: their dependents count them.
     FOR v_job IN
@@ -296,6 +296,7 @@ BEGIN
         WHERE id = v_job AND status = 'succeeded';
         CONTINUE WHEN NOT FOUND;
         PERFORM settle_jobs(ARRAY[v_job], true);
+        PERFORM recheck_jobs(ARRAY[v_job]);
         SELECT array_agg(DISTINCT j.id) INTO v_waiting
         FROM build_jobs p
         JOIN derivation_inputs d ON d.input_drv = p.drv_path

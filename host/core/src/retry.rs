@@ -20,7 +20,7 @@ impl Default for RetryPolicy {
         Self {
             tries_max: TRANSIENT_TRIES_MAX,
             first_delay: Duration::from_secs(10),
-            delay_max: Duration::from_secs(15 * 60),
+            delay_max: Duration::from_mins(15),
         }
     }
 }

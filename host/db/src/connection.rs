@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use harmonia_core::retry::RetryPolicy;
 use harmonia_core::{ClaimToken, Incarnation};
-use sqlx::PgPool;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection as _, PgPool};
 
 use crate::error::{DbError, lost_to_another_transaction};
 
@@ -55,17 +55,20 @@ impl Db {
 
     pub(crate) async fn connect_with(connect: PgConnectOptions, pool: PgPoolOptions) -> Result<Self, DbError> {
         // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them.
-        let connect = connect
-            .application_name("harmonia-ci")
-            .options([("idle_in_transaction_session_timeout", "60s"), ("lock_timeout", "30s"), ("timezone", "UTC")]);
-        let pool = pool
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_with(connect.clone())
-            .await
-            .map_err(|source| match DbError::from_sqlx("connect", source) {
+        let connect = connect.application_name("harmonia-ci").options([
+            ("idle_in_transaction_session_timeout", "60s"),
+            ("lock_timeout", "30s"),
+            ("timezone", "UTC"),
+        ]);
+        // One connection by hand first: a pool would retry a wrong address until its time is up.
+        let first = sqlx::PgConnection::connect_with(&connect).await.map_err(|source| {
+            match DbError::from_sqlx("connect", source) {
                 DbError::Query { source, .. } => DbError::Unavailable { source },
                 other => other,
-            })?;
+            }
+        })?;
+        first.close().await.map_err(|source| DbError::Unavailable { source })?;
+        let pool = pool.acquire_timeout(Duration::from_secs(10)).connect_lazy_with(connect.clone());
         Ok(Self { pool, connect, retry: RetryPolicy::default() })
     }
 

@@ -113,7 +113,9 @@ impl DbError {
             Some("3D000") => Self::NoDatabase { source },
             Some(code) if code.starts_with("28") => Self::Credentials { source },
             // Connection failures, shutdown and start-up, too many connections, read-only standby, disk full.
-            Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") || code == "25006" => {
+            Some(code)
+                if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") || code == "25006" =>
+            {
                 Self::Unavailable { source }
             }
             _ => Self::Query { what, source },

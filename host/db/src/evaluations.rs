@@ -237,7 +237,8 @@ impl Db {
     /// `false`: cancelled, superseded or reaped; stop the engine.
     pub async fn evaluation_held(&self, eval: EvalId, token: &ClaimToken) -> Result<bool, DbError> {
         self.run("check an evaluation's claim", || {
-            sqlx::query_scalar!(r#"SELECT evaluation_held($1, $2) AS "held!""#, eval.0, hash(token)).fetch_one(&self.pool)
+            sqlx::query_scalar!(r#"SELECT evaluation_held($1, $2) AS "held!""#, eval.0, hash(token))
+                .fetch_one(&self.pool)
         })
         .await
     }

@@ -73,11 +73,13 @@ impl Db {
         let mut connection = PgConnection::connect_with(&self.connect)
             .await
             .map_err(|source| DbError::from_sqlx("connect for a chore", source))?;
-        let taken =
-            sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock(hashtext('harmonia-ci chore'), hashtext($1)) AS "taken!""#, name)
-                .fetch_one(&mut connection)
-                .await
-                .map_err(|source| DbError::from_sqlx("take a chore", source))?;
+        let taken = sqlx::query_scalar!(
+            r#"SELECT pg_try_advisory_lock(hashtext('harmonia-ci chore'), hashtext($1)) AS "taken!""#,
+            name
+        )
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|source| DbError::from_sqlx("take a chore", source))?;
         if taken {
             return Ok(Some(ChoreLock { connection }));
         }

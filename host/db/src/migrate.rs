@@ -38,7 +38,8 @@ impl Db {
         // A newer binary may have migrated further; `check_schema` says whether we may stay.
         let mut migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
         migrator.set_ignore_missing(true).set_locking(false);
-        let run = tokio::time::timeout(Duration::from_secs(3_600), migrator.run_direct(None, &mut connection, false)).await;
+        let run =
+            tokio::time::timeout(Duration::from_hours(1), migrator.run_direct(None, &mut connection, false)).await;
         match run {
             Ok(Ok(())) => {}
             Ok(Err(source)) => return Err(DbError::Migrate { source }),

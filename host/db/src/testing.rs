@@ -27,6 +27,11 @@ pub struct TestDatabase {
     admin: PgConnectOptions,
 }
 
+/// The pool behind a [`Db`], to look at rows and to try what its role must not do.
+pub fn pool(db: &Db) -> &sqlx::PgPool {
+    &db.pool
+}
+
 /// A new claim token.
 pub fn random_token() -> ClaimToken {
     ClaimToken::from_random(rand::random())
@@ -64,7 +69,9 @@ impl TestDatabase {
 
     async fn open(admin_url: &str, admin: PgConnectOptions, name: String) -> Self {
         let options = admin.clone().database(&name);
-        let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16)).await.expect("connect to the test database");
+        let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16))
+            .await
+            .expect("connect to the test database");
         Self { db, url: with_database(admin_url, &name), name, admin }
     }
 
@@ -95,23 +102,24 @@ impl Drop for TestDatabase {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let mut connection = connect(&admin).await;
-                let statement = sqlx::query_scalar!("SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text)", name)
-                    .fetch_one(&mut connection)
-                    .await
-                    .expect("quote a name")
-                    .expect("text");
+                let statement =
+                    sqlx::query_scalar!("SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text)", name)
+                        .fetch_one(&mut connection)
+                        .await
+                        .expect("quote a name")
+                        .expect("text");
                 sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.expect("drop the test database");
             });
         });
-        if dropper.join().is_err() && !std::thread::panicking() {
-            panic!("the test database {} was not dropped", self.name);
-        }
+        let dropped = dropper.join().is_ok();
+        assert!(dropped || std::thread::panicking(), "the test database {} was not dropped", self.name);
     }
 }
 
 fn admin_options() -> (String, PgConnectOptions) {
-    let url = std::env::var(POSTGRES_URL_VARIABLE)
-        .unwrap_or_else(|_| panic!("{POSTGRES_URL_VARIABLE} is not set: run the tests with `./dev test`, which starts a PostgreSQL"));
+    let url = std::env::var(POSTGRES_URL_VARIABLE).unwrap_or_else(|_| {
+        panic!("{POSTGRES_URL_VARIABLE} is not set: run the tests with `./dev test`, which starts a PostgreSQL")
+    });
     let options = PgConnectOptions::from_str(&url).expect("HARMONIA_TEST_POSTGRES_URL is a PostgreSQL URL");
     (url, options.application_name("harmonia-test"))
 }
@@ -130,7 +138,9 @@ fn with_database(url: &str, name: &str) -> String {
 }
 
 async fn connect(options: &PgConnectOptions) -> PgConnection {
-    PgConnection::connect_with(options).await.expect("PostgreSQL of HARMONIA_TEST_POSTGRES_URL answers (see `./dev test`)")
+    PgConnection::connect_with(options)
+        .await
+        .expect("PostgreSQL of HARMONIA_TEST_POSTGRES_URL answers (see `./dev test`)")
 }
 
 async fn run(connection: &mut PgConnection, statement: &'static str) {
@@ -138,19 +148,24 @@ async fn run(connection: &mut PgConnection, statement: &'static str) {
 }
 
 async fn create_database(connection: &mut PgConnection, name: &str, template: Option<&str>) {
-    let statement = sqlx::query_scalar!("SELECT format('CREATE DATABASE %I TEMPLATE %I', $1::text, $2::text)", name, template.unwrap_or("template0"))
-        .fetch_one(&mut *connection)
-        .await
-        .expect("quote names")
-        .expect("text");
+    let statement = sqlx::query_scalar!(
+        "SELECT format('CREATE DATABASE %I TEMPLATE %I', $1::text, $2::text)",
+        name,
+        template.unwrap_or("template0")
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .expect("quote names")
+    .expect("text");
     sqlx::query(AssertSqlSafe(statement)).execute(connection).await.expect("create a database");
 }
 
 /// The name of a database with the current schema, made if need be. The name holds a digest of all migrations.
 async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> String {
-    let digest = MIGRATOR.iter().flat_map(|m| m.checksum.iter()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let digest = MIGRATOR
+        .iter()
+        .flat_map(|m| m.checksum.iter())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     let name = format!("harmonia_template_{digest:016x}");
     if database_exists(connection, &name).await {
         return name;
@@ -164,11 +179,12 @@ async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> St
         let migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
         migrator.run_direct(None, &mut fresh, false).await.expect("migrations apply");
         fresh.close().await.expect("close the template");
-        let statement = sqlx::query_scalar!("SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text)", draft, name)
-            .fetch_one(&mut *connection)
-            .await
-            .expect("quote names")
-            .expect("text");
+        let statement =
+            sqlx::query_scalar!("SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text)", draft, name)
+                .fetch_one(&mut *connection)
+                .await
+                .expect("quote names")
+                .expect("text");
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.expect("name the template");
     }
     run(connection, "SELECT pg_advisory_unlock(hashtext('harmonia test template'))").await;

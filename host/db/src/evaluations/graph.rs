@@ -152,7 +152,8 @@ impl Columns {
 
     fn derivation(&mut self, place: i32, derivation: &GraphDerivation) -> Result<(), DbError> {
         // Joined by spaces below, so a space inside would become two.
-        let words = derivation.required_features.iter().chain(derivation.inputs.iter().flat_map(|(_, outputs)| outputs));
+        let words =
+            derivation.required_features.iter().chain(derivation.inputs.iter().flat_map(|(_, outputs)| outputs));
         if let Some(word) = words.clone().find(|word| word.is_empty() || word.contains([' ', '\0'])) {
             return Err(refused(&[derivation.drv_path.as_str(), ": '", word, "' is no feature or output name"]));
         }

@@ -106,7 +106,9 @@ impl Db {
     /// Keeps the sweep away from these paths' objects for a day.
     pub async fn renew_leases(&self, paths: &[StorePath]) -> Result<(), DbError> {
         let paths = strings(paths);
-        self.run("renew leases", || sqlx::query!("SELECT renew_leases($1)", &paths).execute(&self.pool)).await.map(|_| ())
+        self.run("renew leases", || sqlx::query!("SELECT renew_leases($1)", &paths).execute(&self.pool))
+            .await
+            .map(|_| ())
     }
 
     /// Claims all outputs of an attempt in one transaction; the first writer of a path wins. Refused unless `outputs` are
@@ -141,7 +143,12 @@ impl Db {
     }
 
     /// Claims an evaluation's sources; the first writer of a path wins.
-    pub async fn claim_paths(&self, eval: EvalId, token: &ClaimToken, paths: &[NewPath]) -> Result<Vec<PathRow>, DbError> {
+    pub async fn claim_paths(
+        &self,
+        eval: EvalId,
+        token: &ClaimToken,
+        paths: &[NewPath],
+    ) -> Result<Vec<PathRow>, DbError> {
         self.claim_side_paths(Some(eval), None, token, paths).await
     }
 
@@ -239,7 +246,12 @@ impl Db {
             let outputs = self.derivation_outputs(std::slice::from_ref(&drv_path)).await?;
             let paths: Vec<StorePath> = outputs.into_iter().filter_map(|(_, _, path)| path).collect();
             let rows = self.path_rows(&paths).await?;
-            unfinished.push(UnfinishedPublication { job: JobId(row.job), attempt: AttemptId(row.attempt), drv_path, rows });
+            unfinished.push(UnfinishedPublication {
+                job: JobId(row.job),
+                attempt: AttemptId(row.attempt),
+                drv_path,
+                rows,
+            });
         }
         Ok(unfinished)
     }
@@ -262,7 +274,8 @@ impl Db {
     pub async fn confirm_lost_path(&self, path: &StorePath) -> Result<Healed, DbError> {
         let outcome = self
             .run("heal a lost path", || {
-                sqlx::query_scalar!(r#"SELECT confirm_lost_path($1) AS "outcome!""#, path.as_str()).fetch_one(&self.pool)
+                sqlx::query_scalar!(r#"SELECT confirm_lost_path($1) AS "outcome!""#, path.as_str())
+                    .fetch_one(&self.pool)
             })
             .await?;
         Ok(match outcome.as_str() {

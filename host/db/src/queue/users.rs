@@ -48,7 +48,8 @@ impl Db {
     /// (the evaluation counts as one); 0 when it was over.
     pub async fn cancel_evaluation(&self, evaluation: EvalId, by: &str) -> Result<u64, DbError> {
         self.run("cancel an evaluation", || {
-            sqlx::query_scalar!(r#"SELECT cancel_evaluation($1, $2) AS "rows!""#, evaluation.0, by).fetch_one(&self.pool)
+            sqlx::query_scalar!(r#"SELECT cancel_evaluation($1, $2) AS "rows!""#, evaluation.0, by)
+                .fetch_one(&self.pool)
         })
         .await
         .map(|rows| rows as u64)

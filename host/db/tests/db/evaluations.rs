@@ -1,0 +1,263 @@
+//! Evaluations: superseding, completeness, interest in jobs, bundles.
+
+use harmonia_core::EvalStatus;
+use harmonia_core::JobStatus::{Building, Cancelled, Pending};
+use harmonia_db::testing::{pool, random_token};
+use harmonia_db::{AttrResult, CommitFacts, DbError, GraphAttr, GraphBatch, NewProject, ProjectKind};
+
+use crate::world::{Eval, World, batch, drv_path, graph, new_evaluation};
+
+async fn status(world: &World, eval: &Eval) -> EvalStatus {
+    sqlx::query_scalar!("SELECT status FROM evaluations WHERE id = $1", eval.id.0)
+        .fetch_one(pool(&world.db))
+        .await
+        .expect("read")
+        .parse()
+        .expect("a status")
+}
+
+#[tokio::test]
+async fn a_newer_evaluation_supersedes_and_jobs_that_nobody_else_wants_are_cancelled() {
+    let world = World::new().await;
+    let graph = graph(&[&[], &[0], &[], &[]]);
+    let old = world.evaluation("main").await;
+    world.insert(&old, &graph, &[1, 2, 3]).await.expect("insert");
+    let feature = world.evaluation("feature").await;
+    world.insert(&feature, &graph, &[2]).await.expect("insert");
+    let running = world.claim(1).await.remove(0); // 0
+    let created = world.db.create_evaluation(&new_evaluation(world.project, "main")).await.expect("create");
+    assert_eq!(created.superseded, [old.id]);
+    assert_eq!(status(&world, &old).await, EvalStatus::Cancelled);
+    assert!(!world.db.evaluation_held(old.id, &old.token).await.expect("held"));
+    // 0 builds and may finish; 1 and 3 are not wanted; 2 is by the other branch.
+    assert_eq!(world.statuses().await, [(0, Building), (1, Cancelled), (2, Pending), (3, Cancelled)]);
+    world.complete(&running).await.expect("complete");
+    world.assert_sound().await;
+
+    // The new one wants them again.
+    let token = random_token();
+    let claimed = world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim").expect("one");
+    assert_eq!((claimed.id, claimed.attempt), (created.id, 2));
+    let new = Eval { id: claimed.id, token };
+    let outcome = world.insert(&new, &graph, &[1, 3]).await.expect("insert");
+    assert_eq!((outcome.new_jobs, outcome.revived), (0, 2));
+    assert_eq!(world.jobs().await[&1].unmet, 0);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_evaluation_is_complete_when_every_expected_name_has_an_answer() {
+    let world = World::new().await;
+    let graph = graph(&[&[]]);
+    let eval = world.evaluation("main").await;
+    let refused = world.db.finish_evaluation(eval.id, &eval.token).await.expect_err("no attributes");
+    assert!(matches!(refused, DbError::Refused { .. }), "{refused}");
+    world.db.expect_attrs(eval.id, &eval.token, &["a0".to_owned(), "bad".to_owned()]).await.expect("expect");
+    world.insert(&eval, &graph, &[0]).await.expect("insert");
+    let finished = world.db.finish_evaluation(eval.id, &eval.token).await.expect("ask");
+    assert_eq!((finished.complete, finished.missing.as_slice()), (false, &["bad".to_owned()][..]));
+    assert_eq!(status(&world, &eval).await, EvalStatus::Running);
+    let bad = GraphAttr { attr: "bad".to_owned(), result: AttrResult::Error("boom\0".to_owned()) };
+    let errors = GraphBatch { attrs: vec![bad], ..GraphBatch::default() };
+    world.db.insert_batch(eval.id, &eval.token, &errors).await.expect("insert");
+    let finished = world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+    assert_eq!((finished.complete, finished.attrs), (true, 2));
+    assert_eq!(status(&world, &eval).await, EvalStatus::Succeeded);
+    assert!(matches!(world.insert(&eval, &graph, &[0]).await, Err(DbError::StaleClaim)));
+    world.assert_sound().await;
+
+    let empty = world.evaluation("empty").await;
+    world.db.allow_empty_evaluation(empty.id, &empty.token).await.expect("allow");
+    assert!(world.db.finish_evaluation(empty.id, &empty.token).await.expect("finish").complete);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_partly_inserted_closure_is_held_until_the_evaluation_ends() {
+    let world = World::new().await;
+    let graph = graph(&[&[], &[0], &[1]]);
+    let eval = world.evaluation("main").await;
+    // Only the lower part of 2's closure is in.
+    world.db.insert_batch(eval.id, &eval.token, &batch(&graph, &[0, 1], &[])).await.expect("insert");
+    let other = world.evaluation("other").await;
+    world.insert(&other, &graph, &[1]).await.expect("insert");
+    world.db.cancel_evaluation(other.id, "me").await.expect("cancel");
+    assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)], "main holds them");
+    // Back to the queue and claimed again: still held.
+    world.db.release_evaluation(eval.id, &eval.token).await.expect("release");
+    let token = random_token();
+    world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim").expect("one");
+    let error = GraphAttr { attr: "x".to_owned(), result: AttrResult::Error("gone".to_owned()) };
+    let errors = GraphBatch { attrs: vec![error], ..GraphBatch::default() };
+    world.db.insert_batch(eval.id, &token, &errors).await.expect("insert");
+    assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
+    assert!(world.db.finish_evaluation(eval.id, &token).await.expect("finish").complete);
+    assert_eq!(world.statuses().await, [(0, Cancelled), (1, Cancelled)], "no attribute came");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_failed_evaluation_leaves_nothing_behind() {
+    let world = World::new().await;
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph(&[&[], &[0]]), &[1]).await.expect("insert");
+    world.db.append_evaluation_log(eval.id, &eval.token, &"x".repeat(1 << 20)).await.expect("log");
+    world.db.append_evaluation_log(eval.id, &eval.token, "more").await.expect("log");
+    let kept = sqlx::query_scalar!(r#"SELECT sum(length(text))::bigint AS "n!" FROM evaluation_log_chunks"#)
+        .fetch_one(pool(&world.db))
+        .await;
+    assert!((1 << 20..(1 << 20) + 100).contains(&kept.expect("sum")));
+    let twice = ["careful".to_owned(), "careful".to_owned()];
+    world.db.add_warnings(eval.id, &eval.token, &twice).await.expect("warn");
+    world.db.add_warnings(eval.id, &eval.token, &twice[..1]).await.expect("warn");
+    world.db.fail_evaluation(eval.id, &eval.token, "the engine died").await.expect("fail");
+    let row =
+        sqlx::query!("SELECT status, error, warnings FROM evaluations").fetch_one(pool(&world.db)).await.expect("read");
+    assert_eq!((row.status.as_str(), row.error.as_deref(), row.warnings.len()), ("failed", Some("the engine died"), 1));
+    assert_eq!(world.statuses().await, [(0, Cancelled), (1, Cancelled)]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_limit_of_one_project_does_not_bind_another_that_allows_more() {
+    let world = World::new().await;
+    let graph = graph(&[&[]]);
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph, &[0]).await.expect("insert");
+    let claimed = world.claim_only(0).await;
+    world.fail(&claimed, Some(harmonia_core::FailureKind::Timeout)).await.expect("fail");
+    let same = world.evaluation("other").await;
+    assert_eq!(world.insert(&same, &graph, &[0]).await.expect("insert").revived, 0);
+    let big = world
+        .db
+        .ensure_project(&NewProject { name: "big".to_owned(), kind: ProjectKind::Local })
+        .await
+        .expect("a project");
+    sqlx::query!("UPDATE projects SET timeout_s = 50000 WHERE id = $1", big.0)
+        .execute(pool(&world.db))
+        .await
+        .expect("allow more");
+    let more = world.evaluation_of(big, "main").await;
+    assert_eq!(world.insert(&more, &graph, &[0]).await.expect("insert").revived, 1);
+    assert_eq!(world.claim_only(0).await.limits.timeout_s, 50_000);
+}
+
+#[tokio::test]
+async fn an_old_build_failure_is_tried_again_where_a_project_says_so() {
+    let world = World::new().await;
+    let graph = graph(&[&[]]);
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph, &[0]).await.expect("insert");
+    let claimed = world.claim_only(0).await;
+    world.fail(&claimed, Some(harmonia_core::FailureKind::Build)).await.expect("fail");
+    sqlx::query!("UPDATE build_jobs SET finished_at = now() - interval '2 hours'")
+        .execute(pool(&world.db))
+        .await
+        .expect("time");
+    assert_eq!(world.insert(&eval, &graph, &[0]).await.expect("insert").revived, 0);
+    sqlx::query!("UPDATE projects SET failure_ttl_s = 3600").execute(pool(&world.db)).await.expect("set");
+    assert_eq!(world.insert(&eval, &graph, &[0]).await.expect("insert").revived, 1);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_a_public_project_reaches_becomes_public() {
+    let world = World::new().await;
+    let graph = graph(&[&[], &[0]]);
+    let private = world
+        .db
+        .ensure_project(&NewProject { name: "private".to_owned(), kind: ProjectKind::Local })
+        .await
+        .expect("a project");
+    sqlx::query!("UPDATE projects SET is_public = false WHERE id = $1", private.0)
+        .execute(pool(&world.db))
+        .await
+        .expect("set");
+    let secret = world.evaluation_of(private, "main").await;
+    world.insert(&secret, &graph, &[1]).await.expect("insert");
+    let zero = world.claim_only(0).await;
+    world.complete(&zero).await.expect("complete");
+    let public = || async {
+        sqlx::query_scalar!("SELECT public FROM store_paths ORDER BY path")
+            .fetch_all(pool(&world.db))
+            .await
+            .expect("read")
+    };
+    assert_eq!(public().await, [false]);
+    // The walk goes on through what only private projects reached.
+    let open = world.evaluation("main").await;
+    world.insert(&open, &graph, &[1]).await.expect("insert");
+    assert_eq!(public().await, [true]);
+    let one = world.claim_only(1).await;
+    world.complete(&one).await.expect("complete");
+    assert_eq!(public().await, [true, true]);
+    let again = world.evaluation("other").await;
+    assert!(world.walk(&again, &graph, &[1]).await.expect("walk").derivations.is_empty());
+}
+
+#[tokio::test]
+async fn a_commit_learned_late_gets_its_place_among_the_attempts() {
+    let world = World::new().await;
+    let first = world.evaluation("main").await;
+    let mut unknown = new_evaluation(world.project, "main");
+    unknown.commit = None;
+    world.db.create_evaluation(&unknown).await.expect("create");
+    let token = random_token();
+    let claimed = world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim").expect("one");
+    assert_eq!((claimed.commit.as_deref(), claimed.attempt), (None, 1));
+    let facts = CommitFacts { commit: "0".repeat(40), title: Some("a title".to_owned()), ..CommitFacts::default() };
+    world.db.set_evaluation_commit(claimed.id, &token, &facts).await.expect("set");
+    let row = sqlx::query!("SELECT attempt, commit_title FROM evaluations WHERE id = $1", claimed.id.0)
+        .fetch_one(pool(&world.db))
+        .await;
+    let row = row.expect("read");
+    assert_eq!((row.attempt, row.commit_title.as_deref()), (2, Some("a title")));
+    assert_ne!(first.id, claimed.id);
+}
+
+#[tokio::test]
+async fn bundles_come_back_whole_and_go_with_their_evaluation() {
+    let world = World::new().await;
+    let bundle = world.db.begin_bundle().await.expect("begin");
+    assert!(matches!(world.db.append_bundle(bundle, 0, &[]).await, Err(DbError::Refused { .. })));
+    assert!(matches!(world.db.append_bundle(bundle, 0, &vec![0; (1 << 20) + 1]).await, Err(DbError::Refused { .. })));
+    world.db.append_bundle(bundle, 1, b"bundle").await.expect("append");
+    assert!(
+        matches!(world.db.finish_bundle(bundle, 6, [9; 32]).await, Err(DbError::Refused { .. })),
+        "chunk 0 is missing"
+    );
+    world.db.append_bundle(bundle, 0, b"git ").await.expect("append");
+    assert!(matches!(world.db.finish_bundle(bundle, 9, [9; 32]).await, Err(DbError::Refused { .. })), "10 bytes");
+    assert_eq!(world.db.read_bundle(bundle, 0).await.expect("read"), None, "not finished");
+    let mut new = new_evaluation(world.project, "main");
+    new.source = harmonia_core::api::Source::Bundle { bundle };
+    assert!(matches!(world.db.create_evaluation(&new).await, Err(DbError::NotFound { .. })), "not finished");
+    world.db.finish_bundle(bundle, 10, [9; 32]).await.expect("finish");
+    assert_eq!(world.db.bundle_digest(bundle).await.expect("digest"), Some((10, [9; 32])));
+    assert_eq!(world.db.read_bundle(bundle, 1).await.expect("read").as_deref(), Some(&b"bundle"[..]));
+    assert_eq!(world.db.read_bundle(bundle, 2).await.expect("read"), None);
+    assert!(matches!(world.db.append_bundle(bundle, 2, b"late").await, Err(DbError::NotFound { .. })));
+
+    let created = world.db.create_evaluation(&new).await.expect("create");
+    let zero = std::time::Duration::ZERO;
+    assert_eq!(world.db.delete_stale(zero).await.expect("delete").bundles, 0, "it is queued");
+    world.db.cancel_evaluation(created.id, "me").await.expect("cancel");
+    assert_eq!(world.db.delete_stale(std::time::Duration::from_hours(24)).await.expect("delete").bundles, 1);
+}
+
+#[tokio::test]
+async fn a_job_cancelled_between_walk_and_insertion_is_named_missing() {
+    let world = World::new().await;
+    let graph = graph(&[&[], &[0]]);
+    let first = world.evaluation("main").await;
+    world.insert(&first, &graph, &[0]).await.expect("insert");
+    let second = world.evaluation("other").await;
+    let walked = world.walk(&second, &graph, &[1]).await.expect("walk");
+    assert_eq!(walked.derivations.len(), 1, "0 has a job, so the walk stopped there");
+    world.db.cancel_evaluation(first.id, "me").await.expect("cancel");
+    let outcome = world.db.insert_batch(second.id, &second.token, &walked).await.expect("insert");
+    assert_eq!(outcome.missing, [drv_path(0)]);
+    let outcome = world.insert(&second, &graph, &[1]).await.expect("walk and insert again");
+    assert_eq!((outcome.new_jobs, outcome.revived, outcome.missing.len()), (1, 1, 0));
+    world.assert_sound().await;
+}

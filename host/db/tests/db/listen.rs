@@ -1,0 +1,50 @@
+//! Hints arrive, and a broken connection comes back with a rescan.
+
+use std::time::Duration;
+
+use harmonia_db::testing::pool;
+use harmonia_db::{Channel, Listener, Notice};
+
+use crate::world::{World, graph};
+
+async fn next(listener: &mut Listener) -> Notice {
+    tokio::time::timeout(Duration::from_secs(20), listener.next()).await.expect("a notice within 20 s")
+}
+
+fn hint(channel: Channel, payload: impl Into<String>) -> Notice {
+    Notice::Hint { channel, payload: payload.into() }
+}
+
+#[tokio::test]
+async fn work_and_ends_are_told_once_a_class() {
+    let world = World::new().await;
+    let mut listener = world.db.listen(&[Channel::BuildJobs, Channel::Claims]).await.expect("listen");
+    let graph = graph(&[&[], &[], &[0]]);
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph, &[1, 2]).await.expect("insert");
+    let class = world.db.resolve_classes(&[crate::world::SYSTEM.to_owned()], &[]).await.expect("classes")[0];
+    assert_eq!(next(&mut listener).await, hint(Channel::BuildJobs, format!("class:{class}")));
+    let claimed = world.claim(2).await;
+    world.complete(&claimed[0]).await.expect("complete");
+    assert_eq!(next(&mut listener).await, hint(Channel::BuildJobs, format!("done:{}", claimed[0].job)));
+    assert_eq!(next(&mut listener).await, hint(Channel::BuildJobs, format!("class:{class}")));
+    world.db.cancel_job(claimed[1].job, "me").await.expect("cancel");
+    assert_eq!(next(&mut listener).await, hint(Channel::Claims, "n"));
+}
+
+#[tokio::test]
+async fn a_broken_connection_comes_back_with_a_rescan() {
+    let world = World::new().await;
+    let mut listener = world.db.listen(&[Channel::Nodes]).await.expect("listen");
+    let killed = sqlx::query_scalar!(
+        r#"SELECT count(pg_terminate_backend(pid)) AS "n!" FROM pg_stat_activity
+           WHERE datname = current_database() AND query LIKE 'LISTEN%'"#
+    )
+    .fetch_one(pool(&world.db))
+    .await
+    .expect("terminate");
+    assert_eq!(killed, 1);
+    assert_eq!(next(&mut listener).await, Notice::Rescan);
+    world.db.set_draining(&world.node, true).await.expect("drain");
+    assert_eq!(next(&mut listener).await, hint(Channel::Nodes, "n"));
+}

@@ -1,0 +1,13 @@
+//! The database layer against a real PostgreSQL. `world` is what tests are written with; `model` and `histories` are the
+//! property tests of the state machine.
+
+mod evaluations;
+mod healing;
+mod histories;
+mod listen;
+mod model;
+mod nodes;
+mod queue;
+mod roles;
+mod schema;
+mod world;

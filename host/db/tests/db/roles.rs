@@ -1,0 +1,156 @@
+//! Each role tries what it must not do, and can do its work.
+
+use harmonia_core::signer_api::AttemptUsage;
+use harmonia_core::{Capability, Incarnation, NodeId};
+use harmonia_db::testing::{pool, random_token};
+use harmonia_db::{Db, DbError, NodeRegistration};
+
+use crate::world::{World, drv_path, graph, new_evaluation, new_paths, out_path, registration};
+
+fn denied<T: std::fmt::Debug>(result: Result<T, sqlx::Error>, what: &str) {
+    let error = result.expect_err(what);
+    let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
+    assert_eq!(code.as_deref(), Some("42501"), "{what}: {error}");
+}
+
+fn one_capability(id: &str, capability: Capability) -> NodeRegistration {
+    NodeRegistration { capabilities: vec![capability], ..registration(id, 1) }
+}
+
+#[tokio::test]
+async fn evaluators_and_builders_write_no_table_and_read_no_token() {
+    let world = World::new().await;
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph(&[&[]]), &[0]).await.expect("insert");
+    for capability in [Capability::Evaluator, Capability::Builder, Capability::Signer, Capability::Frontend] {
+        let db = world.test.connect_as(capability).await;
+        let pool = pool(&db);
+        denied(sqlx::query!("UPDATE build_jobs SET priority = 100").execute(pool).await, "boost a job");
+        denied(
+            sqlx::query!("INSERT INTO eval_attrs (eval_id, attr, error) VALUES (1, 'x', 'y')").execute(pool).await,
+            "an attribute",
+        );
+        denied(sqlx::query!("DELETE FROM build_attempts").execute(pool).await, "forget attempts");
+        denied(sqlx::query!("UPDATE store_paths SET public = true").execute(pool).await, "make paths public");
+        denied(sqlx::query!("UPDATE nodes SET capabilities = '{signer}'").execute(pool).await, "pose as a signer");
+        denied(sqlx::query!("SELECT claim_token_hash FROM build_jobs").fetch_all(pool).await, "read tokens of jobs");
+        denied(sqlx::query!("SELECT token_hash FROM build_attempts").fetch_all(pool).await, "read tokens of attempts");
+        denied(
+            sqlx::query!("SELECT claim_token_hash FROM evaluations").fetch_all(pool).await,
+            "read tokens of evaluations",
+        );
+        denied(sqlx::query!("SELECT fail_job(1, 'build', '', NULL)").fetch_one(pool).await, "call an inner function");
+        denied(sqlx::query!("SELECT cancel_unwanted('{}', true, '')").fetch_one(pool).await, "call an inner function");
+        if capability != Capability::Frontend {
+            denied(sqlx::query!("SELECT token_hash FROM api_tokens").fetch_all(pool).await, "read API tokens");
+            denied(sqlx::query!("SELECT value FROM settings").fetch_all(pool).await, "read settings");
+            denied(sqlx::query!("SELECT cancel_evaluation(1, '')").fetch_one(pool).await, "cancel");
+        }
+        if capability != Capability::Signer {
+            denied(sqlx::query!("INSERT INTO drv_modulo VALUES ('x', 'y')").execute(pool).await, "forge a hash");
+            denied(sqlx::query!("SELECT publish_paths('{}')").fetch_one(pool).await, "publish");
+        }
+        if capability != Capability::Builder {
+            denied(sqlx::query!("SELECT * FROM claim_jobs('n', 1, '{1}', '{}')").fetch_all(pool).await, "claim");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_capability_is_registered_by_its_own_role_only() {
+    let world = World::new().await;
+    for own in Capability::ALL {
+        let db = world.test.connect_as(*own).await;
+        for claimed in Capability::ALL {
+            let name = format!("{own}-{claimed}");
+            let result = db.register_node(&one_capability(&name, *claimed)).await;
+            assert_eq!(result.is_ok(), own == claimed, "{own} as {claimed}: {result:?}");
+        }
+        // Nor may it take the name of a node that has more.
+        let taken =
+            db.register_node(&NodeRegistration { incarnation: Incarnation(9), ..one_capability("n", *own) }).await;
+        assert!(matches!(taken, Err(DbError::Refused { .. })), "{own}: {taken:?}");
+    }
+}
+
+/// The whole way of a job, each step by its own role.
+#[tokio::test]
+async fn each_role_can_do_its_work() {
+    let world = World::new().await;
+    let (frontend, evaluator, builder, signer) = (
+        world.test.connect_as(Capability::Frontend).await,
+        world.test.connect_as(Capability::Evaluator).await,
+        world.test.connect_as(Capability::Builder).await,
+        world.test.connect_as(Capability::Signer).await,
+    );
+    for (db, capability) in
+        [(&evaluator, Capability::Evaluator), (&builder, Capability::Builder), (&signer, Capability::Signer)]
+    {
+        db.check_schema().await.expect("check the schema");
+        db.register_node(&one_capability(capability.as_str(), capability)).await.expect("register");
+        assert!(db.heartbeat(&NodeId(capability.to_string()), Incarnation(1), None).await.expect("heartbeat").current);
+    }
+    frontend.check_schema().await.expect("check the schema");
+    let kind = harmonia_db::ProjectKind::Local;
+    let project =
+        frontend.ensure_project(&harmonia_db::NewProject { name: "x".to_owned(), kind }).await.expect("a project");
+    let bundle = frontend.begin_bundle().await.expect("a bundle");
+    frontend.append_bundle(bundle, 0, b"git").await.expect("a chunk");
+    frontend.finish_bundle(bundle, 3, [0; 32]).await.expect("finish it");
+    let created = frontend.create_evaluation(&new_evaluation(project, "main")).await.expect("create");
+
+    let node = NodeId("evaluator".to_owned());
+    let token = random_token();
+    let claimed = evaluator.claim_evaluation(&node, Incarnation(1), &token).await.expect("claim").expect("one");
+    assert_eq!(claimed.id, created.id);
+    assert_eq!(evaluator.read_bundle(bundle, 0).await.expect("read").as_deref(), Some(&b"git"[..]));
+    let eval = crate::world::Eval { id: claimed.id, token };
+    evaluator.expect_attrs(eval.id, &eval.token, &["a0".to_owned()]).await.expect("expect");
+    let batch = as_world(&world, &evaluator).walk(&eval, &graph(&[&[]]), &[0]).await.expect("walk");
+    evaluator.insert_batch(eval.id, &eval.token, &batch).await.expect("insert");
+    assert!(evaluator.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
+
+    let classes = builder.resolve_classes(&[crate::world::SYSTEM.to_owned()], &[]).await.expect("classes");
+    let heads = builder.queue_heads(&classes, 1).await.expect("heads");
+    let jobs: Vec<_> = heads.candidates.iter().map(|candidate| candidate.job).collect();
+    let node = NodeId("builder".to_owned());
+    let job = builder.claim_jobs(&node, Incarnation(1), &jobs, &[random_token()]).await.expect("claim").remove(0);
+    builder.attempt_uploading(job.attempt, &job.token).await.expect("uploading");
+    builder.canonical_paths(&[out_path(0)]).await.expect("canonical");
+    builder.live_signers(std::time::Duration::from_mins(1)).await.expect("signers");
+
+    let scope = signer.attempt_scope(job.attempt, &job.token).await.expect("scope");
+    assert_eq!((scope.drv_path, scope.drv_public), (drv_path(0), true));
+    signer.claim_outputs(job.attempt, &job.token, &new_paths(&job, 1)).await.expect("claim outputs");
+    signer.renew_leases(&[out_path(0)]).await.expect("lease");
+    signer.unavailable_references(&[out_path(0)]).await.expect("closure gate");
+    signer.store_drv_modulo(&[(drv_path(0), "x".to_owned())]).await.expect("modulo");
+    signer.publish_outputs(job.job, &[out_path(0)], &AttemptUsage::default(), None).await.expect("publish");
+    assert!(frontend.sweep_invariants().await.expect("sweep").is_empty());
+    frontend.repair().await.expect("repair");
+    frontend.reap_silent_nodes(std::time::Duration::from_mins(1)).await.expect("reap");
+    frontend.delete_stale(std::time::Duration::from_mins(1)).await.expect("delete");
+}
+
+/// The helpers of `world`, acting as another role.
+fn as_world<'a>(world: &'a World, db: &Db) -> AsRole<'a> {
+    AsRole { world, db: db.clone() }
+}
+
+struct AsRole<'a> {
+    world: &'a World,
+    db: Db,
+}
+
+impl AsRole<'_> {
+    async fn walk(
+        &self,
+        eval: &crate::world::Eval,
+        graph: &[crate::world::Drv],
+        roots: &[usize],
+    ) -> Result<harmonia_db::GraphBatch, DbError> {
+        let paths: Vec<_> = roots.iter().map(|root| drv_path(*root)).collect();
+        self.db.classify_derivations(eval.id, &eval.token, &paths).await?;
+        self.world.walk(eval, graph, roots).await
+    }
+}
