@@ -13,9 +13,10 @@ use harmonia_core::signer_api::{Holder, SourcesComplete};
 use harmonia_nix::{Sha256Hash, StorePath};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use crate::support::{BUCKET, options};
-use crate::world::{Nar, World};
+use crate::world::{Nar, World, poll_once};
 
 async fn publish_source(world: &World, name: &str, nar: &Nar) -> StorePath {
     let (path, info) = nar.source(name, &[]);
@@ -225,6 +226,58 @@ async fn pass_on(
         }
     }
     requests.abort();
+}
+
+/// Whoever asks after a publication sees it, even when somebody else's look, begun before it, is still under way.
+#[tokio::test]
+async fn an_answer_is_never_older_than_its_question() {
+    let world = World::start().await;
+    let nar = Nar::file("new");
+    let (path, _) = nar.source("new", &[]);
+    let (gate, held) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let proxy = holding_proxy(world.bucket.endpoint.address(), Arc::clone(&gate), Arc::clone(&held)).await;
+    let reader = through(&world, proxy);
+
+    let mut early = Box::pin(reader.narinfo(Viewer::Public, path.hash_part()));
+    while held.load(Ordering::SeqCst) == 0 {
+        assert!(poll_once(&mut early).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    // The store has said that it is not there; nobody has heard it yet.
+    publish_source(&world, "new", &nar).await;
+    let mut late = Box::pin(reader.narinfo(Viewer::Public, path.hash_part()));
+    assert!(poll_once(&mut late).await.is_none(), "it waits with the other one");
+    gate.add_permits(Semaphore::MAX_PERMITS);
+    let (early, late) = tokio::join!(early, late);
+    assert_eq!(early.expect("known"), None, "it was true when it was asked");
+    assert!(late.expect("known").is_some(), "it asked after the publication");
+}
+
+/// Passes answers on once the gate is open, and counts those that wait.
+async fn holding_proxy(to: SocketAddr, gate: Arc<Semaphore>, held: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (gate, held) = (Arc::clone(&gate), Arc::clone(&held));
+            tokio::spawn(async move {
+                let server = TcpStream::connect(to).await.expect("the endpoint listens");
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                let requests = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                    held.fetch_add(1, Ordering::SeqCst);
+                    let _permit = gate.acquire().await.expect("open");
+                    if to_client.write_all(&buffer[..count]).await.is_err() {
+                        break;
+                    }
+                }
+                requests.abort();
+            });
+        }
+    });
+    address
 }
 
 fn through(world: &World, proxy: SocketAddr) -> Reader {
