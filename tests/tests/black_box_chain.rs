@@ -36,9 +36,9 @@ fn expected_states() -> BTreeMap<String, &'static str> {
 }
 
 /// How many attempts there were in all.
-async fn attempts(server: &Server) -> i64 {
+async fn attempts(server: &Server) -> u64 {
     let db = database(server).await;
-    db.count_attempts().await.expect("counted")
+    db.attempt_statistics().await.expect("counted").total
 }
 
 async fn database(server: &Server) -> harmonia_db::Db {

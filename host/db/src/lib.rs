@@ -15,6 +15,7 @@ mod migrate;
 mod nodes;
 mod paths;
 mod queue;
+mod statistics;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tokens;
@@ -35,4 +36,5 @@ pub use paths::{
     AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
     UnfinishedPublication,
 };
+pub use statistics::AttemptStatistics;
 pub use queue::{ClaimedJob, FailOutcome, JobLimits, LogTail, QueueHeads};
