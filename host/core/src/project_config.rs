@@ -26,8 +26,8 @@ pub const FILE_BYTES_MAX: usize = 64 << 10;
 /// Most entries of one list in it.
 pub const LIST_ENTRIES_MAX: usize = 256;
 
-const EVAL_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-const RETENTION_MAX: Duration = Duration::from_secs(3_650 * 24 * 60 * 60);
+const EVAL_TIMEOUT_MAX: Duration = Duration::from_hours(24);
+const RETENTION_MAX: Duration = Duration::from_hours(3_650 * 24);
 const KEYS: [&str; 9] =
     ["attrs", "retention", "allow-ifd", "eval-timeout", "systems", "flake-dir", "branches", "paths", "allow-empty"];
 const COMPAT_KEYS: [&str; 3] = ["attribute", "flake_dir", "lock_file"];

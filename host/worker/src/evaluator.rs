@@ -31,7 +31,7 @@ use crate::signer_client::SignerClient;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 use engine::{Confinement, Engine};
 use evaluation::Fate;
-use source::{GitSources, PinnedFlake};
+use source::{GitSources, MirrorLocks, PinnedFlake};
 use upstream::Upstream;
 
 /// Without a notification, the queue is looked at that often,
@@ -57,6 +57,7 @@ pub enum EngineChoice {
 
 /// What an evaluator needs to know.
 #[derive(Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent setting of the operator")]
 pub struct EvaluatorOptions {
     /// This node.
     pub node: NodeId,
@@ -142,6 +143,7 @@ pub(crate) struct Settings {
     nix_instantiate: PathBuf,
     nix_eval_jobs: Option<PathBuf>,
     confinement: Confinement,
+    locks: MirrorLocks,
 }
 
 impl Settings {
@@ -155,6 +157,7 @@ impl Settings {
             mirrors_dir: self.options.state_dir.join("mirrors"),
             scratch_dir: self.scratch_dir(),
             allow_file_urls: self.options.allow_file_urls,
+            locks: self.locks.clone(),
         }
     }
 

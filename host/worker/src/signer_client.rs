@@ -28,7 +28,7 @@ pub use put::{PutOutcome, UploadSource};
 
 /// Time one call to one signer may take. A bulk of `.drv` files needs a moment; a signer that is stuck must not eat
 /// the whole patience.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Where live signers are found.
 pub trait SignerDirectory: Send + Sync + 'static {

@@ -39,7 +39,7 @@ allow-empty = true
                 vec!["checks".to_owned()],
                 vec!["packages".to_owned(), "x86_64-linux".to_owned(), "a.b".to_owned()]
             ],
-            retention: Some(Duration::from_secs(30 * 86_400)),
+            retention: Some(Duration::from_hours(30 * 24)),
             allow_ifd: false,
             eval_timeout: Some(Duration::from_secs(90)),
             systems: Some(vec!["x86_64-linux".to_owned(), "aarch64-darwin".to_owned()]),

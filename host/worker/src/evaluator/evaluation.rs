@@ -15,10 +15,11 @@ use super::Settings;
 use super::engine::{Engine, EngineError, Enumeration};
 use super::insert::{InsertError, Inserter};
 use super::source::{self, AddTreeError, GitError, Origin, ReadConfigError};
+use super::upload::UploadError;
 use crate::signer_client::SignerError;
 use crate::store_daemon::{ConnectError, Connection};
 
-/// Bundles are deleted a day after the evaluation; this is only for the copy on disk.
+/// What the engine may be ahead of the database.
 const EVENTS_MAX: usize = 256;
 
 /// Why an evaluation as a whole failed.
@@ -81,9 +82,11 @@ impl EvaluateError {
     /// Sorts out what says nothing about the commit.
     pub(super) fn fate(&self) -> Fate {
         match self {
-            Self::Lost | Self::Insert(InsertError::Lost) => Fate::Drop,
-            Self::Insert(InsertError::Upload(super::upload::UploadError::Signer(SignerError::StaleClaim))) => Fate::Drop,
-            Self::Database(error) if error.is_transient() => Fate::Release,
+            Self::Lost
+            | Self::Insert(
+                InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim)),
+            ) => Fate::Drop,
+            Self::Database(error) | Self::Insert(InsertError::Database(error)) if error.is_transient() => Fate::Release,
             _ => Fate::Fail,
         }
     }
@@ -163,21 +166,20 @@ impl Run<'_> {
     async fn run(self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
         let (db, eval) = (&self.settings.options.db, self.claimed.id);
         let mut warnings = Vec::new();
-        let systems = match systems {
-            Some(systems) => Some(systems),
-            None => {
-                let systems = db.builder_systems(self.settings.options.silent_after).await?;
-                if systems.is_empty() {
-                    warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
-                }
-                (!systems.is_empty()).then_some(systems)
+        let systems = if systems.is_some() {
+            systems
+        } else {
+            let systems = db.builder_systems(self.settings.options.silent_after).await?;
+            if systems.is_empty() {
+                warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
             }
+            (!systems.is_empty()).then_some(systems)
         };
         let (events, received) = mpsc::channel(EVENTS_MAX);
         let mut inserter = Inserter::new(self.settings, eval, self.token, connection);
         let work = async {
             let names = self.engine.enumerate(&self.prefixes, systems.as_deref(), &events).await?;
-            warnings.extend(self.remarks(&names, systems.as_deref()));
+            warnings.extend(remarks(&names, systems.as_deref()));
             if !warnings.is_empty() {
                 db.add_warnings(eval, self.token, &warnings).await?;
             }
@@ -208,26 +210,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn remarks(&self, names: &Enumeration, systems: Option<&[String]>) -> Vec<String> {
-        let mut remarks = Vec::new();
-        if !names.left_out.is_empty() {
-            let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
-            remarks.push(format!(
-                "left out, since they are not among the systems to build ({}): {}",
-                systems.unwrap_or_default().join(", "),
-                left_out.join(", ")
-            ));
-        }
-        for prefix in &names.missing {
-            remarks.push(format!(
-                "the flake has no output '{}' that holds derivations (it has: {})",
-                print_attr_path(prefix),
-                names.outputs.join(", ")
-            ));
-        }
-        remarks
-    }
-
     /// An error that says why there is nothing, unless nothing is fine.
     fn nothing(&self, names: &Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
         if self.allow_empty {
@@ -235,13 +217,34 @@ impl Run<'_> {
         }
         let asked: Vec<String> = self.prefixes.iter().map(|prefix| print_attr_path(prefix)).collect();
         let mut text = format!("nothing to build: no attributes below '{}'", asked.join("', '"));
-        for remark in self.remarks(names, systems) {
+        for remark in remarks(names, systems) {
             text.push_str("; ");
             text.push_str(&remark);
         }
         text.push_str(". Name the outputs to build with 'attrs' in .harmonia-ci.toml, or set 'allow-empty = true'");
         Err(EvaluateError::Nothing(text))
     }
+}
+
+/// What the page says about names that were not found or left out.
+fn remarks(names: &Enumeration, systems: Option<&[String]>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if !names.left_out.is_empty() {
+        let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
+        remarks.push(format!(
+            "left out, since they are not among the systems to build ({}): {}",
+            systems.unwrap_or_default().join(", "),
+            left_out.join(", ")
+        ));
+    }
+    for prefix in &names.missing {
+        remarks.push(format!(
+            "the flake has no output '{}' that holds derivations (it has: {})",
+            print_attr_path(prefix),
+            names.outputs.join(", ")
+        ));
+    }
+    remarks
 }
 
 /// A bundle is put together on disk first; the file lives as long as what is returned.

@@ -95,7 +95,7 @@ impl<'a> Inserter<'a> {
 
     /// Takes events until the engine is done, and inserts everything.
     pub(super) async fn take_all(&mut self, mut events: mpsc::Receiver<EngineEvent>) -> Result<(), InsertError> {
-        let far = Duration::from_secs(86_400);
+        let far = Duration::from_hours(24);
         let (mut batch_due, mut log_due) = (Instant::now() + far, Instant::now() + far);
         loop {
             let event = tokio::select! {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use harmonia_nix::STORE_DIR;
 
 use super::engine::{Confinement, Engine, EngineError};
-use super::source::PinnedFlake;
+use super::source::{MirrorLocks, PinnedFlake};
 use super::upstream::Upstream;
 use super::{EngineChoice, EvaluatorError, EvaluatorOptions, Settings};
 use crate::store_daemon::StoreDaemon;
@@ -41,6 +41,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
     let mut settings = Settings {
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),
         daemon,
+        locks: MirrorLocks::default(),
         git,
         nix_instantiate,
         nix_eval_jobs,

@@ -21,7 +21,7 @@ use super::*;
 use crate::signer_client::{SignerDirectory, SignerOptions};
 use crate::test_parts::{Answer, TestDaemon, TestServer};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const MAKE: &str = r#"mk = name: more: derivation ({ inherit name; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; } // more);"#;
 
 /// What the signer was given.
@@ -100,8 +100,8 @@ struct World {
     project: ProjectId,
     shutdown: CancellationToken,
     evaluator: Option<tokio::task::JoinHandle<Result<(), EvaluatorError>>>,
-    _signer: TestServer,
-    _state: tempfile::TempDir,
+    /// Kept running, and there.
+    _kept: (TestServer, tempfile::TempDir),
 }
 
 impl World {
@@ -146,16 +146,15 @@ impl World {
             allow_file_urls: true,
             workers: 2,
             max_evals: 2,
-            timeout: Duration::from_secs(300),
+            timeout: Duration::from_mins(5),
             memory_bytes_max: 1 << 30,
             allow_ifd: true,
             substituters: Vec::new(),
-            silent_after: Duration::from_secs(600),
+            silent_after: Duration::from_mins(10),
         };
         let shutdown = CancellationToken::new();
         let evaluator = Some(tokio::spawn(run(options, shutdown.clone())));
-        let (_signer, _state) = (server, state);
-        Self { database, daemon, repositories, taken, project, shutdown, evaluator, _signer, _state }
+        Self { database, daemon, repositories, taken, project, shutdown, evaluator, _kept: (server, state) }
     }
 
     /// Commits these files to a new repository and queues an evaluation of them.
@@ -228,10 +227,13 @@ impl World {
     }
 }
 
+/// Name of the repository, its files, the attributes asked for, parts of the error.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a [&'a str]>, &'a [&'a str]);
+
 /// One attribute that evaluates for ever in little memory.
-const ENDLESS: &str = r#"{ outputs = { self }: { checks.x86_64-linux.a = let
+const ENDLESS: &str = r"{ outputs = { self }: { checks.x86_64-linux.a = let
     list = builtins.genList (x: x) 5000; sum = f: builtins.foldl' (s: n: s + f n) 0 list;
-    in builtins.seq (sum (x: sum (y: sum (z: z)))) { }; }; }"#;
+    in builtins.seq (sum (x: sum (y: sum (z: z)))) { }; }; }";
 
 #[tokio::test]
 async fn a_commit_becomes_jobs_with_their_files_and_sources_in_the_cache() {
@@ -301,7 +303,7 @@ async fn bad_input_of_every_kind_gives_one_clear_error() {
     let world = World::start().await;
     let good = format!("{{ outputs = {{ self }}: let {MAKE} in {{ checks.x86_64-linux.a = mk \"a\" {{ }}; }}; }}");
     let only_other = good.replace("x86_64-linux.a", "aarch64-linux.a");
-    let cases: &[(&str, &[(&str, &str)], Option<&[&str]>, &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         ("no-flake", &[("readme", "x")], None, &["flake.nix"]),
         ("syntax", &[("flake.nix", "{ outputs = ")], None, &["syntax error"]),
         ("unknown", &[("flake.nix", &good)], Some(&["nosuch"]), &["nothing to build", "no output 'nosuch'", "it has: checks"]),
@@ -399,11 +401,11 @@ async fn without_a_sandbox_it_does_not_start_where_one_is_required() {
         allow_file_urls: false,
         workers: 1,
         max_evals: 1,
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_mins(1),
         memory_bytes_max: 1 << 30,
         allow_ifd: true,
         substituters: Vec::new(),
-        silent_after: Duration::from_secs(60),
+        silent_after: Duration::from_mins(1),
     };
     let error = run(options, CancellationToken::new()).await.expect_err("refuses");
     assert!(matches!(error, EvaluatorError::Sandbox { .. }), "{error}");

@@ -143,24 +143,20 @@ impl SignerClient {
             let status = response.status().as_u16();
             let asked_wait = retry_after(response.headers());
             let answer = match status {
-                200..=299 => return Ok(PutOutcome::Stored),
-                // Write-once: somebody else stored these very bytes (the key is their hash).
-                412 => return Ok(PutOutcome::Stored),
+                // 412, write-once: somebody else stored these very bytes (the key is their hash).
+                200..=299 | 412 => return Ok(PutOutcome::Stored),
                 403 => return Ok(PutOutcome::Expired),
                 _ => read_bounded(response, 16 << 10).await.unwrap_or_default(),
             };
             let message = beginning(&answer);
-            match status {
-                // 409: another conditional write of the same key is under way.
-                408 | 409 | 425 | 429 | 500..=599 => {
-                    retry.pause(TryError::Status { url: shown.clone(), status, message }, asked_wait).await?;
-                }
-                // Stores answer 400 for several things; these two pass.
-                400 if message.contains("RequestTimeout") || message.contains("SlowDown") => {
-                    retry.pause(TryError::Status { url: shown.clone(), status, message }, asked_wait).await?;
-                }
-                _ => return Err(SignerError::PutRefused { status, message }),
+            // 409: another conditional write of the same key is under way. 400 is answered for several things, of which
+            // these two pass.
+            let passes = matches!(status, 408 | 409 | 425 | 429 | 500..=599)
+                || (status == 400 && (message.contains("RequestTimeout") || message.contains("SlowDown")));
+            if !passes {
+                return Err(SignerError::PutRefused { status, message });
             }
+            retry.pause(TryError::Status { url: shown.clone(), status, message }, asked_wait).await?;
         }
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn enumerator(
     prefixes: &[Vec<String>],
     systems: Option<&[String]>,
 ) -> String {
-    let wanted = systems.map_or("null".to_owned(), |systems| nix_list(systems));
+    let wanted = systems.map_or("null".to_owned(), nix_list);
     format!(
         r#"{head}  wanted = {wanted};
   isSystem = name: builtins.match "(aarch64|arm|armv[5-7][a-z]*|avr|i[3-6]86|loongarch64|m68k|microblaze(el)?|mips[a-z0-9]*|powerpc[a-z0-9]*|riscv(32|64)|s390x?|sparc64|wasm(32|64)|x86_64)-(cygwin|darwin|freebsd|genode|ghcjs|linux|mmixware|netbsd|none|openbsd|redox|solaris|wasi|windows)" name != null;
@@ -158,7 +158,9 @@ in all {attrs}
 pub(super) fn selection(flake: &PinnedFlake, attrs: &[Vec<String>]) -> String {
     let mut out = format!("let outputs = {}; in {{\n", outputs(flake));
     for (index, path) in attrs.iter().enumerate() {
-        out.push_str(&format!("  \"{index}\" = outputs"));
+        out.push_str("  \"");
+        out.push_str(&index.to_string());
+        out.push_str("\" = outputs");
         for part in path {
             out.push('.');
             out.push_str(&nix_string(part));

@@ -67,25 +67,18 @@ impl Process {
             |cause: io::Error| EngineError::Start { program, cause }
         };
         let mut header = Vec::new();
-        let mut command = match &engine.confinement.helper {
-            Some(helper) => {
-                let spec = specification(engine, program, &arguments);
-                header = spec.header().map_err(|error| EngineError::Sandbox(error.to_string()))?;
-                let mut command = Command::new(&helper[0]);
-                command.args(&helper[1..]).env_clear();
-                command
-            }
-            None => {
-                let mut command = Command::new(program);
-                let scratch = engine.confinement.scratch_dir.to_string_lossy();
-                command.args(&arguments).env_clear().current_dir(&engine.confinement.scratch_dir).envs(environment(
-                    engine,
-                    program,
-                    &engine.confinement.daemon_socket.to_string_lossy(),
-                    &scratch,
-                ));
-                command
-            }
+        let mut command = if let Some(helper) = &engine.confinement.helper {
+            let spec = specification(engine, program, &arguments);
+            header = spec.header().map_err(|error| EngineError::Sandbox(error.to_string()))?;
+            let mut command = Command::new(&helper[0]);
+            command.args(&helper[1..]).env_clear();
+            command
+        } else {
+            let mut command = Command::new(program);
+            let (scratch, socket) = (&engine.confinement.scratch_dir, &engine.confinement.daemon_socket);
+            let environment = environment(engine, program, &socket.to_string_lossy(), &scratch.to_string_lossy());
+            command.args(&arguments).env_clear().current_dir(scratch).envs(environment);
+            command
         };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let started = engine.confinement.helper.as_ref().map_or(program, |helper| Path::new(&helper[0]));

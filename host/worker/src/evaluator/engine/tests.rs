@@ -14,7 +14,7 @@ const SYSTEM: &str = "x86_64-linux";
 pub(in crate::evaluator) fn helper() -> Vec<OsString> {
     let test = std::env::current_exe().expect("own path");
     let target = test.parent().and_then(std::path::Path::parent).expect("target directory");
-    vec![target.join("examples/sandbox_exec").into()]
+    vec![target.join("examples/evaluator_sandbox").into()]
 }
 
 fn program(name: &str) -> PathBuf {
@@ -327,6 +327,37 @@ async fn giving_up_kills_the_engine_at_once() {
     wait_until(Duration::from_secs(2), || connections() == 0).await;
     assert!(asked.elapsed() < Duration::from_secs(2));
     assert!(received.recv().await.is_none());
+}
+
+/// The real nix-eval-jobs is not installed here; what it prints was recorded (see `line.rs`). This is only about what the
+/// driver does when runs of it die.
+#[tokio::test]
+async fn attributes_lost_behind_a_dead_worker_are_asked_for_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut world = World::new(&checks("")).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let script = r#"#!/bin/sh
+line() { echo "{\"attr\":\"$1\",\"attrPath\":[\"$1\"],\"drvPath\":\"/nix/store/00000000000000000000000000000000-$2.drv\"}"; }
+case "$*" in
+  *--expr*'"1" ='*) line 0 b; echo "warning: all that is missing" >&2 ;;
+  *--expr*) echo "error: alone" >&2 ;;
+  *--flake*checks.x86_64-linux*) line a a; line unwanted x; echo "warning: the first run" >&2 ;;
+esac
+exit 1
+"#;
+    let fake = dir.path().join("nix-eval-jobs");
+    std::fs::write(&fake, script).expect("file");
+    for path in [dir.path(), &fake] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("mode");
+    }
+    world.engine.nix_eval_jobs = Some(fake);
+    let seen = world.evaluate(&["a", "b", "c"]).await.expect("evaluates");
+    assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert!(seen.results["b"].ends_with("-b.drv"));
+    assert!(seen.errors["c"].contains("died while this was evaluated alone") && seen.errors["c"].contains("error: alone"), "{seen:?}");
+    for (text, count) in [("the first run", 1), ("all that is missing", 1), ("error: alone", 1)] {
+        assert_eq!(seen.log.matches(text).count(), count, "{}", seen.log);
+    }
 }
 
 async fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) {

@@ -3,9 +3,11 @@
 //! URL, branch, commit and the repository itself are hostile: git gets an empty environment, no configuration, no hooks,
 //! only the transports we allow, and never a value where it could be taken for an option.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -29,6 +31,19 @@ pub(crate) struct GitSources {
     pub(crate) scratch_dir: PathBuf,
     /// Whether `file://` URLs may be fetched (demo, tests, local use).
     pub(crate) allow_file_urls: bool,
+    /// Who fetches into which mirror.
+    pub(crate) locks: MirrorLocks,
+}
+
+/// Two fetches into one mirror would trip over each other's locks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MirrorLocks(Arc<Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>>);
+
+impl MirrorLocks {
+    async fn lock(&self, mirror: &Path) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let lock = self.0.lock().ok().map(|mut locks| Arc::clone(locks.entry(mirror.to_owned()).or_default()))?;
+        Some(lock.lock_owned().await)
+    }
 }
 
 /// Where a commit comes from.
@@ -108,14 +123,22 @@ pub(crate) async fn checkout(
         }
     };
     let git = Git { program: &sources.git, repository: &repository, allow_file: sources.allow_file_urls };
-    if !repository.join("HEAD").exists() {
-        make_directory(&repository)?;
-        git.run("init", ["init", "--bare", "--quiet", "."]).await?;
-    }
+    let guard = sources.locks.lock(&repository).await;
+    git.make_bare().await?;
     let commit = match origin {
-        Origin::Bundle(bundle) => git.from_bundle(bundle, commit, branch).await?,
-        Origin::Url(url) => git.from_url(url, commit, branch).await?,
+        Origin::Bundle(bundle) => git.fetch_bundle(bundle, commit, branch).await?,
+        Origin::Url(url) => match git.fetch_url(url, commit, branch).await {
+            // A fetch that was killed left a lock behind, and nobody else is here: a new mirror.
+            Err(GitError::Failed { message, .. }) if message.contains(".lock") => {
+                let failed = |cause| GitError::Directory { path: repository.clone(), cause };
+                std::fs::remove_dir_all(&repository).map_err(failed)?;
+                git.make_bare().await?;
+                git.fetch_url(url, commit, branch).await?
+            }
+            other => other?,
+        },
     };
+    drop(guard);
     let facts = git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", &commit]).await?;
     let mut facts = facts.lines().map(str::to_owned);
     let mut next = || facts.next().unwrap_or_default();
@@ -133,7 +156,15 @@ struct Git<'a> {
 }
 
 impl Git<'_> {
-    async fn from_bundle(&self, bundle: &Path, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
+    async fn make_bare(&self) -> Result<(), GitError> {
+        if !self.repository.join("HEAD").exists() {
+            make_directory(self.repository)?;
+            self.run("init", ["init", "--bare", "--quiet", "."]).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_bundle(&self, bundle: &Path, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
         let bundle = bundle.as_os_str();
         let everything = OsStr::new("+refs/*:refs/bundle/*");
         // A bundle of a detached HEAD has no ref but that.
@@ -152,7 +183,7 @@ impl Git<'_> {
         self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
     }
 
-    async fn from_url(&self, url: &str, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
+    async fn fetch_url(&self, url: &str, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
         if let Some(commit) = commit
             && self.resolve(commit, commit, branch).await.is_ok()
         {
@@ -302,7 +333,7 @@ fn check_branch(branch: &str) -> Result<(), GitError> {
         && branch.len() <= BRANCH_BYTES_MAX
         && !branch.starts_with(['-', '/', '.'])
         && !branch.ends_with(['/', '.'])
-        && !branch.ends_with(".lock")
+        && branch.rsplit_once('.').is_none_or(|(_, end)| end != "lock")
         && !["..", "//", "@{", "/."].iter().any(|bad| branch.contains(bad))
         && !branch.contains(|character: char| character.is_control() || " ~^:?*[\\".contains(character));
     if is_name { Ok(()) } else { Err(refuse(branch, "a branch name")) }

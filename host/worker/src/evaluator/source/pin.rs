@@ -70,7 +70,8 @@ fn wrapper_flake(target: &Map<String, Value>) -> String {
     let mut text = "{\n".to_owned();
     for (name, value) in target {
         // JSON's strings are Nix's, but for the dollar.
-        text.push_str(&format!("  inputs.target.{name} = {};\n", value.to_string().replace('$', "\\$")));
+        let value = value.to_string().replace('$', "\\$");
+        text.extend(["  inputs.target.", name, " = ", &value, ";\n"]);
     }
     text.push_str("  outputs = { self, target }: { inherit target; };\n}\n");
     text

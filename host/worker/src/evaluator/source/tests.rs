@@ -58,6 +58,7 @@ impl Repositories {
             mirrors_dir: self.dir.path().join("mirrors"),
             scratch_dir: self.dir.path().join("scratch"),
             allow_file_urls,
+            locks: git::MirrorLocks::default(),
         }
     }
 
@@ -90,6 +91,17 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     let head = checkout(&sources, &world.url("repo"), None, "main").await.expect("checks out");
     assert_eq!(head.commit, second);
     assert_eq!(std::fs::read_link(head.dir.path().join("link")).expect("symlink"), Path::new("a"));
+
+    // A lock that a killed fetch left behind is no obstacle.
+    write(&dir, "a", "third");
+    let third = world.commit("repo", "third");
+    let mirror = std::fs::read_dir(&sources.mirrors_dir).expect("mirrors").next().expect("one").expect("readable").path();
+    std::fs::create_dir_all(mirror.join("refs/commits")).expect("directory");
+    for lock in [format!("refs/commits/{third}.lock"), "refs/heads/main.lock".to_owned()] {
+        write(&mirror, &lock, "");
+    }
+    checkout(&sources, &world.url("repo"), Some(&third), "main").await.expect("after a new start");
+    checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("old ones, too");
 
     std::fs::remove_dir_all(&dir).expect("removes");
     checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("from the mirror");
