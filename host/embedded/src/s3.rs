@@ -5,6 +5,7 @@
 
 mod access;
 mod backend;
+mod copy;
 mod errors;
 mod folder;
 mod keys;

@@ -8,13 +8,14 @@ use base64::engine::general_purpose::STANDARD;
 use harmonia_core::Clock;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket, BucketLocationConstraint, Checksum, ChecksumMode,
-    ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
-    DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, Error, GetBucketLocationInput, GetBucketLocationOutput,
-    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, Part, PutObjectInput, PutObjectOutput,
-    StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
+    ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput,
+    CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, Error,
+    GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput,
+    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput,
+    ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput,
+    ListPartsOutput, MultipartUpload, Part, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp, UploadPartInput,
+    UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncReadExt;
@@ -22,6 +23,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::percent::percent_encoded;
 
+use super::copy;
 use super::errors::disk;
 use super::folder::{Condition, Folder, Published};
 use super::keys::{self, KEY_BYTES_MAX};
@@ -42,7 +44,7 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// File operations block, so they run beside the asynchronous tasks.
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> S3Result<T> + Send + 'static,
     ) -> S3Result<T> {
@@ -50,17 +52,17 @@ impl Backend {
         tokio::task::spawn_blocking(move || work(&folder)).await.map_err(|cause| s3_error!(cause, InternalError))?
     }
 
-    fn now_ns(&self) -> i64 {
+    pub(crate) fn now_ns(&self) -> i64 {
         i64::try_from(self.clock.now().unix_timestamp_nanos()).unwrap_or(i64::MAX)
     }
 
-    async fn need_bucket(&self, bucket: &str) -> S3Result<()> {
+    pub(crate) async fn need_bucket(&self, bucket: &str) -> S3Result<()> {
         let bucket = bucket.to_owned();
         self.blocking(move |folder| if folder.bucket(&bucket).is_dir() { Ok(()) } else { Err(s3_error!(NoSuchBucket)) })
             .await
     }
 
-    async fn open(&self, bucket: &str, key: &str) -> S3Result<OpenObject> {
+    pub(crate) async fn open(&self, bucket: &str, key: &str) -> S3Result<OpenObject> {
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         self.blocking(move |folder| match folder.open_object(&bucket, &key).map_err(disk)? {
             Some(object) => Ok(object),
@@ -71,7 +73,7 @@ impl Backend {
     }
 }
 
-fn need_key(key: &str) -> S3Result<()> {
+pub(crate) fn need_key(key: &str) -> S3Result<()> {
     if keys::path_of(key).is_some() {
         return Ok(());
     }
@@ -90,26 +92,32 @@ pub(crate) fn length(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+pub(crate) fn fits(metadata: &Metadata, condition: &ETagCondition) -> bool {
+    match condition {
+        ETagCondition::Any => true,
+        ETagCondition::ETag(tag) => tag.value() == metadata.etag,
+    }
+}
+
 /// Which conditions a reader may set, and what S3 answers.
 fn check_reader(
     metadata: &Metadata,
     if_match: Option<&ETagCondition>,
     if_none_match: Option<&ETagCondition>,
 ) -> S3Result<()> {
-    let matches = |condition: &ETagCondition| match condition {
-        ETagCondition::Any => true,
-        ETagCondition::ETag(tag) => tag.value() == metadata.etag,
-    };
-    if if_match.is_some_and(|condition| !matches(condition)) {
+    if if_match.is_some_and(|condition| !fits(metadata, condition)) {
         return Err(s3_error!(PreconditionFailed));
     }
-    if if_none_match.is_some_and(matches) {
+    if if_none_match.is_some_and(|condition| fits(metadata, condition)) {
         return Err(s3_error!(NotModified));
     }
     Ok(())
 }
 
-fn writer_condition(if_match: Option<ETagCondition>, if_none_match: Option<ETagCondition>) -> S3Result<Condition> {
+pub(crate) fn writer_condition(
+    if_match: Option<ETagCondition>,
+    if_none_match: Option<ETagCondition>,
+) -> S3Result<Condition> {
     match (if_match, if_none_match) {
         (None, None) => Ok(Condition::None),
         (None, Some(ETagCondition::Any)) => Ok(Condition::Absent),
@@ -119,7 +127,7 @@ fn writer_condition(if_match: Option<ETagCondition>, if_none_match: Option<ETagC
     }
 }
 
-fn published(outcome: Published) -> S3Result<()> {
+pub(crate) fn published(outcome: Published) -> S3Result<()> {
     match outcome {
         Published::Done => Ok(()),
         Published::ConditionFailed => Err(s3_error!(PreconditionFailed, "the condition of the request does not hold")),
@@ -243,6 +251,10 @@ impl S3 for Backend {
             metadata: Some(metadata.user.into_iter().collect()).filter(|map: &s3s::dto::Metadata| !map.is_empty()),
             ..HeadObjectOutput::default()
         }))
+    }
+
+    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        copy::copy(self, request).await.map(S3Response::new)
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
@@ -540,6 +552,6 @@ fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
     mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
 }
 
-fn checksum_type(metadata: &Metadata) -> ChecksumType {
+pub(crate) fn checksum_type(metadata: &Metadata) -> ChecksumType {
     ChecksumType::from_static(if metadata.parts == 0 { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE })
 }

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod copy;
 mod killed;
 
 const ACCESS_KEY: &str = "AKtest";

@@ -113,5 +113,8 @@ async fn a_full_disk_is_said_and_leaves_nothing() {
     assert_eq!(error.code(), Some("InsufficientStorage"));
     assert_eq!(error.raw_response().expect("answered").status().as_u16(), 507);
     assert!(client.head_object().bucket(BUCKET).key("too-big").send().await.is_err());
+    let copy = client.copy_object().copy_source(format!("{BUCKET}/fits")).bucket(BUCKET).key("copied").send().await;
+    assert_eq!(copy.expect_err("does not fit").code(), Some("InsufficientStorage"));
+    assert!(client.head_object().bucket(BUCKET).key("copied").send().await.is_err());
     put("fits-too", 512 << 10).await.expect("what the failed one took is free again");
 }
