@@ -18,7 +18,20 @@ pub fn commit(folder: &Path, files: &[(&str, &str)]) {
         std::fs::write(path, content).expect("written");
     }
     git(folder, &["add", "--all"]);
-    git(folder, &["-c", "user.name=Test", "-c", "user.email=test@example.org", "commit", "--quiet", "--allow-empty", "-m", "a commit"]);
+    git(
+        folder,
+        &[
+            "-c",
+            "user.name=Test",
+            "-c",
+            "user.email=test@example.org",
+            "commit",
+            "--quiet",
+            "--allow-empty",
+            "-m",
+            "a commit",
+        ],
+    );
 }
 
 /// Runs git.

@@ -19,10 +19,8 @@ const END_WITHIN: Duration = Duration::from_secs(60);
 /// # Panics
 /// When it was not built.
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("HARMONIA_CI_BIN").map_or_else(
-        || crate::workspace::root().join("target/debug/harmonia-ci"),
-        PathBuf::from,
-    );
+    let path = std::env::var_os("HARMONIA_CI_BIN")
+        .map_or_else(|| crate::workspace::root().join("target/debug/harmonia-ci"), PathBuf::from);
     assert!(path.exists(), "{} is not built: run `./dev test`, or `cargo build -p harmonia-ci` first", path.display());
     path
 }
@@ -128,7 +126,11 @@ impl Server {
     /// A command of the CLI against this server.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.args(args).env("HARMONIA_CI_DATA_DIR", &self.data_dir).env_remove("HARMONIA_CI_SERVER").stdin(Stdio::null());
+        command
+            .args(args)
+            .env("HARMONIA_CI_DATA_DIR", &self.data_dir)
+            .env_remove("HARMONIA_CI_SERVER")
+            .stdin(Stdio::null());
         command
     }
 

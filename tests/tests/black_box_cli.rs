@@ -33,7 +33,8 @@ fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
     let job = building.expect("the slow build starts").to_string();
 
     // Following shows the first line while it builds.
-    let mut follow = server.command(&["log", "-f", &job]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut follow =
+        server.command(&["log", "-f", &job]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     let lines = lines_of(follow.stdout.take().expect("piped"));
     let mut end = follow.stderr.take().expect("piped");
     assert_eq!(lines.recv_timeout(Duration::from_secs(30)).as_deref(), Ok("first line"));
@@ -57,7 +58,8 @@ fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
 
     // The slot is free again, so the other one gets built.
     let other = wait_for(Duration::from_secs(60), || {
-        let output = server.run(&["queue", "--json", "--why", &format!("checks.{}-linux.other", std::env::consts::ARCH)]);
+        let output =
+            server.run(&["queue", "--json", "--why", &format!("checks.{}-linux.other", std::env::consts::ARCH)]);
         (parse(&output)["status"] == "succeeded").then_some(())
     });
     assert!(other.is_some(), "a cancelled build frees its slot");
@@ -70,7 +72,9 @@ fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
     assert!(ended["changed"].as_u64().is_some(), "{ended}");
     let over = wait_for(Duration::from_secs(30), || {
         let queue = server.json(&["queue", "--json"]);
-        (queue["running"].as_array().is_some_and(Vec::is_empty) && queue["waiting"].as_array().is_some_and(Vec::is_empty)).then_some(())
+        (queue["running"].as_array().is_some_and(Vec::is_empty)
+            && queue["waiting"].as_array().is_some_and(Vec::is_empty))
+        .then_some(())
     });
     assert!(over.is_some(), "cancelling the evaluation leaves nothing behind: {}", server.json(&["queue", "--json"]));
 }
@@ -88,7 +92,11 @@ fn git_urls_and_dirty_trees_are_evaluated() {
     let detail = parse(&output);
     assert_eq!(detail["commit"].as_str(), Some(git(&repository, &["rev-parse", "HEAD"]).as_str()));
 
-    std::fs::write(repository.join("flake.nix"), flake(r#"{ a = sh "a" "echo dirty > $out" {}; b = sh "b" "echo b > $out" {}; }"#)).expect("written");
+    std::fs::write(
+        repository.join("flake.nix"),
+        flake(r#"{ a = sh "a" "echo dirty > $out" {}; b = sh "b" "echo b > $out" {}; }"#),
+    )
+    .expect("written");
     let path = repository.to_str().expect("UTF-8");
     let output = server.run(&["eval", path, "--wait", "--json", "--dirty"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
@@ -99,5 +107,9 @@ fn git_urls_and_dirty_trees_are_evaluated() {
     // A table for people is printed without a terminal, too.
     let output = server.run(&["eval", path, "--wait"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 of 1 attributes succeeded"), "{}", text(&output));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("uncommitted changes are not evaluated"), "{}", text(&output));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("uncommitted changes are not evaluated"),
+        "{}",
+        text(&output)
+    );
 }

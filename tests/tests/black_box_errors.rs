@@ -37,8 +37,18 @@ fn bad_evaluations_fail_with_the_cause() {
         ("syntax error", vec![("flake.nix", "{ outputs = { self }: { checks = ; }; }")], vec![], "syntax error"),
         ("no attributes", vec![("flake.nix", "{ outputs = { self }: { checks = {}; }; }")], vec![], "allow-empty"),
         ("unknown attribute", vec![("flake.nix", &good)], vec!["--attrs", "nonsense"], "nonsense"),
-        ("malformed toml", vec![("flake.nix", &good), (".harmonia-ci.toml", "attrs = [\n")], vec![], ".harmonia-ci.toml"),
-        ("root throws", vec![("flake.nix", r#"{ outputs = { self }: throw "no outputs today"; }"#)], vec![], "no outputs today"),
+        (
+            "malformed toml",
+            vec![("flake.nix", &good), (".harmonia-ci.toml", "attrs = [\n")],
+            vec![],
+            ".harmonia-ci.toml",
+        ),
+        (
+            "root throws",
+            vec![("flake.nix", r#"{ outputs = { self }: throw "no outputs today"; }"#)],
+            vec![],
+            "no outputs today",
+        ),
     ];
     for (name, files, args, wanted) in cases {
         let repository = data.path().join(name.replace(' ', "-"));
@@ -104,10 +114,18 @@ fn bad_configurations_name_the_key_and_what_to_do() {
     refused(&alone(&["serve", "--config", &nonsense]), 2, &["postgres://"]);
 
     // A key that is missing, and one that is no key.
-    let missing = file("key.toml", "[node]\ncapabilities = [\"signer\"]\n[database]\nurl = \"postgres://x@127.0.0.1:1/x\"\n[signer]\nkey_files = [\"/does/not/exist.key\"]\n");
+    let missing = file(
+        "key.toml",
+        "[node]\ncapabilities = [\"signer\"]\n[database]\nurl = \"postgres://x@127.0.0.1:1/x\"\n[signer]\nkey_files = [\"/does/not/exist.key\"]\n",
+    );
     refused(&alone(&["config", "check", "--config", &missing]), 2, &["/does/not/exist.key"]);
     let garbage = file("garbage.key", "this is no key");
-    let bad = file("bad.toml", &format!("[node]\ncapabilities = [\"signer\"]\n[database]\nurl = \"postgres://x@127.0.0.1:1/x\"\n[signer]\nkey_files = [\"{garbage}\"]\n"));
+    let bad = file(
+        "bad.toml",
+        &format!(
+            "[node]\ncapabilities = [\"signer\"]\n[database]\nurl = \"postgres://x@127.0.0.1:1/x\"\n[signer]\nkey_files = [\"{garbage}\"]\n"
+        ),
+    );
     refused(&alone(&["config", "check", "--config", &bad]), 2, &["garbage.key"]);
 }
 

@@ -72,7 +72,11 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
     if state.health.may_judge(Instant::now(), options.node_dead_after) {
         let reaped = options.db.reap_silent_nodes(options.node_dead_after).await?;
         if reaped.jobs > 0 || reaped.evaluations > 0 {
-            info!(jobs = reaped.jobs, evaluations = reaped.evaluations, "Gave the work of silent nodes back to the queue");
+            info!(
+                jobs = reaped.jobs,
+                evaluations = reaped.evaluations,
+                "Gave the work of silent nodes back to the queue"
+            );
         }
     }
     let unsupported = options.db.mark_unsupported(options.unsupported_after).await?;

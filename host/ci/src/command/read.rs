@@ -7,7 +7,7 @@ use harmonia_core::{EvalId, Timestamp};
 use serde::Serialize;
 
 use crate::cli::{QueueArgs, Reading, Target};
-use crate::client::Client;
+use crate::client::{CallError, Client};
 use crate::exit::Failure;
 use crate::table::{Table, ago};
 
@@ -139,7 +139,10 @@ impl Verb {
 /// The job that `text` names: an id, a derivation path or an attribute.
 pub(crate) async fn find_build(client: &Client, text: &str) -> Result<Build, Failure> {
     let query: String = url::form_urlencoded::Serializer::new(String::new()).append_pair("q", text).finish();
-    Ok(client.get(&format!("/api/v1/builds/find?{query}")).await?)
+    client.get(&format!("/api/v1/builds/find?{query}")).await.map_err(|error| match error {
+        CallError::Refused { status: 404, error } => Failure::usage(format!("'{text}': {}", error.message)),
+        error => error.into(),
+    })
 }
 
 /// Jobs by status in one line, without those that are none.

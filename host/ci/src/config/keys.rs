@@ -37,7 +37,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("evaluator.workers", "processes of one evaluation"),
     ("eval.engine", "auto (nix-eval-jobs when it is on PATH, else nix), nix or nix-eval-jobs"),
     ("eval.nix_eval_jobs", "program to run when eval.engine is nix-eval-jobs"),
-    ("eval.allow_ifd", "whether evaluating may build (import from derivation), where the repository does not forbid it"),
+    (
+        "eval.allow_ifd",
+        "whether evaluating may build (import from derivation), where the repository does not forbid it",
+    ),
     ("eval.allow_file_urls", "whether git URLs may be file://, which reads this machine's disk; `up` allows it"),
     ("eval.timeout", "longest evaluation"),
     ("eval.memory_max", "memory bound of one engine process"),

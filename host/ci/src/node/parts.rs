@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::Identity;
-use crate::config::{Config, EngineChoice};
 use crate::config::load::{ConfigError, read_secret};
+use crate::config::{Config, EngineChoice};
 use crate::exit::{Failure, chain};
 
 /// Uploads of one builder at the same time.
@@ -44,6 +44,14 @@ fn database_url(config: &Config) -> Result<String, Failure> {
         return Err(Failure::usage("the database URL does not begin with postgres://"));
     }
     Ok(url)
+}
+
+/// Host, port and database of a URL: what an error may show.
+fn server_of(url: &str) -> String {
+    let Ok(url) = Url::parse(url) else { return "the database URL is no URL".to_owned() };
+    let socket = url.query_pairs().find(|(name, _)| name == "host").map(|(_, folder)| folder.into_owned());
+    let host = socket.or_else(|| url.host_str().map(str::to_owned)).unwrap_or_else(|| "localhost".to_owned());
+    format!("{host}:{}, database {}", url.port().unwrap_or(5432), url.path().trim_start_matches('/'))
 }
 
 /// Connects to PostgreSQL.

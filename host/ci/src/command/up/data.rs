@@ -118,7 +118,8 @@ impl DataDir {
         }
         let secret = std::fs::read_to_string(&signing_key_file)
             .map_err(|error| Failure::usage(format!("could not read {}: {error}", signing_key_file.display())))?;
-        let secret = harmonia_nix::SecretKey::parse(secret.trim()).map_err(|error| Failure::usage(format!("{} is no signing key: {error}", signing_key_file.display())))?;
+        let secret = harmonia_nix::SecretKey::parse(secret.trim())
+            .map_err(|error| Failure::usage(format!("{} is no signing key: {error}", signing_key_file.display())))?;
         let access_key_file = keys.join("object-store-access-key");
         let secret_key_file = keys.join("object-store-secret-key");
         Ok(Secrets {
