@@ -58,8 +58,8 @@ fn server_of(url: &str) -> String {
 pub(crate) async fn connect(config: &Config) -> Result<Db, Failure> {
     let options = DbOptions { url: database_url(config)?, max_connections: config.database.max_connections };
     Db::connect(&options).await.map_err(|error| {
-        Failure::unreachable(chain(&error))
-            .hint("check that PostgreSQL runs, and database.url with its user and database")
+        Failure::unreachable(format!("{} ({})", chain(&error), server_of(&options.url)))
+            .hint("check that PostgreSQL runs there, and database.url with its user and database")
     })
 }
 
