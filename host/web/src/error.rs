@@ -198,7 +198,8 @@ pub(crate) enum Area {
 
 impl Area {
     pub(crate) fn of(path: &str) -> Self {
-        let is_below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let is_below =
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if is_below("/ci") {
             Self::Pages
         } else if is_below("/api") || is_below("/health") || is_below("/ready") {

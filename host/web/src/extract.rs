@@ -42,7 +42,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, WebError> {
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => Err(WebError::bad_request(format!("the query string is wrong: {}", rejection.body_text()))),
+            Err(rejection) => {
+                Err(WebError::bad_request(format!("the query string is wrong: {}", rejection.body_text())))
+            }
         }
     }
 }
@@ -87,7 +89,11 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// A JSON body of at most `bytes_max`.
-pub(crate) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<T, WebError> {
+pub(crate) async fn json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<T, WebError> {
     let bytes = bytes(headers, body, bytes_max).await?;
     serde_json::from_slice(&bytes)
         .map_err(|error| WebError::bad_request(format!("the body is not the JSON expected here: {error}")))

@@ -60,7 +60,11 @@ async fn state_of(state: &AppState, job: JobId) -> Result<Option<LogState>, WebE
 }
 
 /// The whole log of a job's newest attempt, or of the one asked for; `None` when there is no such job or attempt.
-pub(crate) async fn text(state: &AppState, job: JobId, attempt: Option<AttemptId>) -> Result<Option<LogStream>, WebError> {
+pub(crate) async fn text(
+    state: &AppState,
+    job: JobId,
+    attempt: Option<AttemptId>,
+) -> Result<Option<LogStream>, WebError> {
     let Some(now) = state_of(state, job).await? else { return Ok(None) };
     let newest = now.attempt.as_ref().map(|newest| newest.id);
     let key = match attempt.filter(|asked| Some(*asked) != newest) {

@@ -35,8 +35,14 @@ pub(crate) struct Frame {
 #[derive(Debug, PartialEq, Eq)]
 enum Address<'a> {
     Project(&'a str),
-    Evaluation { project: Option<&'a str>, id: EvalId },
-    Build { project: Option<&'a str>, id: JobId },
+    Evaluation {
+        project: Option<&'a str>,
+        id: EvalId,
+    },
+    Build {
+        project: Option<&'a str>,
+        id: JobId,
+    },
     /// Perhaps a project, written without the slash at its end.
     Unslashed(&'a str),
 }

@@ -63,7 +63,11 @@ pub fn router(state: AppState) -> Router {
         .route("/ci/assets/{file}", get(pages::assets::show))
         .route("/ci/{*path}", get(pages::dispatch));
     let health = Router::new().route("/health", get(health::health)).route("/ready", get(health::ready));
-    let routes = cache.merge(signer).merge(api).merge(pages).merge(health);
+    surround(cache.merge(signer).merge(api).merge(pages).merge(health), state)
+}
+
+/// What holds for every address: nothing found, nothing allowed, panics, errors in the client's form, headers.
+fn surround(routes: Router<AppState>, state: AppState) -> Router {
     routes
         .fallback(|| async { WebError::not_found("there is nothing at this address") })
         .method_not_allowed_fallback(|| async { WebError::method_not_allowed() })
@@ -81,3 +85,6 @@ pub fn router(state: AppState) -> Router {
 fn header_layer(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
     SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,9 @@ pub enum InvalidEvaluation {
         reason: &'static str,
     },
     /// An empty list asks for nothing.
-    #[error("'attrs' is empty: leave it out for the project's own choice, or name flake outputs such as checks.x86_64-linux")]
+    #[error(
+        "'attrs' is empty: leave it out for the project's own choice, or name flake outputs such as checks.x86_64-linux"
+    )]
     AttrsEmpty,
     /// Too many.
     #[error("'attrs' has more than 1000 entries")]

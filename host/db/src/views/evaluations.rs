@@ -273,7 +273,8 @@ fn share_outputs(mut attrs: Vec<Attr>) -> Vec<Attr> {
         }
     }
     for attr in &mut attrs {
-        if let Some(outputs) = attr.drv_path.as_ref().filter(|_| attr.outputs.is_empty()).and_then(|drv| known.get(drv)) {
+        if let Some(outputs) = attr.drv_path.as_ref().filter(|_| attr.outputs.is_empty()).and_then(|drv| known.get(drv))
+        {
             attr.outputs.clone_from(outputs);
         }
     }

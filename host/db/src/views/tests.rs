@@ -53,7 +53,10 @@ async fn world() -> TestDatabase {
 }
 
 async fn job(test: &TestDatabase, name: &str) -> JobId {
-    let id = sqlx::query_scalar!("SELECT j.id FROM build_jobs j JOIN derivations d USING (drv_path) WHERE d.name = $1", name);
+    let id = sqlx::query_scalar!(
+        "SELECT j.id FROM build_jobs j JOIN derivations d USING (drv_path) WHERE d.name = $1",
+        name
+    );
     JobId(id.fetch_one(&test.db.pool).await.expect("the job is there"))
 }
 
@@ -147,7 +150,8 @@ async fn the_queue_says_why() {
     let queue = test.db.view_queue(10, now()).await.expect("reads");
     assert_eq!(queue.running.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["runs"]);
     assert_eq!(queue.running[0].node.as_deref(), Some("n1"));
-    let waiting: Vec<(&str, String)> = queue.waiting.iter().map(|job| (job.name.as_str(), job.why.join("; "))).collect();
+    let waiting: Vec<(&str, String)> =
+        queue.waiting.iter().map(|job| (job.name.as_str(), job.why.join("; "))).collect();
     assert_eq!(
         waiting,
         [
@@ -156,7 +160,8 @@ async fn the_queue_says_why() {
         ]
     );
     assert_eq!((queue.counts.pending, queue.counts.building), (3, 1));
-    let delay = "UPDATE build_jobs SET not_before = now() + interval '1 minute' WHERE unmet_deps = 0 AND status = 'pending'";
+    let delay =
+        "UPDATE build_jobs SET not_before = now() + interval '1 minute' WHERE unmet_deps = 0 AND status = 'pending'";
     sqlx::raw_sql(delay).execute(&test.db.pool).await.expect("updates");
     let waits = test.db.view_build(job(&test, "waits").await, now()).await.expect("reads").expect("is there");
     assert!(waits.why[0].starts_with("delayed until "), "{:?}", waits.why);

@@ -136,13 +136,16 @@ fn sentences(facts: &Facts, nodes: &[Node], now: Timestamp) -> Vec<String> {
         }
     }
     if facts.ahead > 0 {
-        let number = if facts.ahead >= AHEAD_MAX as usize { "more than 1000".to_owned() } else { facts.ahead.to_string() };
+        let number =
+            if facts.ahead >= AHEAD_MAX as usize { "more than 1000".to_owned() } else { facts.ahead.to_string() };
         let jobs = if facts.ahead == 1 { "job that came first is" } else { "jobs that came first are" };
         reasons.push(format!("{number} {jobs} ready for the same nodes"));
     }
     if reasons.is_empty() {
         reasons.push(match &facts.avoid_node {
-            Some(node) if online.len() > 1 => format!("ready; not on {node}, where the last try failed, if another node is free"),
+            Some(node) if online.len() > 1 => {
+                format!("ready; not on {node}, where the last try failed, if another node is free")
+            }
             _ => "ready: the next node with a free slot takes it".to_owned(),
         });
     }
@@ -276,7 +279,10 @@ mod tests {
             why(&queued, &nodes[..1]),
             "a is full (2 of 2 slots); 3 jobs that came first are ready for the same nodes"
         );
-        assert_eq!(why(&Facts { ahead: 1, ..facts() }, &[node("a")]), "1 job that came first is ready for the same nodes");
+        assert_eq!(
+            why(&Facts { ahead: 1, ..facts() }, &[node("a")]),
+            "1 job that came first is ready for the same nodes"
+        );
         let many = Facts { ahead: 1_000, ..facts() };
         assert_eq!(why(&many, &[node("a")]), "more than 1000 jobs that came first are ready for the same nodes");
     }

@@ -61,9 +61,10 @@ impl From<ReadError> for WebError {
 impl From<WatchError> for WebError {
     fn from(error: WatchError) -> Self {
         match error {
-            WatchError::Full => {
-                Self::unavailable("too-many-streams", "too many live logs are open here: try again, or read the log without live updates")
-            }
+            WatchError::Full => Self::unavailable(
+                "too-many-streams",
+                "too many live logs are open here: try again, or read the log without live updates",
+            ),
             WatchError::Database(error) => error.into(),
         }
     }

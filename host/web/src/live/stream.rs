@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::response::Response;
 use axum::response::IntoResponse as _;
+use axum::response::Response;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::StreamExt as _;
 use futures_util::stream;
@@ -30,7 +30,8 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The stream of a job's log, from `resume` on.
 pub(crate) async fn open(state: &AppState, job: JobId, resume: Option<Position>) -> Result<Response, WebError> {
-    let watcher = state.hub().watch(job).await?.ok_or_else(|| WebError::not_found(format!("there is no build {job}")))?;
+    let watcher =
+        state.hub().watch(job).await?.ok_or_else(|| WebError::not_found(format!("there is no build {job}")))?;
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
     let follower = Follower { state: state.clone(), sender, cursor: resume.map(Cursor::new), archived: None };
     let shutdown = state.options().shutdown.clone();
@@ -122,7 +123,9 @@ impl Follower {
                         None => None,
                     };
                     match older {
-                        Some(bytes) if !bytes.is_empty() => self.send_bytes(&bytes[..bytes.len().min(bytes_max)]).await?,
+                        Some(bytes) if !bytes.is_empty() => {
+                            self.send_bytes(&bytes[..bytes.len().min(bytes_max)]).await?
+                        }
                         _ => self.send_gap(end).await?,
                     }
                 }

@@ -23,7 +23,8 @@ const ASSETS: &[Asset] = &[
 ];
 
 pub(crate) async fn show(PathPart(name): PathPart<String>, request: HeaderMap) -> Result<Response, WebError> {
-    let asset = ASSETS.iter().find(|asset| asset.name == name).ok_or_else(|| WebError::not_found("there is no such file"))?;
+    let asset =
+        ASSETS.iter().find(|asset| asset.name == name).ok_or_else(|| WebError::not_found("there is no such file"))?;
     let etag = etag();
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(asset.kind));

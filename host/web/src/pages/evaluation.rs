@@ -71,8 +71,14 @@ struct EvaluationPage {
     log_left_out: usize,
 }
 
-pub(super) async fn show(state: &AppState, project: Option<&str>, id: EvalId, raw_query: &str) -> Result<Response, WebError> {
-    let detail = state.db().view_evaluation(id).await?.ok_or_else(|| WebError::not_found("there is no such evaluation"))?;
+pub(super) async fn show(
+    state: &AppState,
+    project: Option<&str>,
+    id: EvalId,
+    raw_query: &str,
+) -> Result<Response, WebError> {
+    let detail =
+        state.db().view_evaluation(id).await?.ok_or_else(|| WebError::not_found("there is no such evaluation"))?;
     if project != Some(detail.evaluation.project.as_str()) {
         return Ok(Redirect::to(&evaluation_path(&detail.evaluation.project, id)).into_response());
     }
@@ -82,7 +88,13 @@ pub(super) async fn show(state: &AppState, project: Option<&str>, id: EvalId, ra
     page(&render(frame, detail, query(raw_query), &log, state))
 }
 
-fn render(frame: Frame, detail: EvaluationDetail, asked: EvaluationQuery, log: &str, state: &AppState) -> EvaluationPage {
+fn render(
+    frame: Frame,
+    detail: EvaluationDetail,
+    asked: EvaluationQuery,
+    log: &str,
+    state: &AppState,
+) -> EvaluationPage {
     let EvaluationDetail { evaluation, attrs, jobs, warnings } = detail;
     let filter = FILTERS.iter().map(|(key, ..)| *key).find(|key| Some(*key) == asked.state.as_deref()).unwrap_or("all");
     let filters = FILTERS
@@ -96,7 +108,8 @@ fn render(frame: Frame, detail: EvaluationDetail, asked: EvaluationQuery, log: &
         .filter(|filter| filter.count > 0 || filter.is_current || filter.key == "all")
         .collect();
     let search = asked.q.unwrap_or_default();
-    let mut chosen: Vec<Attr> = attrs.into_iter().filter(|attr| passes(filter, attr.state) && attr.attr.contains(&search)).collect();
+    let mut chosen: Vec<Attr> =
+        attrs.into_iter().filter(|attr| passes(filter, attr.state) && attr.attr.contains(&search)).collect();
     // What needs somebody's eyes first; within that by name, as they come.
     chosen.sort_by_key(|attr| urgency(attr.state));
     let matching = chosen.len();
@@ -105,7 +118,8 @@ fn render(frame: Frame, detail: EvaluationDetail, asked: EvaluationQuery, log: &
     let rows = chosen.into_iter().skip(from).take(ATTRS).map(|attr| row(attr, project)).collect();
     let log = log_text::clean(log);
     let (log, log_left_out) = log_text::last_lines(&log, LOG_LINES);
-    let jobs_total = jobs.pending + jobs.building + jobs.uploading + jobs.succeeded + jobs.failed + jobs.dep_failed + jobs.cancelled;
+    let jobs_total =
+        jobs.pending + jobs.building + jobs.uploading + jobs.succeeded + jobs.failed + jobs.dep_failed + jobs.cancelled;
     EvaluationPage {
         frame,
         row: EvaluationRow::of(&evaluation, state.options().clock.now()),
@@ -135,9 +149,7 @@ type Passes = fn(AttrState) -> bool;
 
 const FILTERS: &[(&str, &str, Passes)] = &[
     ("all", "all", |_| true),
-    ("failed", "failed", |state| {
-        matches!(state, AttrState::Failed | AttrState::DepFailed | AttrState::Error)
-    }),
+    ("failed", "failed", |state| matches!(state, AttrState::Failed | AttrState::DepFailed | AttrState::Error)),
     ("building", "building", |state| matches!(state, AttrState::Building | AttrState::Uploading)),
     ("pending", "waiting", |state| state == AttrState::Pending),
     ("succeeded", "succeeded", |state| matches!(state, AttrState::Succeeded | AttrState::Cached)),

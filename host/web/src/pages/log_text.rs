@@ -20,9 +20,7 @@ fn strip_into(text: &str, out: &mut String) {
         match c {
             '\u{1b}' => match chars.next() {
                 // Control sequence: parameters, then one final character.
-                Some('[') => {
-                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
-                }
+                Some('[') => while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {},
                 // Operating system command: up to BEL or ESC \.
                 Some(']') => {
                     while let Some(c) = chars.next() {

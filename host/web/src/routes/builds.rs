@@ -29,7 +29,10 @@ pub(crate) struct LogQuery {
     from: Option<String>,
 }
 
-pub(crate) async fn find(State(state): State<AppState>, Params(query): Params<FindQuery>) -> Result<Json<Build>, WebError> {
+pub(crate) async fn find(
+    State(state): State<AppState>,
+    Params(query): Params<FindQuery>,
+) -> Result<Json<Build>, WebError> {
     let build = state.db().find_build(query.q.trim(), state.options().clock.now()).await?;
     build.map(Json).ok_or_else(|| {
         WebError::not_found(
@@ -39,7 +42,10 @@ pub(crate) async fn find(State(state): State<AppState>, Params(query): Params<Fi
     })
 }
 
-pub(crate) async fn show(State(state): State<AppState>, PathPart(id): PathPart<JobId>) -> Result<Json<Build>, WebError> {
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    PathPart(id): PathPart<JobId>,
+) -> Result<Json<Build>, WebError> {
     state.db().view_build(id, state.options().clock.now()).await?.map(Json).ok_or_else(|| absent(id))
 }
 
@@ -66,7 +72,8 @@ pub(crate) async fn log(
     Params(query): Params<LogQuery>,
     headers: HeaderMap,
 ) -> Result<Response, WebError> {
-    let accepts = |kind: &str| headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|v| v.contains(kind)));
+    let accepts =
+        |kind: &str| headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|v| v.contains(kind)));
     if accepts("text/event-stream") {
         let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
         let resume = last.or(query.from.as_deref()).and_then(|text| text.parse::<Position>().ok());

@@ -50,7 +50,10 @@ impl std::str::FromStr for RootFile {
     }
 }
 
-pub(crate) async fn root_file(State(state): State<AppState>, PathPart(file): PathPart<RootFile>) -> Result<Response, WebError> {
+pub(crate) async fn root_file(
+    State(state): State<AppState>,
+    PathPart(file): PathPart<RootFile>,
+) -> Result<Response, WebError> {
     let reader = reader(&state)?;
     let (found, kind) = match &file {
         RootFile::Narinfo(hash) => (reader.narinfo(Viewer::Public, hash).await?, "text/x-nix-narinfo"),
@@ -68,12 +71,15 @@ pub(crate) async fn nar(
 ) -> Result<Response, WebError> {
     let reader = reader(&state)?;
     let text = |name: HeaderName| request.get(name).and_then(|value| value.to_str().ok());
-    let asks_first = method == Method::HEAD || request.contains_key(header::IF_NONE_MATCH) || request.contains_key(header::IF_RANGE);
+    let asks_first =
+        method == Method::HEAD || request.contains_key(header::IF_NONE_MATCH) || request.contains_key(header::IF_RANGE);
     let mut range = text(header::RANGE).and_then(ByteRange::parse);
     if asks_first {
         let head = reader.nar_head(&file).await?.ok_or_else(absent)?;
         let mut answer = nar_headers(head.etag.as_deref());
-        let is_same = |name| text(name).zip(head.etag.as_deref()).is_some_and(|(known, etag)| known == "*" || known.contains(etag));
+        let is_same = |name| {
+            text(name).zip(head.etag.as_deref()).is_some_and(|(known, etag)| known == "*" || known.contains(etag))
+        };
         if is_same(header::IF_NONE_MATCH) {
             return Ok(error::not_modified(answer));
         }

@@ -75,7 +75,9 @@ async fn nodes(state: &AppState) -> Vec<Check> {
             let known = nodes.iter().filter(|node| node.capabilities.iter().any(|c| c == name)).count();
             match (live, known) {
                 (0, 0) => bad(name, format!("no node has the capability `{name}`: start one")),
-                (0, known) => bad(name, format!("none of {known} nodes with the capability `{name}` was heard of lately")),
+                (0, known) => {
+                    bad(name, format!("none of {known} nodes with the capability `{name}` was heard of lately"))
+                }
                 (live, _) => good(name, format!("{live} online")),
             }
         })

@@ -23,7 +23,10 @@ pub(crate) async fn projects(State(state): State<AppState>) -> Result<Json<Vec<P
     Ok(Json(state.db().view_projects().await?))
 }
 
-pub(crate) async fn queue(State(state): State<AppState>, Params(query): Params<Limit>) -> Result<Json<Queue>, WebError> {
+pub(crate) async fn queue(
+    State(state): State<AppState>,
+    Params(query): Params<Limit>,
+) -> Result<Json<Queue>, WebError> {
     let now = state.options().clock.now();
     Ok(Json(state.db().view_queue(query.limit.unwrap_or(QUEUE_LIMIT), now).await?))
 }

@@ -36,9 +36,24 @@ fn project_names() {
         assert_eq!(check_project(good), Ok(()), "{good}");
     }
     let long = "a".repeat(201);
-    for bad in
-        ["", "/", "a/", "/a", "a//b", "..", "a/../b", ".a", "-a", "a b", "a%2fb", "ä", "a\0", "a/b/c/d/e/f/g", "<b>", &long]
-    {
+    for bad in [
+        "",
+        "/",
+        "a/",
+        "/a",
+        "a//b",
+        "..",
+        "a/../b",
+        ".a",
+        "-a",
+        "a b",
+        "a%2fb",
+        "ä",
+        "a\0",
+        "a/b/c/d/e/f/g",
+        "<b>",
+        &long,
+    ] {
         assert!(matches!(check_project(bad), Err(InvalidEvaluation::Project(_))), "{bad}");
     }
     for reserved in RESERVED_NAMES {
@@ -121,9 +136,43 @@ fn git_allows(name: &str) -> bool {
 #[test]
 fn branch_names_are_those_of_git() {
     let names = [
-        "main", "a/b", "feature/x.y", "ä", "a@b", "@", "HEAD", "a.lock", "a.lock/b", "a.locks", ".a", "a/.b", "a..b", "a.",
-        "a./b", "/a", "a/", "a//b", "a@{b", "{", "}", "a b", "a~", "a^", "a:", "a?", "a*", "a[", "a]", "a\\", "a\u{7f}",
-        "a\u{1}", "<script>", "a'b\"c", "a&b", "refs/heads/x", "a\u{a0}b",
+        "main",
+        "a/b",
+        "feature/x.y",
+        "ä",
+        "a@b",
+        "@",
+        "HEAD",
+        "a.lock",
+        "a.lock/b",
+        "a.locks",
+        ".a",
+        "a/.b",
+        "a..b",
+        "a.",
+        "a./b",
+        "/a",
+        "a/",
+        "a//b",
+        "a@{b",
+        "{",
+        "}",
+        "a b",
+        "a~",
+        "a^",
+        "a:",
+        "a?",
+        "a*",
+        "a[",
+        "a]",
+        "a\\",
+        "a\u{7f}",
+        "a\u{1}",
+        "<script>",
+        "a'b\"c",
+        "a&b",
+        "refs/heads/x",
+        "a\u{a0}b",
     ];
     for name in names {
         assert_eq!(is_branch_name(name), git_allows(name), "{name:?}");

@@ -1,8 +1,8 @@
 //! `/api/v1`: every call, its answer, and its refusals.
 
 use harmonia_core::api::{
-    ApiError, AttrState, Build, BundleStored, Changed, Evaluation, EvaluationCreated, EvaluationDetail, Node, Project, Queue,
-    ServerStatus, Verdict,
+    ApiError, AttrState, Build, BundleStored, Changed, Evaluation, EvaluationCreated, EvaluationDetail, Node, Project,
+    Queue, ServerStatus, Verdict,
 };
 use harmonia_core::{EvalStatus, JobStatus};
 use reqwest::{Method, Response, StatusCode};
@@ -89,7 +89,12 @@ async fn what_does_not_exist_and_what_is_malformed() {
         let (status, error) = error(world.get(path).await).await;
         assert_eq!((status, error.code.as_str()), (404, "not-found"), "{path}");
     }
-    for path in ["/api/v1/queue?limit=x", "/api/v1/evaluations?before=-", "/api/v1/builds/find", "/api/v1/builds/1/log?attempt=x"] {
+    for path in [
+        "/api/v1/queue?limit=x",
+        "/api/v1/evaluations?before=-",
+        "/api/v1/builds/find",
+        "/api/v1/builds/1/log?attempt=x",
+    ] {
         let (status, error) = error(world.get(path).await).await;
         assert_eq!((status, error.code.as_str()), (400, "bad-request"), "{path}");
     }
@@ -189,19 +194,26 @@ async fn a_bundle_that_says_it_is_too_large_is_not_read() {
 #[tokio::test]
 async fn cancel_and_rebuild() {
     let world = World::start().await;
-    let (drv, above) = { let drv = Drv::new("thing", &[]); let above = Drv::new("above", &[&drv]); (drv, above) };
+    let (drv, above) = {
+        let drv = Drv::new("thing", &[]);
+        let above = Drv::new("above", &[&drv]);
+        (drv, above)
+    };
     let id = world.evaluate(&[&drv, &above]).await;
-    let changed: Changed = world.post(&format!("/api/v1/evaluations/{id}/cancel"), &json!({})).await.json().await.expect("JSON");
+    let changed: Changed =
+        world.post(&format!("/api/v1/evaluations/{id}/cancel"), &json!({})).await.json().await.expect("JSON");
     assert!(changed.changed > 0);
     let detail: EvaluationDetail = world.json(&format!("/api/v1/evaluations/{id}")).await;
     assert_eq!(detail.evaluation.verdict, Verdict::Cancelled);
     let build: Build = world.json("/api/v1/builds/find?q=checks.thing").await;
     assert_eq!(build.status, JobStatus::Cancelled);
-    let changed: Changed = world.post(&format!("/api/v1/builds/{}/rebuild", build.id), &json!({})).await.json().await.expect("JSON");
+    let changed: Changed =
+        world.post(&format!("/api/v1/builds/{}/rebuild", build.id), &json!({})).await.json().await.expect("JSON");
     assert!(changed.changed > 0);
     let build: Build = world.json(&format!("/api/v1/builds/{}", build.id)).await;
     assert_eq!((build.status, build.priority), (JobStatus::Pending, 100));
-    let changed: Changed = world.post(&format!("/api/v1/builds/{}/cancel", build.id), &json!({})).await.json().await.expect("JSON");
+    let changed: Changed =
+        world.post(&format!("/api/v1/builds/{}/cancel", build.id), &json!({})).await.json().await.expect("JSON");
     assert_eq!(changed.changed, 1);
     world.stop().await;
 }

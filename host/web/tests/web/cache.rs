@@ -28,7 +28,10 @@ impl Client {
         let mut command = Command::new("nix");
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").expect("PATH"));
         let home = self.folder.path();
-        command.env("HOME", home).env("NIX_CONF_DIR", home).env("NIX_REMOTE", format!("local?root={}", home.join("store").display()));
+        command
+            .env("HOME", home)
+            .env("NIX_CONF_DIR", home)
+            .env("NIX_REMOTE", format!("local?root={}", home.join("store").display()));
         tokio::task::spawn_blocking(move || command.output().expect("nix runs")).await.expect("joined")
     }
 
@@ -122,7 +125,8 @@ async fn narinfo_nar_listing_log_and_drv() {
         assert_eq!(part.headers()["content-range"], shown);
         assert_eq!(part.bytes().await.expect("body"), expected, "{range}");
     }
-    let beyond = world.request(Method::GET, &path).header("range", format!("bytes={total}-")).send().await.expect("answered");
+    let beyond =
+        world.request(Method::GET, &path).header("range", format!("bytes={total}-")).send().await.expect("answered");
     assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(beyond.headers()["content-range"], format!("bytes */{total}"));
     for odd in ["bytes=9-5", "lines=1-2", "bytes=0-1,3-4"] {
@@ -137,7 +141,8 @@ async fn narinfo_nar_listing_log_and_drv() {
     let plain = world.request(Method::GET, &format!("/log/{}", drv.path.base_name())).send().await.expect("answered");
     assert!(plain.headers().get("content-encoding").is_none());
     assert_eq!(plain.text().await.expect("text"), "first line\nsecond line\n");
-    let packed = world.request(Method::GET, &format!("/log/{}", drv.path.base_name())).header("accept-encoding", "gzip, zstd");
+    let packed =
+        world.request(Method::GET, &format!("/log/{}", drv.path.base_name())).header("accept-encoding", "gzip, zstd");
     let packed = packed.send().await.expect("answered");
     assert_eq!(packed.headers()["content-encoding"], "zstd");
     let bytes = packed.bytes().await.expect("body");
@@ -178,7 +183,9 @@ async fn what_is_not_there_is_a_404_and_hostile_paths_are_too() {
         let text = response.text().await.expect("text");
         assert!(text.len() < 200 && !text.contains('<'), "{text}");
     }
-    for path in ["/nar/../nix-cache-info", "/log/%2e%2e", "/ci/%2e%2e/", "/ci/../etc/passwd", "//nix-cache-info", "/nar//x"] {
+    for path in
+        ["/nar/../nix-cache-info", "/log/%2e%2e", "/ci/%2e%2e/", "/ci/../etc/passwd", "//nix-cache-info", "/nar//x"]
+    {
         let status = world.raw_get(path).await;
         assert_eq!(status, 404, "{path}");
     }
@@ -235,7 +242,11 @@ async fn the_landing_page_tells_how_to_use_the_cache() {
     let world = World::start().await;
     let page = world.text("/").await;
     let key = secret_key().public_key().to_string();
-    for needle in [format!("extra-substituters = {}", world.url), format!("extra-trusted-public-keys = {key}"), "nix copy --from".into()] {
+    for needle in [
+        format!("extra-substituters = {}", world.url),
+        format!("extra-trusted-public-keys = {key}"),
+        "nix copy --from".into(),
+    ] {
         assert!(page.contains(&needle), "{needle}");
     }
     world.stop().await;

@@ -61,7 +61,9 @@ async fn a_database_that_is_away_is_a_503_in_every_form() {
     let world = World::start().await;
     let nobody = "/nar/0000000000000000000000000000000000000000000000000000.nar.zst";
     world.db().close().await;
-    for (path, kind) in [("/api/v1/queue", "application/json"), ("/ci/", "text/html; charset=utf-8"), ("/ready", "application/json")] {
+    for (path, kind) in
+        [("/api/v1/queue", "application/json"), ("/ci/", "text/html; charset=utf-8"), ("/ready", "application/json")]
+    {
         let response = world.get(path).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert_eq!(response.headers()["content-type"], kind);

@@ -20,7 +20,8 @@ struct Events {
 
 impl Events {
     async fn open(world: &World, job: JobId, last_id: Option<&str>) -> Self {
-        let mut request = world.request(Method::GET, &format!("/api/v1/builds/{job}/log")).header("accept", "text/event-stream");
+        let mut request =
+            world.request(Method::GET, &format!("/api/v1/builds/{job}/log")).header("accept", "text/event-stream");
         if let Some(id) = last_id {
             request = request.header("last-event-id", id);
         }
@@ -35,7 +36,9 @@ impl Events {
             if let Some((event, rest)) = self.kept.split_once("\n\n") {
                 let (event, rest) = (event.to_owned(), rest.to_owned());
                 self.kept = rest;
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned());
+                let field = |name: &str| {
+                    event.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned())
+                };
                 if let Some(data) = field("data:") {
                     let parsed: LogEvent = serde_json::from_str(&data).expect("a LogEvent");
                     let named = serde_json::from_str::<serde_json::Value>(&data).expect("JSON")["event"].clone();

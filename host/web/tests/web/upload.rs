@@ -1,7 +1,9 @@
 //! The upload protocol's refusals; its success is what every other test is built on.
 
 use harmonia_core::api::ApiError;
-use harmonia_core::signer_api::{BuildFailed, BuildFailedAnswer, Failure, Holder, SlotsRequest, SourcesComplete, SourcesCompleteAnswer};
+use harmonia_core::signer_api::{
+    BuildFailed, BuildFailedAnswer, Failure, Holder, SlotsRequest, SourcesComplete, SourcesCompleteAnswer,
+};
 use harmonia_core::{AttemptId, FailureKind, JobStatus};
 use harmonia_db::testing::random_token;
 use reqwest::{Method, StatusCode};
@@ -76,7 +78,12 @@ async fn a_failed_build_is_recorded() {
     world.evaluate(&[&drv]).await;
     let attempt = world.claim(&drv).await;
     let failure = Failure { kind: Some(FailureKind::Build), message: "exit 1".to_owned(), exit_code: Some(1) };
-    let call = BuildFailed { attempt: attempt.id, failure, log: None, usage: harmonia_core::signer_api::AttemptUsage::default() };
+    let call = BuildFailed {
+        attempt: attempt.id,
+        failure,
+        log: None,
+        usage: harmonia_core::signer_api::AttemptUsage::default(),
+    };
     let answer: BuildFailedAnswer = world.called("/api/build-failed", &attempt.token, &call).await;
     assert!(!answer.retried);
     let build: harmonia_core::api::Build = world.json(&format!("/api/v1/builds/{}", attempt.job)).await;

@@ -223,7 +223,8 @@ impl World {
         };
         let created = db.create_evaluation(&row).await.expect("created");
         let token = random_token();
-        let claimed = db.claim_evaluation(&self.node, self.incarnation, &token).await.expect("answered").expect("queued");
+        let claimed =
+            db.claim_evaluation(&self.node, self.incarnation, &token).await.expect("answered").expect("queued");
         assert_eq!(claimed.id, created.id);
         Running { id: claimed.id, token }
     }
@@ -268,7 +269,8 @@ impl World {
         let heads = db.queue_heads(&classes, 1_000).await.expect("heads");
         for candidate in heads.candidates {
             let token = random_token();
-            let claimed = db.claim_jobs(&self.node, self.incarnation, &[candidate.job], &[token]).await.expect("claimed");
+            let claimed =
+                db.claim_jobs(&self.node, self.incarnation, &[candidate.job], &[token]).await.expect("claimed");
             for claimed in claimed {
                 if claimed.drv_path == drv.path {
                     return Attempt { job: claimed.job, id: claimed.attempt, token: claimed.token };
@@ -312,7 +314,14 @@ impl World {
         attempt
     }
 
-    pub(crate) async fn complete(&self, attempt: &Attempt, drv: &Drv, content: &Nar, references: &[&StorePath], log: &str) {
+    pub(crate) async fn complete(
+        &self,
+        attempt: &Attempt,
+        drv: &Drv,
+        content: &Nar,
+        references: &[&StorePath],
+        log: &str,
+    ) {
         let info = content.info(drv.output("out"), references);
         let log = zstd::encode_all(log.as_bytes(), 3).expect("in memory");
         self.upload(attempt, &[(&info, &content.compressed)], Some(&log)).await;
@@ -453,7 +462,11 @@ impl Drv {
             name: self.derivation.name.clone(),
             system: SYSTEM.to_owned(),
             required_features: vec![],
-            outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(self.output("out").clone()), fixed_hash: None }],
+            outputs: vec![GraphOutput {
+                name: "out".to_owned(),
+                path: Some(self.output("out").clone()),
+                fixed_hash: None,
+            }],
             inputs: inputs.map(|(path, outputs)| (path.clone(), outputs.iter().cloned().collect())).collect(),
             sources: vec![],
             available: false,
