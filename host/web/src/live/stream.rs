@@ -124,7 +124,7 @@ impl Follower {
                     };
                     match older {
                         Some(bytes) if !bytes.is_empty() => {
-                            self.send_bytes(&bytes[..bytes.len().min(bytes_max)]).await?
+                            self.send_bytes(&bytes[..bytes.len().min(bytes_max)]).await?;
                         }
                         _ => self.send_gap(end).await?,
                     }
