@@ -2,9 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use harmonia_tests::repository::{commit, flake};
-use harmonia_tests::server::{Server, binary, folder, parse, text};
+use harmonia_tests::server::{Server, binary, folder, parse, text, wait_for};
 
 /// Runs the binary without any server.
 fn alone(args: &[&str]) -> Output {
@@ -68,7 +69,7 @@ fn bad_evaluations_fail_with_the_cause() {
     refused(&server.run(&["eval", plain.path().to_str().expect("UTF-8")]), 2, &["not in a git repository", "git init"]);
     refused(&server.run(&["queue", "--why", "999999"]), 2, &["999999"]);
     refused(&server.run(&["rebuild", "no-such-attribute"]), 2, &["no-such-attribute"]);
-    let wrong = server.command(&["rebuild", "1", "--token", "wrong"]).output().expect("starts");
+    let wrong = server.command(&["cancel", "--eval", "1", "--token", "wrong"]).output().expect("starts");
     refused(&wrong, 2, &["token"]);
 
     // The port and the data directory are taken.
@@ -78,6 +79,72 @@ fn bad_evaluations_fail_with_the_cause() {
     refused(&output, 1, &["in use", "--listen"]);
     let output = alone(&["up", "--data-dir", server.data_dir().to_str().expect("UTF-8"), "--listen", "127.0.0.1:0"]);
     refused(&output, 1, &["another", "--data-dir"]);
+}
+
+#[test]
+fn a_full_disk_is_said_and_loses_nothing() {
+    let data = folder();
+    let repository = data.path().join("repository");
+    commit(&repository, &[("flake.nix", &flake(r#"{ ok = sh "ok" "echo ok > $out" {}; }"#))]);
+    let path = repository.to_str().expect("UTF-8");
+
+    // More free space is asked for than any disk has: nothing is claimed, and the reason is there to be read.
+    let up = data.path().join("up");
+    let server = Server::up(&up, &[], &[("HARMONIA_CI__BUILDER__MIN_FREE", "100000TiB")]);
+    server.json(&["eval", path, "--json"]);
+    let attr = format!("checks.{}-linux.ok", std::env::consts::ARCH);
+    let why = wait_for(Duration::from_secs(60), || {
+        let output = server.run(&["queue", "--why", &attr]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success() && said.contains("free")).then_some(said)
+    });
+    assert!(why.is_some(), "{}", text(&server.run(&["queue", "--why", &attr])));
+    let nodes = server.json(&["nodes", "--json"]);
+    assert!(nodes[0]["paused"].as_str().is_some_and(|reason| reason.contains("free")), "{nodes}");
+    assert!(server.stop().success());
+
+    // With room again, the same job is built.
+    let server = Server::up(&up, &[], &[]);
+    let output = server.run(&["eval", path, "--wait", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    drop(server);
+
+    // A file system that is really full: `up` cannot start and says which part of it could not, and why.
+    let small = folder();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs"]).arg(small.path()).output();
+    assert!(mounted.is_ok_and(|output| output.status.success()), "a small file system can be mounted (run as root)");
+    let data_dir = small.path().join("up");
+    let output = alone(&["up", "--data-dir", data_dir.to_str().expect("UTF-8"), "--listen", "127.0.0.1:0"]);
+    let unmounted = Command::new("umount").arg(small.path()).output().expect("umount starts");
+    assert!(unmounted.status.success(), "nothing runs there any more: {}", text(&unmounted));
+    refused(&output, 1, &["could not start", "No space left on device"]);
+}
+
+#[test]
+fn a_missing_bucket_and_wrong_keys_are_named() {
+    let data = folder();
+    let server = Server::up(&data.path().join("up"), &[], &[]);
+    let config = std::fs::read_to_string(server.data_dir().join("config.toml")).expect("up wrote its configuration");
+    let serve = |name: &str, from: &str, to: &str| {
+        assert!(config.contains(from), "{from} is in {config}");
+        let path = data.path().join(name);
+        let listen = format!("listen = \"{}\"", server.url.trim_start_matches("http://"));
+        let config = config.replace(from, to).replace("name = \"local\"", "name = \"other\"");
+        let config = config.replace(&listen, "listen = \"127.0.0.1:0\"");
+        std::fs::write(&path, config).expect("written");
+        alone(&["serve", "--config", path.to_str().expect("UTF-8")])
+    };
+    refused(&serve("bucket.toml", "bucket = \"harmonia-ci\"", "bucket = \"no-such-bucket\""), 3, &["no-such-bucket"]);
+    std::fs::write(data.path().join("wrong"), "wrong").expect("written");
+    let keys = server.data_dir().join("keys/object-store-secret-key");
+    let wrong = data.path().join("wrong");
+    let denied = serve("keys.toml", keys.to_str().expect("UTF-8"), wrong.to_str().expect("UTF-8"));
+    refused(&denied, 3, &["harmonia-ci", "key"]);
+    let database = serve("database.toml", "localhost/harmonia?", "localhost/nonesuch?");
+    refused(&database, 3, &["nonesuch"]);
+    // The server next to it noticed nothing.
+    assert_eq!(server.json(&["nodes", "--json"]).as_array().map(Vec::len), Some(1));
 }
 
 #[test]

@@ -7,7 +7,8 @@ use crate::exit::Failure;
 
 /// Sets the process's log up, once. Lines go to standard error: standard output is for results.
 pub(crate) fn set_up(log: &Log) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&log.level)
+    // The embedded S3 server reports every refused request as an error of ours; whoever wants that says `s3s=debug`.
+    let filter = EnvFilter::try_new(format!("s3s=off,{}", log.level))
         .map_err(|error| Failure::usage(format!("log.level '{}' is no filter: {error}", log.level)))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = match log.format {
