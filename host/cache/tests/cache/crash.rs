@@ -5,7 +5,7 @@ use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer, Holder};
 use harmonia_db::{NewPath, PathState};
 use harmonia_nix::{ContentAddress, NarInfo, Sha256Hash, StorePath};
 
-use crate::world::{Attempt, Drv, Nar, World, poll_times};
+use crate::world::{Attempt, Drv, Nar, World, poll_once, poll_times};
 
 async fn narinfo(world: &World, path: &StorePath) -> Option<NarInfo> {
     let text = world.reader.narinfo(Viewer::Public, path.hash_part()).await.expect("known")?;
@@ -52,35 +52,62 @@ async fn any_signer_finishes_what_was_claimed() {
 async fn a_completion_may_end_anywhere() {
     let world = World::start().await;
     let second = world.second_signer();
-    let (mut interrupted, mut finished_by_signer) = (0, 0);
-    for polls in 1..200 {
-        let drv = Drv::new(&format!("app-{polls}"), &["out", "dev"], &[]);
-        world.insert(&[&drv], &[]).await;
-        let (out, dev) = (Nar::file(&format!("out {polls}")), Nar::file("dev"));
+    let mut interrupted = 0;
+    for polls in 1..=40 {
+        let (drv, out, dev) = two_outputs(&world, polls).await;
         let (attempt, call) = world.built(&drv, &[("out", &out, &[]), ("dev", &dev, &[])]).await;
         let first = world.second_signer();
         let completion = Box::pin(first.build_complete(&attempt.token, call.clone()));
-        let completed = poll_times(completion, polls).await;
-        if completed.is_none() {
+        if poll_times(completion, polls).await.is_none() {
             interrupted += 1;
-            finished_by_signer += second.finish_unfinished().await.expect("finishes what it can");
+            second.finish_unfinished().await.expect("finishes what it can");
             // The builder asks again: either the job is done, which voids its token, or this call does it.
             match second.build_complete(&attempt.token, call).await {
                 Ok(answer) => assert_eq!(answer, BuildCompleteAnswer::Published),
                 Err(error) => assert_eq!(error.kind(), SignErrorKind::StaleClaim, "{error:?}"),
             }
         }
-        for (name, nar) in [("out", &out), ("dev", &dev)] {
-            assert_eq!(state(&world, drv.output(name)).await, Some(PathState::Published), "after {polls} polls");
-            assert_eq!(narinfo(&world, drv.output(name)).await.expect("published").nar_hash, nar.hash());
-        }
-        if completed.is_some() {
-            break;
-        }
+        assert_published(&world, &drv, &out, &dev).await;
     }
     assert!(interrupted > 5, "{interrupted} interruptions");
-    assert!(finished_by_signer > 0, "some were after the claim");
     assert_eq!(world.db().sweep_invariants().await.expect("swept"), vec![]);
+}
+
+/// As above, at every point after the claim: then no builder is needed.
+#[tokio::test]
+async fn a_completion_that_ends_after_its_claim_needs_no_builder() {
+    let world = World::start().await;
+    let second = world.second_signer();
+    let mut interrupted = 0;
+    for further_polls in 0..12 {
+        let (drv, out, dev) = two_outputs(&world, further_polls).await;
+        let (attempt, call) = world.built(&drv, &[("out", &out, &[]), ("dev", &dev, &[])]).await;
+        let first = world.second_signer();
+        let mut completion = Box::pin(first.build_complete(&attempt.token, call));
+        // The completion stands still while we look, so that the claim cannot pass unseen.
+        while state(&world, drv.output("out")).await.is_none() {
+            assert!(poll_once(&mut completion).await.is_none(), "nothing is published before it is claimed");
+        }
+        let ended = poll_times(completion, further_polls).await;
+        let finished = second.finish_unfinished().await.expect("finished");
+        interrupted += usize::from(ended.is_none() && finished == 1);
+        assert_published(&world, &drv, &out, &dev).await;
+    }
+    assert!(interrupted > 0, "some were between claim and publication");
+    assert_eq!(world.db().sweep_invariants().await.expect("swept"), vec![]);
+}
+
+async fn two_outputs(world: &World, number: usize) -> (Drv, Nar, Nar) {
+    let drv = Drv::new(&format!("app-{number}"), &["out", "dev"], &[]);
+    world.insert(&[&drv], &[]).await;
+    (drv, Nar::file(&format!("out {number}")), Nar::file("dev"))
+}
+
+async fn assert_published(world: &World, drv: &Drv, out: &Nar, dev: &Nar) {
+    for (name, nar) in [("out", out), ("dev", dev)] {
+        assert_eq!(state(world, drv.output(name)).await, Some(PathState::Published));
+        assert_eq!(narinfo(world, drv.output(name)).await.expect("published").nar_hash, nar.hash());
+    }
 }
 
 /// Two derivations that differ only in how they fetch have the same output path.
