@@ -13,6 +13,7 @@ use harmonia_core::{Capability, SystemClock};
 use harmonia_embedded::nix_daemon::{NixDaemon, NixDaemonOptions};
 use harmonia_embedded::postgres::{PostgresOptions, PrivatePostgres};
 use harmonia_embedded::s3::{S3Endpoint, S3Options};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
@@ -49,8 +50,6 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
 async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure> {
     // The port first: when it is taken, nothing else needs to start.
     let listener = node::bind(args.listen).await?;
-    let address =
-        listener.local_addr().map_err(|error| Failure::failed(format!("could not read the address: {error}")))?;
     let secrets = data.secrets()?;
     eprintln!("data in {}", data.path().display());
 
@@ -59,17 +58,32 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
         started = Services::start(&data, &secrets, &config) => started?,
         () = stop.requested() => return Ok(()),
     };
-    let config = configure(config, &data, &secrets, &services, args)?;
+    let ended = run_node(args, &data, &secrets, &services, config, listener, stop).await;
+    services.stop().await;
+    data.remove_server_file();
+    ended
+}
+
+/// The node and, with `--demo`, the show in front of it.
+async fn run_node(
+    args: &UpArgs,
+    data: &DataDir,
+    secrets: &data::Secrets,
+    services: &Services,
+    config: Config,
+    listener: TcpListener,
+    stop: Stop,
+) -> Result<(), Failure> {
+    let url = node::endpoint(&config, &listener)?;
+    let config = configure(config, data, secrets, services, args)?;
     data.write_config(&config)?;
-    let url = Url::parse(&format!("http://{address}/")).map_err(|error| Failure::failed(error.to_string()))?;
     data.write_server_file(&url, &secrets.api_token)?;
 
     let db = node::connect(&config).await?;
     db.migrate().await.map_err(|error| Failure::failed(chain(&error)))?;
     node::allow_token(&db, "up", &secrets.api_token).await?;
-    drop(db);
+    db.close().await;
 
-    let demo = args.demo;
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let node = node::run(config, listener, stop.clone(), move |_: &Config| {
         let _ = ready.send(());
@@ -79,8 +93,8 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
         if is_ready.await.is_err() {
             return Ok(());
         }
-        if demo {
-            demo::build(&client, &data, &secrets.public_key, &url).await?;
+        if args.demo {
+            demo::build(&client, data, &secrets.public_key, &url).await?;
         }
         println!("ready {url}ci/");
         eprintln!("Ctrl-C ends it; started again it resumes.");
@@ -93,8 +107,6 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
         }
         shown
     });
-    services.stop().await;
-    data.remove_server_file();
     ended.and(shown)
 }
 
@@ -107,9 +119,6 @@ struct Services {
 
 impl Services {
     async fn start(data: &DataDir, secrets: &data::Secrets, config: &Config) -> Result<Self, Failure> {
-        let failed = |what: &str, error: &dyn std::error::Error| {
-            Failure::failed(format!("could not start {what}: {}", chain(error)))
-        };
         let mut postgres = PostgresOptions::new(data.postgres());
         postgres.databases = vec![DATABASE.to_owned()];
         let s3 = S3Options {
@@ -135,11 +144,26 @@ impl Services {
             S3Endpoint::start(s3, Arc::new(SystemClock)),
             NixDaemon::start(daemon),
         );
-        Ok(Self {
-            postgres: postgres.map_err(|error| failed("the private PostgreSQL", &error))?,
-            s3: s3.map_err(|error| failed("the object store", &error))?,
-            daemon: daemon.map_err(|error| failed("the Nix daemon", &error))?,
-        })
+        match (postgres, s3, daemon) {
+            (Ok(postgres), Ok(s3), Ok(daemon)) => Ok(Self { postgres, s3, daemon }),
+            // What did start is ended before the error is told: nothing stays behind.
+            (postgres, s3, daemon) => {
+                let mut failures = Vec::new();
+                match postgres {
+                    Ok(postgres) => postgres.stop().await,
+                    Err(error) => failures.push(format!("the private PostgreSQL: {}", chain(&error))),
+                }
+                match s3 {
+                    Ok(s3) => s3.stop().await,
+                    Err(error) => failures.push(format!("the object store: {}", chain(&error))),
+                }
+                match daemon {
+                    Ok(daemon) => daemon.stop().await,
+                    Err(error) => failures.push(format!("the Nix daemon: {}", chain(&error))),
+                }
+                Err(Failure::failed(format!("could not start {}", failures.join("; and "))))
+            }
+        }
     }
 
     /// Ends them cleanly, the database last.

@@ -150,8 +150,11 @@ impl DataDir {
 
     /// The server is gone.
     pub(crate) fn remove_server_file(&self) {
-        if let Err(error) = std::fs::remove_file(self.path.join(SERVER_FILE)) {
-            tracing::warn!(%error, "Could not remove {SERVER_FILE}");
+        match std::fs::remove_file(self.path.join(SERVER_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "Could not remove {SERVER_FILE}");
+            }
+            _ => {}
         }
     }
 
