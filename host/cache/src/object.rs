@@ -254,7 +254,7 @@ impl ObjectStore {
     }
 
     /// Copies an object, with its headers, over whatever is at `to`. For small ones: a store that cannot copy by itself
-    /// gets the bytes through us, of which there may then be [`COPY_BYTES_MAX`].
+    /// gets the bytes through us, of which there may then be 128 MiB.
     pub async fn copy(&self, from: &str, to: &str) -> Result<(), ObjectError> {
         if !self.inner.cannot_copy.load(Ordering::Relaxed) {
             match self.copy_inside(from, to).await {
