@@ -5,6 +5,7 @@
 
 mod heartbeat;
 mod parts;
+mod signing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -189,7 +190,7 @@ async fn run_roles(
         helpers.spawn(harmonia_coordinator::run(options, background.clone()));
     }
     if let Some(signer) = &signer {
-        helpers.spawn(parts::finish_publications(signer.clone(), background.clone()));
+        helpers.spawn(signing::run(signer.clone(), db.clone(), background.clone()));
     }
     let lost =
         heartbeat::start(&mut helpers, db.clone(), &identity, config.intervals.heartbeat.0, paused, background.clone());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_cache::{ObjectStore, ObjectStoreOptions, Signer};
+use harmonia_cache::{ObjectStore, ObjectStoreOptions};
 use harmonia_core::Capability;
 use harmonia_core::policy::FirstInFirstOut;
 use harmonia_db::{Db, DbOptions};
@@ -12,7 +12,6 @@ use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::builder::BuilderOptions;
 use harmonia_worker::evaluator::{self, EvaluatorOptions};
 use harmonia_worker::signer_client::SignerClient;
-use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::Identity;
@@ -24,8 +23,6 @@ use crate::exit::{Failure, chain};
 const PARALLEL_UPLOADS: u32 = 4;
 /// zstd level of outputs: what `nix copy` users expect in speed, at a size near the default.
 const COMPRESSION_LEVEL: i32 = 3;
-/// How often a signer looks for publications that a crash interrupted.
-const FINISH_EVERY: Duration = Duration::from_secs(15);
 
 /// URL of the database, from the configuration or its file.
 fn database_url(config: &Config) -> Result<String, Failure> {
@@ -115,21 +112,6 @@ fn object_store_options(config: &Config) -> Result<ObjectStoreOptions, Failure> 
         secret_key: read_secret("the object store's secret key", secret)?,
         path_style: store.path_style,
     })
-}
-
-/// Finishes, again and again, publications that a crash interrupted.
-pub(super) async fn finish_publications(signer: Signer, stop: CancellationToken) {
-    loop {
-        match signer.finish_unfinished().await {
-            Ok(0) => {}
-            Ok(finished) => tracing::info!(finished, "Published what an interrupted signer had claimed"),
-            Err(error) => tracing::warn!(error = %chain(&error), "Could not finish interrupted publications"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(FINISH_EVERY) => {}
-        }
-    }
 }
 
 /// Connections and keys of this node.
