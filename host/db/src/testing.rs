@@ -67,6 +67,30 @@ impl TestDatabase {
         Self::open(&admin_url, admin, name).await
     }
 
+    /// Copies a database, rows and all. Closes its connections, since PostgreSQL copies only what nobody uses.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub async fn copy_of(source: &Self) -> Self {
+        source.db.close().await;
+        let (admin_url, admin) = admin_options();
+        let mut connection = connect(&admin).await;
+        let name = random_name();
+        create_database(&mut connection, &name, Some(&source.name)).await;
+        connection.close().await.expect("close the admin connection");
+        Self::open(&admin_url, admin, name).await
+    }
+
+    /// Another handle on the database with a single connection: `BEGIN` on its pool makes all that follows one transaction.
+    ///
+    /// # Panics
+    /// When the server is away.
+    pub async fn single_connection(&self) -> Db {
+        let options = self.admin.clone().database(&self.name);
+        let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        Db::connect_with(options, pool).await.expect("connect to the test database")
+    }
+
     async fn open(admin_url: &str, admin: PgConnectOptions, name: String) -> Self {
         let options = admin.clone().database(&name);
         let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16))

@@ -1,5 +1,5 @@
-//! The database layer against a real PostgreSQL. `world` is what tests are written with; `model` and `histories` are the
-//! property tests of the state machine.
+//! The database layer against a real PostgreSQL. `world` is what tests are written with; `model`, `pairs` and
+//! `histories` are the property tests of the state machine.
 
 mod evaluations;
 mod healing;
@@ -7,6 +7,7 @@ mod histories;
 mod listen;
 mod model;
 mod nodes;
+mod pairs;
 mod queue;
 mod roles;
 mod schema;
