@@ -100,7 +100,9 @@ pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Fa
         | BuildStatus::AlreadyValid
         | BuildStatus::ResolvesToAlreadyValid => return None,
     };
-    let message = if message.trim().is_empty() { format!("the build failed ({:?})", result.status) } else { message };
+    let message = without_log(&message);
+    let message =
+        if message.is_empty() { format!("the build failed ({:?})", result.status) } else { message.to_owned() };
     Some(failure(kind, message, exit_code))
 }
 
@@ -144,6 +146,13 @@ fn builder_end(message: &str) -> Option<BuilderEnd> {
         Some(code) => Some(BuilderEnd::Exit(code)),
         None => number("failed due to signal ").map(BuilderEnd::Signal),
     }
+}
+
+/// The daemon's message without the end of the log that it quotes and its advice to run `nix log`: we keep the log.
+fn without_log(message: &str) -> &str {
+    let quotes = |line: &str| line.trim_start().starts_with("last ") && line.trim_end().ends_with("log lines:");
+    let end = message.split_inclusive('\n').take_while(|line| !quotes(line)).map(str::len).sum();
+    message[..end].trim().trim_end_matches(';')
 }
 
 fn shortened(mut message: String) -> String {
@@ -247,5 +256,13 @@ mod tests {
         assert!(message.contains("/spool") && message.ends_with(": no space"), "{message}");
         let long = transient("é".repeat(MESSAGE_BYTES_MAX));
         assert!(long.message.len() < MESSAGE_BYTES_MAX + 10 && long.message.ends_with("é […]"));
+    }
+
+    #[test]
+    fn the_message_does_not_repeat_the_log() {
+        let message = "builder for '/nix/store/x-a.drv' failed with exit code 1;\n       last 2 log lines:\n       > a\n       > b\n       For full logs, run 'nix log /nix/store/x-a.drv'.";
+        assert_eq!(without_log(message), "builder for '/nix/store/x-a.drv' failed with exit code 1");
+        assert_eq!(without_log("hash mismatch:\n  wanted: a\n  got: b"), "hash mismatch:\n  wanted: a\n  got: b");
+        assert_eq!(without_log(""), "");
     }
 }

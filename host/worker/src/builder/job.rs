@@ -108,7 +108,7 @@ async fn steps(
 /// Tells of a failure through a signer, with the log; or, if none can be reached, without.
 async fn report(node: &Node, job: &ClaimedJob, failure: &Failure, usage: &AttemptUsage, log: &OpenLog) -> End {
     // Who reads the log should not have to look elsewhere for what the daemon or we said at the end.
-    for line in failure.message.lines().take_while(|line| !quotes_the_log(line)) {
+    for line in failure.message.lines() {
         log.line(format!("[harmonia-ci: {line}]").as_bytes());
     }
     match report_to_signer(node, job, failure, usage, log).await {
@@ -163,11 +163,6 @@ async fn release(node: &Node, job: &ClaimedJob) {
             tracing::warn!(attempt = %job.attempt, "Could not give a job back while stopping: the database is away");
         }
     }
-}
-
-/// From there on the daemon's message repeats what is in the log anyway.
-fn quotes_the_log(line: &str) -> bool {
-    line.starts_with("last ") && line.ends_with("log lines:")
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
