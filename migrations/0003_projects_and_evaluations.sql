@@ -28,13 +28,25 @@ CREATE TABLE projects (
     poll_interval_s integer NOT NULL DEFAULT 0 CHECK (poll_interval_s >= 0), -- 0: off
     -- A build failure older than this is tried again by the next evaluation; null: never.
     failure_ttl_s bigint CHECK (failure_ttl_s > 0),
-    timeout_s bigint NOT NULL DEFAULT 14400 CHECK (timeout_s > 0),
+    -- Limits of its builds; null: those of default_limits.
+    timeout_s bigint CHECK (timeout_s > 0),
     timeout_max_s bigint NOT NULL DEFAULT 86400 CHECK (timeout_max_s > 0), -- bounds meta.timeout
-    max_silent_s bigint NOT NULL DEFAULT 1800 CHECK (max_silent_s > 0),
-    output_bytes_max bigint NOT NULL DEFAULT 4294967296 CHECK (output_bytes_max > 0),
-    log_bytes_max bigint NOT NULL DEFAULT 67108864 CHECK (log_bytes_max > 0),
+    max_silent_s bigint CHECK (max_silent_s > 0),
+    output_bytes_max bigint CHECK (output_bytes_max > 0),
+    log_bytes_max bigint CHECK (log_bytes_max > 0),
     created_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- Limits of the builds of projects that have none of their own. A frontend writes what is configured when it starts.
+CREATE TABLE default_limits (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    timeout_s bigint NOT NULL CHECK (timeout_s > 0),
+    max_silent_s bigint NOT NULL CHECK (max_silent_s > 0),
+    output_bytes_max bigint NOT NULL CHECK (output_bytes_max > 0),
+    log_bytes_max bigint NOT NULL CHECK (log_bytes_max > 0)
+);
+INSERT INTO default_limits (timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
+VALUES (14400, 1800, 4294967296, 67108864);
 
 -- Git bundles that `eval PATH` sends, in chunks so that nobody holds one in memory.
 CREATE TABLE bundles (

@@ -109,6 +109,14 @@ CREATE INDEX build_attempts_job ON build_attempts (job_id, id DESC);
 -- Invariant 1: one attempt at a time holds a job.
 CREATE UNIQUE INDEX build_attempts_one_running ON build_attempts (job_id) WHERE outcome = 'running';
 
+-- Tokens of claims whose answer a node did not get. It holds nothing under them and never will, not even when the claim
+-- itself is still on its way here. Forgotten after a day.
+CREATE TABLE disowned_claims (
+    token_hash bytea PRIMARY KEY CHECK (length(token_hash) = 32),
+    node text NOT NULL,
+    disowned_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- The end of each running build's log. Unlogged: worth nothing after a crash.
 CREATE UNLOGGED TABLE build_log_tails (
     attempt_id bigint PRIMARY KEY,

@@ -90,6 +90,23 @@ BEGIN
 END
 $$;
 
+-- Makes these tokens worthless for claims to come. Claims hold the node's row shared: one that is under way ends before this
+-- gets the row, so that the caller finds what it took; one that comes later finds its token here.
+CREATE FUNCTION disown_tokens(p_node text, p_incarnation bigint, p_capability text, p_token_hashes bytea[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM FROM nodes WHERE id = p_node FOR NO KEY UPDATE;
+    PERFORM current_node(p_node, p_incarnation, p_capability);
+    INSERT INTO disowned_claims (token_hash, node)
+    SELECT DISTINCT t, p_node FROM unnest(p_token_hashes) AS t ORDER BY t
+    ON CONFLICT DO NOTHING;
+END
+$$;
+CREATE FUNCTION is_disowned(p_token_hashes bytea[]) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM disowned_claims WHERE token_hash = ANY (p_token_hashes))
+$$;
+
 -- A capability may be registered only by the database role it belongs to, so that nobody poses as a signer.
 CREATE FUNCTION check_capability_role(p_capability text) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$

@@ -75,7 +75,7 @@ DECLARE
     v_jobs bigint[];
 BEGIN
     v_node := current_node(p_node, p_incarnation, 'builder');
-    IF v_node.draining THEN
+    IF v_node.draining OR is_disowned(p_token_hashes) THEN
         RETURN;
     END IF;
     SELECT array_agg(id ORDER BY place) INTO v_jobs FROM (
@@ -191,6 +191,33 @@ BEGIN
     END IF;
     PERFORM end_attempt(p_attempt, 'aborted', left(p_reason, 65536));
     PERFORM return_jobs(ARRAY[v_job.id]);
+END
+$$;
+
+-- What the node took under tokens that it does not hold, because the answer to its claim was lost: pending again, nothing
+-- counted. Returns how many jobs.
+CREATE FUNCTION disown_claims(p_node text, p_incarnation bigint, p_token_hashes bytea[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+BEGIN
+    PERFORM disown_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
+    SELECT array_agg(job_id) INTO v_jobs FROM build_attempts
+    WHERE token_hash = ANY (p_token_hashes) AND node = p_node AND incarnation = p_incarnation AND outcome = 'running';
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM lock_jobs_with_inputs(v_jobs);
+    -- Under the locks, since somebody may have cancelled it.
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs
+    WHERE id = ANY (v_jobs) AND claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes)
+        AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)));
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM end_attempt(attempt_id, 'aborted', 'the answer to its claim was lost') FROM build_jobs WHERE id = ANY (v_jobs);
+    PERFORM return_jobs(v_jobs);
+    RETURN cardinality(v_jobs);
 END
 $$;
 

@@ -69,7 +69,7 @@ DECLARE
     v_node nodes := current_node(p_node, p_incarnation, 'evaluator');
     v_id bigint;
 BEGIN
-    IF v_node.draining THEN
+    IF v_node.draining OR is_disowned(ARRAY[p_token_hash]) THEN
         RETURN NULL;
     END IF;
     SELECT id INTO v_id FROM evaluations WHERE status = 'queued' ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
@@ -81,6 +81,21 @@ BEGIN
         PERFORM pg_notify('evaluations', v_id::text);
     END IF;
     RETURN v_id;
+END
+$$;
+
+-- The evaluation that the node took under a token that it does not hold, because the answer to its claim was lost, goes back
+-- to the queue.
+CREATE FUNCTION disown_evaluation(p_node text, p_incarnation bigint, p_token_hash bytea) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_id bigint;
+BEGIN
+    PERFORM disown_tokens(p_node, p_incarnation, 'evaluator', ARRAY[p_token_hash]);
+    SELECT id INTO v_id FROM evaluations
+    WHERE status = 'running' AND claimed_by = p_node AND claim_incarnation = p_incarnation AND claim_token_hash = p_token_hash
+    FOR NO KEY UPDATE;
+    RETURN coalesce(requeue_evaluation(v_id, false), false);
 END
 $$;
 
@@ -108,7 +123,24 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT EXISTS (SELECT FROM evaluations WHERE id = p_eval AND status = 'running' AND claim_token_hash = p_token_hash)
 $$;
 
--- Whether an evaluation of this project reopens the job, as the table under "Wanted is derived" says.
+-- A project with the limits that hold for it: its own, else the configured ones.
+CREATE FUNCTION project_with_limits(p_project bigint) RETURNS projects
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+DECLARE
+    v_project projects;
+    v_default default_limits;
+BEGIN
+    SELECT * INTO v_project FROM projects WHERE id = p_project;
+    SELECT * INTO STRICT v_default FROM default_limits;
+    v_project.timeout_s := coalesce(v_project.timeout_s, v_default.timeout_s);
+    v_project.max_silent_s := coalesce(v_project.max_silent_s, v_default.max_silent_s);
+    v_project.output_bytes_max := coalesce(v_project.output_bytes_max, v_default.output_bytes_max);
+    v_project.log_bytes_max := coalesce(v_project.log_bytes_max, v_default.log_bytes_max);
+    RETURN v_project;
+END
+$$;
+
+-- Whether an evaluation of this project (with limits) reopens the job, as the table under "Wanted is derived" says.
 CREATE FUNCTION job_reopens(p_job build_jobs, p_project projects) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     SELECT CASE
@@ -130,7 +162,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_project projects;
 BEGIN
-    SELECT p.* INTO v_project FROM evaluations e JOIN projects p ON p.id = e.project_id
+    SELECT p.* INTO v_project FROM evaluations e CROSS JOIN LATERAL project_with_limits(e.project_id) p
     WHERE e.id = p_eval AND e.status = 'running' AND e.claim_token_hash = p_token_hash;
     IF NOT FOUND THEN
         PERFORM raise_stale_claim();
@@ -175,7 +207,7 @@ DECLARE
     v_others text[];     -- what the batch leans on and does not hold: inputs, attributes, holds
     v_above bigint[];
 BEGIN
-    SELECT * INTO v_project FROM projects WHERE id = v_eval.project_id;
+    SELECT * INTO v_project FROM project_with_limits(v_eval.project_id);
     new_jobs := 0;
     revived := 0;
 

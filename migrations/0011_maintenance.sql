@@ -203,5 +203,6 @@ BEGIN
             JOIN build_jobs j ON j.drv_path = d.referrer
             WHERE o.output_path = u.path AND j.status IN ('pending', 'building', 'uploading'));
     GET DIAGNOSTICS upstream = ROW_COUNT;
+    DELETE FROM disowned_claims WHERE disowned_at < now() - interval '1 day';
 END
 $$;

@@ -15,7 +15,8 @@ DECLARE
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['schema_info', 'derivations', 'derivation_outputs', 'derivation_inputs', 'derivation_sources',
         'store_paths', 'upstream_paths', 'projects', 'eval_attrs', 'eval_expected_attrs', 'eval_holds', 'job_classes', 'nodes',
-        'live_evaluations', 'missing_path_reports']
+        'live_evaluations', 'missing_path_reports',
+        'default_limits']
     LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator,builder,signer,frontend}');
     END LOOP;
@@ -37,6 +38,7 @@ BEGIN
     LOOP
         PERFORM grant_to('SELECT, INSERT, UPDATE, DELETE ON ' || v_table, '{frontend}');
     END LOOP;
+    PERFORM grant_to('UPDATE ON default_limits', '{frontend}');
     FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings', 'drv_modulo'] LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{frontend}');
     END LOOP;
@@ -59,6 +61,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('attempt_uploading', '{builder,signer}'),
     ('fail_attempt', '{builder,signer}'),
     ('release_attempt', '{builder}'),
+    ('disown_claims', '{builder}'),
     ('void_claims', '{builder}'),
     ('write_log_tails', '{builder}'),
     ('report_missing_path', '{builder}'),
@@ -74,6 +77,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('finish_evaluation', '{evaluator}'),
     ('fail_evaluation', '{evaluator}'),
     ('release_evaluation', '{evaluator}'),
+    ('disown_evaluation', '{evaluator}'),
     ('remember_upstream', '{evaluator}'),
     ('attempt_job', '{signer}'),
     ('renew_leases', '{signer}'),

@@ -9,6 +9,7 @@
 mod connection;
 mod error;
 mod evaluations;
+mod limits;
 mod listen;
 mod maintenance;
 mod migrate;
