@@ -103,8 +103,10 @@ BEGIN
 END
 $$;
 CREATE FUNCTION is_disowned(p_token_hashes bytea[]) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM disowned_claims WHERE token_hash = ANY (p_token_hashes))
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM disowned_claims WHERE token_hash = ANY (p_token_hashes));
+END
 $$;
 
 -- A capability may be registered only by the database role it belongs to, so that nobody poses as a signer.

@@ -27,11 +27,15 @@ BEGIN
 END
 $$;
 
+-- (PL/pgSQL although it is one statement: its plan is kept from call to call, and planning costs more than running it.)
 -- Heads of the ready queues of these classes: for each project that has anything ready, its first `p_per_project` jobs.
 -- A loose index scan: it hops from project to project through `build_jobs_ready` and never probes one that is dry.
 CREATE FUNCTION queue_heads(p_classes integer[], p_per_project integer)
 RETURNS TABLE (job_id bigint, project_id bigint, class_id integer, priority integer, queued_at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     WITH RECURSIVE ready(class_id, project_id) AS (
         SELECT c.id, p.project_id FROM unnest(p_classes) AS c(id)
         CROSS JOIN LATERAL (
@@ -53,16 +57,21 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.status = 'pending' AND j.unmet_deps = 0
             AND (j.not_before IS NULL OR j.not_before <= now())
         ORDER BY j.priority DESC, j.id LIMIT p_per_project
-    ) h
+    ) h;
+END
 $$;
 
 -- What a policy may know of the projects among the candidates.
 CREATE FUNCTION project_loads(p_projects bigint[])
 RETURNS TABLE (project_id bigint, shares integer, consumed_seconds double precision, running bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT p.id, p.scheduling_shares, p.consumed_seconds,
         (SELECT count(*) FROM build_jobs j WHERE j.project_id = p.id AND j.status = 'building')
-    FROM projects p WHERE p.id = ANY (p_projects)
+    FROM projects p WHERE p.id = ANY (p_projects);
+END
 $$;
 
 -- The first jobs of `p_ordered` that can still be locked, at most one a token, become building.
@@ -118,7 +127,10 @@ CREATE FUNCTION claimed_jobs(p_attempts bigint[])
 RETURNS TABLE (attempt_id bigint, job_id bigint, drv_path text, name text, system text, project text,
     output_names text[], output_paths text[], timeout_s bigint, max_silent_s bigint, output_bytes_max bigint,
     log_bytes_max bigint, retry_count integer)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT a.id, j.id, j.drv_path, d.name, d.system, p.name,
         ARRAY(SELECT o.output_name FROM derivation_outputs o WHERE o.drv_path = j.drv_path ORDER BY o.output_name),
         ARRAY(SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = j.drv_path ORDER BY o.output_name),
@@ -127,7 +139,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     JOIN build_jobs j ON j.id = a.job_id
     JOIN derivations d ON d.drv_path = j.drv_path
     JOIN projects p ON p.id = j.project_id
-    WHERE a.id = ANY (p_attempts)
+    WHERE a.id = ANY (p_attempts);
+END
 $$;
 
 CREATE FUNCTION attempt_uploading(p_attempt bigint, p_token_hash bytea) RETURNS void
@@ -223,10 +236,14 @@ $$;
 
 -- Which of these claims are void: their work must stop.
 CREATE FUNCTION void_claims(p_attempts bigint[], p_token_hashes bytea[]) RETURNS SETOF bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT a.id FROM unnest(p_attempts, p_token_hashes) AS a(id, token_hash)
     WHERE NOT EXISTS (SELECT FROM build_jobs j WHERE j.id = (SELECT b.job_id FROM build_attempts b WHERE b.id = a.id)
-        AND j.attempt_id = a.id AND j.claim_token_hash = a.token_hash)
+        AND j.attempt_id = a.id AND j.claim_token_hash = a.token_hash);
+END
 $$;
 
 -- The last bytes of the logs of all builds of a node: one statement and one notification a tick.

@@ -54,11 +54,13 @@ impl Db {
     }
 
     pub(crate) async fn connect_with(connect: PgConnectOptions, pool: PgPoolOptions) -> Result<Self, DbError> {
-        // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them.
+        // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them. Compiling
+        // statements that run for a millisecond costs thirty.
         let connect = connect.application_name("harmonia-ci").options([
             ("idle_in_transaction_session_timeout", "60s"),
             ("lock_timeout", "30s"),
             ("timezone", "UTC"),
+            ("jit", "off"),
         ]);
         // One connection by hand first: a pool would retry a wrong address until its time is up.
         let first = sqlx::PgConnection::connect_with(&connect).await.map_err(|source| {

@@ -92,21 +92,38 @@ async fn a_claim_that_is_under_way_ends_before_it_is_disowned() {
 
     let (db, node, run) = (world.db.clone(), world.node.clone(), world.run);
     let disowning = tokio::spawn(async move { db.disown_claims(&node, run, &[token]).await });
+    until_it_waits(&world, &disowning).await;
+    sqlx::query!("COMMIT").execute(pool(&slow)).await.expect("commit");
+    assert_eq!(disowning.await.expect("no panic").expect("disown"), 1);
+    assert_eq!(world.status(0).await, Pending);
+
+    // The other way round: the claim comes while its token is being disowned.
+    let token = random_token();
+    sqlx::query!("BEGIN").execute(pool(&slow)).await.expect("begin");
+    let disowned = slow.disown_claims(&world.node, run, std::slice::from_ref(&token)).await;
+    assert_eq!(disowned.expect("disown"), 0);
+    let (db, node) = (world.db.clone(), world.node.clone());
+    let claiming = tokio::spawn(async move { claim_as(&db, &node, &[job], &[token]).await });
+    until_it_waits(&world, &claiming).await;
+    sqlx::query!("COMMIT").execute(pool(&slow)).await.expect("commit");
+    assert_eq!(claiming.await.expect("no panic"), 0);
+    assert_eq!(world.status(0).await, Pending);
+    world.assert_sound().await;
+}
+
+/// Until a statement waits for a lock.
+async fn until_it_waits<T>(world: &World, statement: &tokio::task::JoinHandle<T>) {
     loop {
         let waiting = sqlx::query_scalar!(
             r#"SELECT EXISTS (SELECT FROM pg_stat_activity
                WHERE datname = current_database() AND wait_event_type = 'Lock') AS "waits!""#
         );
         if waiting.fetch_one(pool(&world.db)).await.expect("look") {
-            break;
+            return;
         }
-        assert!(!disowning.is_finished(), "it does not wait for the claim");
+        assert!(!statement.is_finished(), "it does not wait for the other transaction");
         tokio::task::yield_now().await;
     }
-    sqlx::query!("COMMIT").execute(pool(&slow)).await.expect("commit");
-    assert_eq!(disowning.await.expect("no panic").expect("disown"), 1);
-    assert_eq!(world.status(0).await, Pending);
-    world.assert_sound().await;
 }
 
 #[tokio::test]

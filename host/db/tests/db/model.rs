@@ -338,7 +338,7 @@ impl History {
 
 #[tokio::test]
 async fn sequential_histories_match_the_model() {
-    for seed in seeds(20) {
+    for seed in seeds(12) {
         let mut history = History::new(seed).await;
         let steps = history.rng.random_range(10..80);
         let run = std::panic::AssertUnwindSafe(async {
