@@ -113,3 +113,46 @@ fn git_urls_and_dirty_trees_are_evaluated() {
         text(&output)
     );
 }
+
+#[test]
+fn a_silent_build_ends_at_the_configured_silence() {
+    let build = build_under(("HARMONIA_CI__BUILD__MAX_SILENT", "2s"), "silent");
+    assert_eq!(
+        (build["status"].as_str(), build["failure_kind"].as_str()),
+        (Some("failed"), Some("timeout")),
+        "{build}"
+    );
+    assert!(build["message"].as_str().is_some_and(|m| m.contains("limit of 2 s (max_silent)")), "{build}");
+}
+
+#[test]
+fn a_long_build_ends_at_the_configured_time() {
+    let build = build_under(("HARMONIA_CI__BUILD__TIMEOUT", "3s"), "long");
+    assert_eq!(
+        (build["status"].as_str(), build["failure_kind"].as_str()),
+        (Some("failed"), Some("timeout")),
+        "{build}"
+    );
+    assert!(build["message"].as_str().is_some_and(|m| m.contains("limit of 3 s (timeout)")), "{build}");
+}
+
+/// What becomes of a build that sleeps for ten minutes under one configured limit.
+fn build_under(limit: (&str, &str), name: &str) -> serde_json::Value {
+    let data = folder();
+    let server = Server::up(&data.path().join("up"), &[], &[limit]);
+    let repository = data.path().join("repository");
+    let sleeper = flake(&format!(r#"{{ {name} = sh "{name}" "sleep 600; echo done > $out" {{}}; }}"#));
+    commit(&repository, &[("flake.nix", &sleeper)]);
+    server.json(&["eval", repository.to_str().expect("UTF-8"), "--json"]);
+    let attr = format!("checks.{}-linux.{name}", std::env::consts::ARCH);
+    // Not there before it is evaluated.
+    let build = || {
+        let output = server.run(&["queue", "--json", "--why", &attr]);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()
+    };
+    let ended = |build: &serde_json::Value| {
+        !matches!(build["status"].as_str(), None | Some("pending" | "building" | "uploading"))
+    };
+    let failed = wait_for(Duration::from_secs(60), || build().filter(ended));
+    failed.unwrap_or_else(|| panic!("{limit:?} stops nothing: {:?}", build()))
+}

@@ -14,7 +14,7 @@ use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
 use harmonia_coordinator::CoordinatorOptions;
 use harmonia_core::ports::LogSpool;
 use harmonia_core::{Capability, Incarnation, NodeId, SystemClock};
-use harmonia_db::{Db, NodeRegistration};
+use harmonia_db::{Db, JobLimits, NodeRegistration};
 use harmonia_web::{AppOptions, AppState, Gate};
 use harmonia_worker::builder::Builder;
 use harmonia_worker::evaluator;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::config::Config;
+use crate::config::value::Span;
 use crate::exit::{Failure, chain};
 
 pub(crate) use parts::{check, connect};
@@ -134,6 +135,10 @@ async fn run_roles(
         );
     }
 
+    if config.has(Capability::Frontend) {
+        set_limits(config, &db).await?;
+    }
+
     let reader = parts.store.as_ref().map(|store| {
         let options = ReaderOptions {
             public_keys: parts.public_keys.clone(),
@@ -227,6 +232,23 @@ async fn run_roles(
         tracing::warn!(error = %chain(&error), "Could not say goodbye; the others notice by the missing heartbeat");
     }
     ended
+}
+
+/// What `[build]` says holds for every project of the cluster that has no limits of its own.
+async fn set_limits(config: &Config, db: &Db) -> Result<(), Failure> {
+    let build = &config.build;
+    // The database counts whole seconds; less than one would be none.
+    let seconds = |span: Span| span.0.as_secs() + u64::from(span.0.subsec_nanos() > 0);
+    let limits = JobLimits {
+        timeout_s: seconds(build.timeout),
+        max_silent_s: seconds(build.max_silent),
+        output_bytes_max: build.output_max.0,
+        log_bytes_max: build.log_max.0,
+    };
+    db.set_default_limits(&limits).await.map_err(|error| {
+        Failure::failed(format!("could not store the limits of builds: {}", chain(&error)))
+            .hint("look at build.timeout, build.max_silent, build.output_max and build.log_max")
+    })
 }
 
 /// Until all roles ended after a stop, or the first one broke.

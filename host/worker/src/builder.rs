@@ -19,11 +19,11 @@ mod upload;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use harmonia_core::policy::{Policy, PolicyError};
-use harmonia_core::{Incarnation, NodeId};
+use harmonia_core::{ClaimToken, Incarnation, NodeId};
 use harmonia_db::{Db, DbError};
 use harmonia_nix::PublicKey;
 use tokio::sync::{Semaphore, watch};
@@ -133,6 +133,8 @@ struct Node {
     slots: Arc<Slots>,
     uploads: Semaphore,
     paused: watch::Sender<Option<String>>,
+    /// Tokens of a claim whose answer was lost: jobs may be held under them, by nobody.
+    unheard: Mutex<Vec<ClaimToken>>,
     /// The last error of the policy, so that it is logged when it changes and not with every claim.
     policy_error: Mutex<Option<PolicyError>>,
 }
@@ -171,6 +173,7 @@ impl Builder {
             slots: Arc::default(),
             uploads: Semaphore::new(options.parallel_uploads.max(1) as usize),
             paused: sender,
+            unheard: Mutex::default(),
             policy_error: Mutex::default(),
             options,
         };
@@ -213,6 +216,10 @@ impl Node {
             *paused = reason;
             true
         });
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, Vec<ClaimToken>> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_policy_error(&self, error: Option<PolicyError>) {

@@ -38,6 +38,8 @@ use upstream::Upstream;
 const POLL: Duration = Duration::from_secs(10);
 /// and the claims of running evaluations that often.
 const HELD_CHECK: Duration = Duration::from_secs(5);
+/// The pause after a claim whose answer was lost.
+const CLAIM_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Between two tries to say how an evaluation ended, while the database is away.
 const REPORT_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stopping node tries that.
@@ -182,15 +184,20 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
     // Raised whenever a claim may have been lost.
     let (claims_changed, _) = watch::channel(());
     let mut running: JoinSet<()> = JoinSet::new();
+    // The token of a claim whose answer was lost: an evaluation may be held under it, by nobody.
+    let mut unheard: Option<ClaimToken> = None;
     let mut outcome = Ok(());
     while !shutdown.is_cancelled() {
-        if running.len() < options.max_evals.max(1) {
+        if let Err(error) = disown_unheard(options, &mut unheard).await {
+            outcome = Err(error);
+            break;
+        }
+        if unheard.is_none() && running.len() < options.max_evals.max(1) {
             let token = ClaimToken::from_random(rand::random());
             match options.db.claim_evaluation(&options.node, options.incarnation, &token).await {
                 Ok(Some(claimed)) => {
                     tracing::info!(eval.id = %claimed.id, project = %claimed.project_name, "Evaluating {}", claimed.id);
-                    let task =
-                        one(Arc::clone(&settings), claimed, token, claims_changed.subscribe(), shutdown.clone());
+                    let task = one(Arc::clone(&settings), claimed, token, claims_changed.subscribe(), shutdown.clone());
                     running.spawn(task);
                     continue;
                 }
@@ -200,12 +207,17 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
                     outcome = Err(EvaluatorError::Replaced);
                     break;
                 }
-                Err(error) => tracing::warn!(error = %chain(&error), "Could not claim an evaluation, trying again"),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "Could not claim an evaluation, trying again");
+                    // It may have been claimed all the same, with the answer lost on its way.
+                    unheard = Some(token);
+                }
             }
         }
+        let pause = if unheard.is_some() { CLAIM_RETRY_PAUSE } else { POLL };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(pause) => {}
             Some(ended) = running.join_next(), if !running.is_empty() => log_panic(ended),
             notice = listener.next() => match notice {
                 Notice::Hint { channel: Channel::Claims, payload } if payload == options.node.0 => {
@@ -216,6 +228,13 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
             },
         }
     }
+    // Others of this process may finish their work for hours before the node says goodbye, which gives everything back.
+    for _ in 0..SHUTDOWN_REPORTS {
+        if outcome.is_err() || disown_unheard(options, &mut unheard).await.is_err() || unheard.is_none() {
+            break;
+        }
+        tokio::time::sleep(REPORT_PAUSE).await;
+    }
     // Each task sees `shutdown` itself; one that does not (we were replaced) is stopped.
     if outcome.is_err() {
         running.shutdown().await;
@@ -224,6 +243,27 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
         log_panic(ended);
     }
     outcome
+}
+
+/// Gives back the evaluation that a claim took whose answer was lost; `unheard` stays while the database is away.
+async fn disown_unheard(options: &EvaluatorOptions, unheard: &mut Option<ClaimToken>) -> Result<(), EvaluatorError> {
+    let Some(token) = unheard else { return Ok(()) };
+    match options.db.disown_evaluation(&options.node, options.incarnation, token).await {
+        Ok(was_claimed) => {
+            if was_claimed {
+                tracing::info!("Gave back an evaluation that was claimed by a call whose answer was lost");
+            }
+            *unheard = None;
+        }
+        Err(DbError::Refused { reason }) => {
+            tracing::error!(%reason, "The evaluator may claim nothing more");
+            return Err(EvaluatorError::Replaced);
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "Could not give back a claim whose answer was lost, trying again");
+        }
+    }
+    Ok(())
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
@@ -273,7 +313,9 @@ async fn one(
             return;
         }
         Some(Ok(Err(error))) => (error.fate(), evaluation::explain(error)),
-        Some(Err(_)) => (Fate::Fail, "the evaluator has a bug that stopped this evaluation; its log tells more".to_owned()),
+        Some(Err(_)) => {
+            (Fate::Fail, "the evaluator has a bug that stopped this evaluation; its log tells more".to_owned())
+        }
         None => (Fate::Release, "the node stops".to_owned()),
     };
     report(&settings, eval, &token, fate, &message, &shutdown).await;
@@ -305,7 +347,9 @@ async fn report(
                 tracing::error!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended");
                 return;
             }
-            Err(error) => tracing::warn!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended"),
+            Err(error) => {
+                tracing::warn!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended");
+            }
         }
         if shutdown.is_cancelled() {
             tries_left -= 1;

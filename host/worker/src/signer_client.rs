@@ -4,6 +4,7 @@
 //! What an answer means is decided in one place ([`judge`]): some end the work (stale claim, refused), the others
 //! are tried again.
 
+mod complete;
 mod directory;
 mod put;
 
@@ -23,6 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+pub use complete::Upload;
 pub use directory::DatabaseDirectory;
 pub use put::{PutOutcome, UploadSource};
 
@@ -79,6 +81,14 @@ pub enum SignerError {
         /// The signer's sentence.
         message: String,
     },
+    /// What was uploaded is not in the object store as declared when it is to be completed.
+    #[error("the signer did {call} not, for objects are missing in the store or differ: {message}")]
+    NotUploaded {
+        /// Which call.
+        call: &'static str,
+        /// The signer's sentence, with the objects.
+        message: String,
+    },
     /// The object store refuses the bytes: trying again cannot help.
     #[error("the object store refused an upload with HTTP {status}: {message}")]
     PutRefused {
@@ -106,7 +116,7 @@ pub enum SignerError {
 impl SignerError {
     /// Whether another try, later, may succeed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Source(_))
+        matches!(self, Self::Unavailable { .. } | Self::NotUploaded { .. } | Self::Source(_))
     }
 }
 
@@ -266,11 +276,10 @@ impl SignerClient {
             Err(cause) => return Ok(Err((TryError::Connection { url, cause: cause.without_url() }, None))),
         };
         match judge(call, status, &bytes)? {
-            Judged::Answer => Ok(serde_json::from_slice(&bytes)
-                .map_err(|cause| (TryError::Answer { url, cause }, None))),
-            Judged::TryAgain => {
-                Ok(Err((TryError::Status { url, status, message: beginning(&bytes) }, asked_wait)))
+            Judged::Answer => {
+                Ok(serde_json::from_slice(&bytes).map_err(|cause| (TryError::Answer { url, cause }, None)))
             }
+            Judged::TryAgain => Ok(Err((TryError::Status { url, status, message: beginning(&bytes) }, asked_wait))),
         }
     }
 }
@@ -293,6 +302,7 @@ fn judge(call: &'static str, status: u16, body: &[u8]) -> Result<Judged, SignerE
         200..=299 => Ok(Judged::Answer),
         408 | 425 | 429 | 500..=599 => Ok(Judged::TryAgain),
         409 if matches!(error().code.as_str(), "stale-claim" | "http-409") => Err(SignerError::StaleClaim),
+        409 if error().code == "not-uploaded" => Err(SignerError::NotUploaded { call, message: error().message }),
         _ => {
             let ApiError { code, message, .. } = error();
             Err(SignerError::Refused { call, code, message })
@@ -357,7 +367,6 @@ fn beginning(body: &[u8]) -> String {
         Err(_) => text.trim().chars().take(500).collect(),
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! Real parts for tests: a private store with its own stock daemon, derivations and binary caches made by stock Nix, and a
 //! small HTTP server on the loopback interface that serves, records, and misbehaves on demand.
 
+mod lossy_database;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
 use crate::store_daemon::StoreDaemon;
+
+pub(crate) use lossy_database::LossyDatabase;
 
 /// A store below a temporary folder, used in process by stock Nix commands.
 pub(crate) struct TestStore {

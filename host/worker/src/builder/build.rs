@@ -47,13 +47,20 @@ pub(super) async fn build(
     } else {
         // On time-out the connection is dropped, which kills the build.
         tokio::time::timeout(Duration::from_secs(limits.timeout_s), build).await.map_err(|_| {
-            let message = format!("the build took longer than the limit of {} s and was stopped", limits.timeout_s);
+            let message =
+                format!("the build took longer than the limit of {} s (timeout) and was stopped", limits.timeout_s);
             permanent(FailureKind::Timeout, message)
         })?
     };
     match result {
         Ok(result) => match of_build(&result, is_fixed_output(derivation)) {
             None => Ok(Built { cpu_seconds: cpu_seconds(&result) }),
+            Some(failure) if failure.kind == Some(FailureKind::Timeout) => {
+                // Ours comes before the daemon's for the whole build, so that this is the one for silence.
+                let limit = limits.max_silent_s;
+                let message = format!("the build was silent for longer than the limit of {limit} s (max_silent)");
+                Err(permanent(FailureKind::Timeout, format!("{message}: {}", failure.message)).into())
+            }
             Some(failure) => Err(failure.into()),
         },
         // A build that fails is a result; this is a daemon that refused or went away.

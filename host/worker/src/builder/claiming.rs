@@ -65,7 +65,12 @@ pub(super) async fn claim_loop(
                 Some(ended) => log_if_lost(ended),
                 None => return result,
             },
-            _ = checks.tick() => check_claims(&node).await,
+            _ = checks.tick() => {
+                check_claims(&node).await;
+                if let Err(error) = disown_unheard(&node).await {
+                    tracing::warn!(error = %chain(&error), "Could not give back a claim whose answer was lost");
+                }
+            }
         }
     }
 }
@@ -167,6 +172,16 @@ async fn claim(
     abort: &CancellationToken,
 ) -> Result<(), BuilderError> {
     loop {
+        match disown_unheard(node).await {
+            Ok(()) => {}
+            Err(error @ DbError::Refused { .. }) => return Err(BuilderError::Refused(error)),
+            // Nothing is claimed before that is settled, or jobs would wait for a node that does not know of them.
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "Could not give back a claim whose answer was lost, trying again");
+                node.slots.wake_after(CLAIM_RETRY_PAUSE);
+                return Ok(());
+            }
+        }
         let wanted = match capacity(room(node)) {
             Capacity::Claim(wanted) => {
                 node.set_paused(None);
@@ -222,7 +237,27 @@ async fn claim_some(node: &Arc<Node>, known: &[ClassId], wanted: u32) -> Result<
     let Ok((order, error)) = ranked else { return Ok(Vec::new()) };
     node.note_policy_error(error);
     let tokens: Vec<ClaimToken> = (0..wanted).map(|_| ClaimToken::from_random(rand::random())).collect();
-    db.claim_jobs(&node.options.node, node.options.incarnation, &order, &tokens).await
+    let claimed = db.claim_jobs(&node.options.node, node.options.incarnation, &order, &tokens).await;
+    if claimed.is_err() {
+        // It may have been carried out all the same, with the answer lost on its way.
+        node.unheard().extend(tokens);
+    }
+    claimed
+}
+
+/// Gives back what a claim took whose answer was lost.
+async fn disown_unheard(node: &Node) -> Result<(), DbError> {
+    let tokens = node.unheard().clone();
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    let BuilderOptions { db, node: id, incarnation, .. } = &node.options;
+    let jobs = db.disown_claims(id, *incarnation, &tokens).await?;
+    if jobs > 0 {
+        tracing::info!(jobs, "Gave back jobs that were claimed by a call whose answer was lost");
+    }
+    node.unheard().clear();
+    Ok(())
 }
 
 fn room(node: &Node) -> Room {

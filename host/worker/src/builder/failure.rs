@@ -121,7 +121,9 @@ pub(super) fn of_signer(error: &SignerError) -> Trouble {
         // Understood and refused: again would be refused again, but the derivation is not to blame.
         SignerError::Refused { .. } => permanent(FailureKind::Infrastructure, chain(error)).into(),
         SignerError::Unavailable { .. } => Trouble::Unheard(transient_error(error)),
-        SignerError::PutRefused { .. } | SignerError::Source(_) => transient_error(error).into(),
+        SignerError::NotUploaded { .. } | SignerError::PutRefused { .. } | SignerError::Source(_) => {
+            transient_error(error).into()
+        }
     }
 }
 
@@ -245,6 +247,8 @@ mod tests {
         assert_eq!(kind(SignerError::StaleClaim), None);
         let refused = SignerError::Refused { call: "build-complete", code: "x".into(), message: "y".into() };
         assert_eq!(kind(refused), Some(Some(FailureKind::Infrastructure)));
+        let lost = SignerError::NotUploaded { call: "build-complete", message: String::new() };
+        assert_eq!(kind(lost), Some(None), "the store is to blame");
         assert_eq!(kind(SignerError::PutRefused { status: 400, message: String::new() }), Some(None));
         assert_eq!(kind(SignerError::Source(Error::other("gone"))), Some(None));
     }

@@ -16,7 +16,7 @@ use super::failure::{Trouble, chain, transient, transient_error};
 use super::spool::{OpenLog, log_blob};
 use super::upload::{compressed_log, log_request};
 use super::{Node, Slot, build, inputs, persist, upload};
-use crate::signer_client::{SignerError, UploadSource};
+use crate::signer_client::{SignerError, Upload, UploadSource};
 
 /// Giving a job back when the node stops may take this long; afterwards the reaper does it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -130,12 +130,17 @@ async fn report_to_signer(
 ) -> Result<(), SignerError> {
     let compressed = compressed_log(log).await;
     let blob = compressed.as_ref().map(log_blob);
+    let mut uploads = Vec::new();
     if let (Some(compressed), Some(blob)) = (&compressed, &blob) {
         let source = UploadSource::File(compressed.file.to_path_buf());
-        node.signer.upload(&job.token, &log_request(job.attempt, blob.clone()), &[], Some(&source)).await?;
+        let request = log_request(job.attempt, blob.clone());
+        let upload = Upload { request, sources: Vec::new(), log: Some(source) };
+        node.signer.send(&job.token, &upload).await?;
+        uploads.push(upload);
     }
     let failed = BuildFailed { attempt: job.attempt, failure: failure.clone(), log: blob, usage: *usage };
-    node.signer.build_failed(&job.token, &failed).await.map(drop)
+    let call = || node.signer.build_failed(&job.token, &failed);
+    node.signer.complete(&job.token, &uploads, call).await.map(drop)
 }
 
 /// Tells the database of a failure, without a log.

@@ -15,7 +15,7 @@ use super::failure::{Trouble, chain, of_packing, of_signer, permanent, transient
 use super::roots::AttemptRoots;
 use super::spool::{OpenLog, log_blob};
 use crate::pack::{Compressed, PackOptions, Packed, pack, physical_path};
-use crate::signer_client::UploadSource;
+use crate::signer_client::{Upload, UploadSource};
 
 /// Paths below this size are compressed by the thread that reads them: starting others would take longer.
 const SMALL_NAR_BYTES: u64 = 1 << 20;
@@ -44,24 +44,30 @@ pub(super) async fn publish(
         packed.push((OutputInfo { name: (*name).to_owned(), info: wire }, file));
     }
     let log = compressed_log(log).await;
-    let request = SlotsRequest {
-        holder: Holder::Attempt(job.attempt),
-        paths: packed.iter().map(|(output, _)| output.info.clone()).collect(),
-        log: log.as_ref().map(log_blob),
+    let upload = Upload {
+        request: SlotsRequest {
+            holder: Holder::Attempt(job.attempt),
+            paths: packed.iter().map(|(output, _)| output.info.clone()).collect(),
+            log: log.as_ref().map(log_blob),
+        },
+        sources: packed.iter().map(|(_, packed)| source(packed)).collect(),
+        log: log.as_ref().map(|log| UploadSource::File(log.file.to_path_buf())),
     };
-    let sources: Vec<UploadSource> = packed.iter().map(|(_, packed)| source(packed)).collect();
-    let log_source = log.as_ref().map(|log| UploadSource::File(log.file.to_path_buf()));
-    node.signer.upload(&job.token, &request, &sources, log_source.as_ref()).await.map_err(|error| of_signer(&error))?;
+    node.signer.send(&job.token, &upload).await.map_err(|error| of_signer(&error))?;
 
     let mut complete = BuildComplete {
         attempt: job.attempt,
-        outputs: packed.into_iter().map(|(output, _)| output).collect(),
+        outputs: packed.iter().map(|(output, _)| output.clone()).collect(),
         extra_paths: Vec::new(),
-        log: request.log,
+        log: upload.request.log.clone(),
         usage: *usage,
     };
+    // The packed files (here `packed`, `log` and this) live until the end, to be uploaded again if need be.
+    let mut extra_files = Vec::new();
+    let mut uploads = vec![upload];
     for _ in 0..EXTRA_ROUNDS_MAX {
-        let answer = node.signer.build_complete(&job.token, &complete).await.map_err(|error| of_signer(&error))?;
+        let call = || node.signer.build_complete(&job.token, &complete);
+        let answer = node.signer.complete(&job.token, &uploads, call).await.map_err(|error| of_signer(&error))?;
         match answer {
             BuildCompleteAnswer::Published => return Ok(()),
             BuildCompleteAnswer::Canonical { differs } => {
@@ -76,8 +82,11 @@ pub(super) async fn publish(
                     let message = "the signer misses references of the outputs although they were uploaded";
                     return Err(permanent(FailureKind::Infrastructure, message).into());
                 }
-                let extra = upload_extra(node, job, &new).await?;
+                let (upload, files) = upload_extra(node, job, &new).await?;
+                let extra = upload.request.paths.iter().cloned();
                 complete.extra_paths = references_first(complete.extra_paths.into_iter().chain(extra).collect());
+                uploads.push(upload);
+                extra_files.extend(files);
             }
         }
     }
@@ -159,8 +168,8 @@ fn source(packed: &Packed) -> UploadSource {
     UploadSource::File(packed.file.to_path_buf())
 }
 
-/// Uploads paths that the outputs refer to and that are in no cache.
-async fn upload_extra(node: &Node, job: &ClaimedJob, paths: &[String]) -> Result<Vec<PathInfo>, Trouble> {
+/// Uploads paths that the outputs refer to and that are in no cache. Returns what went up, with the files it came from.
+async fn upload_extra(node: &Node, job: &ClaimedJob, paths: &[String]) -> Result<(Upload, Vec<Packed>), Trouble> {
     let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
     let mut packed = Vec::new();
     for text in paths {
@@ -169,14 +178,11 @@ async fn upload_extra(node: &Node, job: &ClaimedJob, paths: &[String]) -> Result
         let info = info.ok_or_else(|| transient(format!("{path}, which an output refers to, is not valid here")))?;
         packed.push(pack_path(node, &path, &info).await?);
     }
-    let request = SlotsRequest {
-        holder: Holder::Attempt(job.attempt),
-        paths: packed.iter().map(|(info, _)| info.clone()).collect(),
-        log: None,
-    };
-    let sources: Vec<UploadSource> = packed.iter().map(|(_, packed)| source(packed)).collect();
-    node.signer.upload(&job.token, &request, &sources, None).await.map_err(|error| of_signer(&error))?;
-    Ok(request.paths)
+    let (paths, files): (Vec<PathInfo>, Vec<Packed>) = packed.into_iter().unzip();
+    let request = SlotsRequest { holder: Holder::Attempt(job.attempt), paths, log: None };
+    let upload = Upload { request, sources: files.iter().map(source).collect(), log: None };
+    node.signer.send(&job.token, &upload).await.map_err(|error| of_signer(&error))?;
+    Ok((upload, files))
 }
 
 /// Sorts so that each path comes after those it refers to; what goes round in a circle (which no store has) comes last.

@@ -83,9 +83,9 @@ impl EvaluateError {
     pub(super) fn fate(&self) -> Fate {
         match self {
             Self::Lost
-            | Self::Insert(
-                InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim)),
-            ) => Fate::Drop,
+            | Self::Insert(InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim))) => {
+                Fate::Drop
+            }
             Self::Database(error) | Self::Insert(InsertError::Database(error)) if error.is_transient() => Fate::Release,
             _ => Fate::Fail,
         }
@@ -134,16 +134,23 @@ pub(super) async fn evaluate(
         let mut connection = settings.daemon.connect().await?;
         let tree = source::add_tree(&mut connection, checkout.dir.path()).await?;
         let commit = Some(checkout.commit.as_str()).filter(|commit| commit.len() == 40 && !claimed.dirty);
-        let flake =
-            source::pin(&mut connection, &tree, checkout.dir.path(), &config.flake_dir, commit, checkout.committed_at_s)
-                .await?;
+        let flake = source::pin(
+            &mut connection,
+            &tree,
+            checkout.dir.path(),
+            &config.flake_dir,
+            commit,
+            checkout.committed_at_s,
+        )
+        .await?;
         let engine = settings.engine(flake, config.allow_ifd);
         let prefixes = match &claimed.attrs {
             None => config.attrs.clone(),
             Some(attrs) => attrs
                 .iter()
                 .map(|attr| {
-                    parse_attr_path(attr).map_err(|problem| EvaluateError::Attr { attr: attr.chars().take(100).collect(), problem })
+                    parse_attr_path(attr)
+                        .map_err(|problem| EvaluateError::Attr { attr: attr.chars().take(100).collect(), problem })
                 })
                 .collect::<Result<_, _>>()?,
         };
@@ -205,7 +212,9 @@ impl Run<'_> {
         }
         let finished = db.finish_evaluation(eval, self.token).await?;
         if !finished.complete {
-            return Err(EvaluateError::Incomplete(finished.missing.into_iter().take(10).collect::<Vec<_>>().join(", ")));
+            return Err(EvaluateError::Incomplete(
+                finished.missing.into_iter().take(10).collect::<Vec<_>>().join(", "),
+            ));
         }
         Ok(())
     }

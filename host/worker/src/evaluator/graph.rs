@@ -196,7 +196,9 @@ impl<'a> Walker<'a> {
                     let cause = std::io::Error::other("it is not a file");
                     return Err(GraphError::Read { path: path.clone(), cause });
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(cause) => return Err(GraphError::Read { path: path.clone(), cause }),
@@ -210,9 +212,8 @@ impl<'a> Walker<'a> {
 }
 
 fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation, GraphError> {
-    let features = derivation
-        .required_system_features()
-        .map_err(|cause| GraphError::Options { path: path.clone(), cause })?;
+    let features =
+        derivation.required_system_features().map_err(|cause| GraphError::Options { path: path.clone(), cause })?;
     let outputs = derivation.outputs.iter().map(|(name, output)| GraphOutput {
         name: name.clone(),
         path: output.path().cloned(),
@@ -292,13 +293,15 @@ mod tests {
     #[test]
     fn dependencies_come_first_in_graphs_of_any_depth() {
         let depth = 100_000;
-        let chain = (0..depth).map(|name| node(name, if name + 1 < depth { vec![name + 1] } else { vec![] }.as_slice()));
+        let chain =
+            (0..depth).map(|name| node(name, if name + 1 < depth { vec![name + 1] } else { vec![] }.as_slice()));
         let order = in_order(chain.collect());
         assert_eq!(order.len(), depth);
         assert!(order.windows(2).all(|pair| pair[0].drv_path > pair[1].drv_path));
 
         let diamond = [node(1, &[2, 3]), node(2, &[4, 9]), node(3, &[4]), node(4, &[])];
-        let order: Vec<StorePath> = in_order(diamond.into_iter().collect()).into_iter().map(|node| node.drv_path).collect();
+        let order: Vec<StorePath> =
+            in_order(diamond.into_iter().collect()).into_iter().map(|node| node.drv_path).collect();
         let place = |name| order.iter().position(|found| *found == path(name)).expect("there");
         assert_eq!(order.len(), 4);
         assert!(place(4) < place(2) && place(4) < place(3) && place(2) < place(1) && place(3) < place(1));

@@ -19,7 +19,7 @@ use super::engine::tests::helper;
 use super::source::tests::Repositories;
 use super::*;
 use crate::signer_client::{SignerDirectory, SignerOptions};
-use crate::test_parts::{Answer, TestDaemon, TestServer};
+use crate::test_parts::{Answer, LossyDatabase, TestDaemon, TestServer};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const MAKE: &str = r#"mk = name: more: derivation ({ inherit name; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; } // more);"#;
@@ -85,9 +85,7 @@ async fn signer(taken: Arc<Mutex<Taken>>) -> TestServer {
 struct One(String);
 
 impl SignerDirectory for One {
-    fn signers(
-        &self,
-    ) -> harmonia_core::ports::PortFuture<'_, Result<Vec<String>, crate::signer_client::BoxError>> {
+    fn signers(&self) -> harmonia_core::ports::PortFuture<'_, Result<Vec<String>, crate::signer_client::BoxError>> {
         Box::pin(async move { Ok(vec![self.0.clone()]) })
     }
 }
@@ -106,6 +104,11 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::start_through(async |database| database.db.clone()).await
+    }
+
+    /// The evaluator reaches the database in another way.
+    async fn start_through(way: impl AsyncFnOnce(&TestDatabase) -> Db) -> Self {
         let database = TestDatabase::new().await;
         let daemon = TestDaemon::start().await;
         let repositories = Repositories::new();
@@ -133,7 +136,7 @@ impl World {
         let options = EvaluatorOptions {
             node,
             incarnation,
-            db,
+            db: way(&database).await,
             signer: SignerClient::new(http.clone(), Arc::new(One(server.url.to_string())), SignerOptions::default()),
             http,
             state_dir: state.path().to_owned(),
@@ -236,6 +239,21 @@ const ENDLESS: &str = r"{ outputs = { self }: { checks.x86_64-linux.a = let
     in builtins.seq (sum (x: sum (y: sum (z: z)))) { }; }; }";
 
 #[tokio::test]
+async fn an_evaluation_claimed_by_a_lost_answer_is_queued_again_and_evaluated() {
+    let mut lossy = None;
+    let world = World::start_through(async |database| {
+        lossy.insert(LossyDatabase::new(database, "claim_evaluation(", 2).await).db.clone()
+    })
+    .await;
+    let flake = format!("{{ outputs = {{ self }}: let {MAKE} in {{ checks.x86_64-linux.a = mk \"a\" {{ }}; }}; }}");
+    let id = world.queue("main", &[("flake.nix", &flake)], None).await;
+    let view = world.ended(id).await;
+    assert_eq!(view.evaluation.status, EvalStatus::Succeeded, "{:?}", view.evaluation.error);
+    assert_eq!(lossy.as_ref().map(LossyDatabase::lost), Some(2));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_commit_becomes_jobs_with_their_files_and_sources_in_the_cache() {
     let world = World::start().await;
     let flake = format!(
@@ -249,8 +267,7 @@ async fn a_commit_becomes_jobs_with_their_files_and_sources_in_the_cache() {
             }}; aarch64-darwin.other = throw "not asked for"; }}; }}; }}"#,
         "0".repeat(32)
     );
-    let files: &[(&str, &str)] =
-        &[("flake.nix", &flake), ("script.sh", "echo"), (".harmonia-ci.toml", "atrs = []\n")];
+    let files: &[(&str, &str)] = &[("flake.nix", &flake), ("script.sh", "echo"), (".harmonia-ci.toml", "atrs = []\n")];
     let id = world.queue("main", files, None).await;
     let view = world.ended(id).await;
     let evaluation = &view.evaluation;
@@ -268,7 +285,11 @@ async fn a_commit_becomes_jobs_with_their_files_and_sources_in_the_cache() {
             ("checks.x86_64-linux.top", AttrState::Pending),
         ]
     );
-    assert!(view.attrs[0].error.as_deref().is_some_and(|error| error.contains("error: out of order")), "{:?}", view.attrs[0]);
+    assert!(
+        view.attrs[0].error.as_deref().is_some_and(|error| error.contains("error: out of order")),
+        "{:?}",
+        view.attrs[0]
+    );
     assert_eq!(view.jobs.pending, 5, "low, two in the middle, top, featured");
     assert!(view.warnings.iter().any(|warning| warning.contains("did you mean 'attrs'?")), "{:?}", view.warnings);
     assert!(view.warnings.iter().any(|warning| warning.contains("aarch64-darwin")), "{:?}", view.warnings);
@@ -306,14 +327,34 @@ async fn bad_input_of_every_kind_gives_one_clear_error() {
     let cases: &[Case<'_>] = &[
         ("no-flake", &[("readme", "x")], None, &["flake.nix"]),
         ("syntax", &[("flake.nix", "{ outputs = ")], None, &["syntax error"]),
-        ("unknown", &[("flake.nix", &good)], Some(&["nosuch"]), &["nothing to build", "no output 'nosuch'", "it has: checks"]),
+        (
+            "unknown",
+            &[("flake.nix", &good)],
+            Some(&["nosuch"]),
+            &["nothing to build", "no output 'nosuch'", "it has: checks"],
+        ),
         ("hostile-attr", &[("flake.nix", &good)], Some(&["a..b"]), &["'a..b' has an empty part"]),
-        ("nothing", &[("flake.nix", "{ outputs = { self }: { checks = { }; }; }")], None, &["nothing to build", "allow-empty"]),
+        (
+            "nothing",
+            &[("flake.nix", "{ outputs = { self }: { checks = { }; }; }")],
+            None,
+            &["nothing to build", "allow-empty"],
+        ),
         ("other-system", &[("flake.nix", &only_other)], None, &["aarch64-linux", "x86_64-linux"]),
         ("toml", &[("flake.nix", &good), (".harmonia-ci.toml", "attrs = \n")], None, &[".harmonia-ci.toml:1:"]),
-        ("escape", &[("flake.nix", &good), (".harmonia-ci.toml", "-> /etc/passwd")], None, &["could not read .harmonia-ci.toml"]),
+        (
+            "escape",
+            &[("flake.nix", &good), (".harmonia-ci.toml", "-> /etc/passwd")],
+            None,
+            &["could not read .harmonia-ci.toml"],
+        ),
         ("slow", &[("flake.nix", ENDLESS), (".harmonia-ci.toml", "eval-timeout = 1\n")], None, &["longer than 1 s"]),
-        ("root", &[("flake.nix", "{ outputs = { self }: { checks = throw \"at the root\"; }; }")], None, &["at the root"]),
+        (
+            "root",
+            &[("flake.nix", "{ outputs = { self }: { checks = throw \"at the root\"; }; }")],
+            None,
+            &["at the root"],
+        ),
     ];
     for (name, files, attrs, expected) in cases {
         let id = world.queue(name, files, *attrs).await;
@@ -333,7 +374,11 @@ async fn bad_input_of_every_kind_gives_one_clear_error() {
     let url = format!("file://{}", world.repositories.dir.path().join("unknown").display());
     let id = world.create(Source::Git { url: url.clone() }, Some("0".repeat(40)), "main", None).await;
     let view = world.ended(id).await;
-    assert!(view.evaluation.error.as_deref().unwrap_or_default().contains("no commit 000"), "{:?}", view.evaluation.error);
+    assert!(
+        view.evaluation.error.as_deref().unwrap_or_default().contains("no commit 000"),
+        "{:?}",
+        view.evaluation.error
+    );
     let view = world.ended(world.create(Source::Git { url }, None, "main", None).await).await;
     assert_eq!((view.evaluation.status, view.attrs.len()), (EvalStatus::Succeeded, 1), "{:?}", view.evaluation.error);
     world.stop().await;
@@ -342,7 +387,10 @@ async fn bad_input_of_every_kind_gives_one_clear_error() {
 #[tokio::test]
 async fn a_cancelled_evaluation_stops_its_engine_and_a_stopping_node_gives_it_back() {
     let world = World::start().await;
-    let flake = ENDLESS.replace("checks.x86_64-linux.a", &format!("checks.x86_64-linux.b = let {MAKE} in mk \"b\" {{ }}; checks.x86_64-linux.a"));
+    let flake = ENDLESS.replace(
+        "checks.x86_64-linux.a",
+        &format!("checks.x86_64-linux.b = let {MAKE} in mk \"b\" {{ }}; checks.x86_64-linux.a"),
+    );
     let files: &[(&str, &str)] = &[("flake.nix", &flake)];
     let idle = world.clients();
     let id = world.queue("one", files, None).await;

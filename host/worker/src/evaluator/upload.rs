@@ -13,7 +13,7 @@ use harmonia_nix::worker_protocol::ClientError;
 
 use super::graph::{GraphError, Walker};
 use crate::pack::{PackError, PackOptions, Packed, pack, physical_path};
-use crate::signer_client::{SignerClient, SignerError, UploadSource};
+use crate::signer_client::{SignerClient, SignerError, Upload, UploadSource};
 use crate::store_daemon::Connection;
 
 /// Sources packed and uploaded together.
@@ -124,9 +124,11 @@ impl<'a> Uploader<'a> {
                 kept.push(packed);
             }
             let request = SlotsRequest { holder: Holder::Evaluation(self.eval), paths: infos.clone(), log: None };
-            self.signer.upload(self.token, &request, &files, None).await?;
+            let upload = [Upload { request, sources: files, log: None }];
+            self.signer.send(self.token, &upload[0]).await?;
             let complete = SourcesComplete { evaluation: self.eval, paths: infos };
-            self.signer.sources_complete(self.token, &complete).await?;
+            let call = || self.signer.sources_complete(self.token, &complete);
+            self.signer.complete(self.token, &upload, call).await?;
             self.sources_done.extend(chunk.iter().map(|source| source.path.clone()));
         }
         Ok(())

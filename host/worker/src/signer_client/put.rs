@@ -107,7 +107,9 @@ impl SignerClient {
         }
         Err(SignerError::PutRefused {
             status: 403,
-            message: format!("refused with {RENEWALS_MAX} renewed slots; are the clocks of signer and object store right?"),
+            message: format!(
+                "refused with {RENEWALS_MAX} renewed slots; are the clocks of signer and object store right?"
+            ),
         })
     }
 
@@ -118,9 +120,8 @@ impl SignerClient {
         let mut retry = Retry::new("PUT", self.options);
         loop {
             let (body, length) = source.body().await?;
-            let mut call = self.http.put(url).timeout(
-                PUT_TIMEOUT_MIN + Duration::from_secs(length / PUT_BYTES_PER_SECOND_MIN),
-            );
+            let mut call =
+                self.http.put(url).timeout(PUT_TIMEOUT_MIN + Duration::from_secs(length / PUT_BYTES_PER_SECOND_MIN));
             let mut has_length = false;
             for (name, value) in headers {
                 // The URL decides the host.

@@ -85,7 +85,12 @@ async fn it_goes_on_to_the_next_signer_and_waits_for_one() {
     }
     assert_eq!(seen.lock().expect("lock").len(), 3);
 
-    let (late, _) = scripted(vec![error(503, "starting"), Answer::new(200, "no JSON"), Answer::json(&DrvUploadAnswer { stored: 2 })]).await;
+    let (late, _) = scripted(vec![
+        error(503, "starting"),
+        Answer::new(200, "no JSON"),
+        Answer::json(&DrvUploadAnswer { stored: 2 }),
+    ])
+    .await;
     let answer = client(vec![late.url.to_string()]).drv_upload(&token(), &upload()).await.expect("in the end");
     assert_eq!(answer.stored, 2);
 
@@ -166,7 +171,12 @@ async fn uploads_renew_expired_slots_and_obey_the_store() {
 async fn a_put_that_cannot_succeed_ends() {
     let slot = |server: &TestServer| Slot::Put { url: format!("{}x?sig=secret", server.url), headers: Vec::new() };
     let bytes = UploadSource::Bytes("b".into());
-    for (answer, outcome) in [(200, Some(PutOutcome::Stored)), (412, Some(PutOutcome::Stored)), (403, Some(PutOutcome::Expired)), (400, None)] {
+    for (answer, outcome) in [
+        (200, Some(PutOutcome::Stored)),
+        (412, Some(PutOutcome::Stored)),
+        (403, Some(PutOutcome::Expired)),
+        (400, None),
+    ] {
         let (server, _) = scripted(vec![Answer::new(answer, "BadDigest")]).await;
         let put = client(Vec::new()).put(&slot(&server), &bytes).await;
         assert_eq!(put.as_ref().ok().copied(), outcome, "{answer}: {put:?}");

@@ -130,6 +130,7 @@ async fn silence_is_a_timeout_that_kills_the_process_tree() {
     let started = Instant::now();
     let failure = failure(bench.build(&derivation("silent", &script), limits).await);
     assert_eq!(failure.kind, Some(FailureKind::Timeout), "{failure:?}");
+    assert!(failure.message.contains("limit of 1 s (max_silent)"), "{failure:?}");
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     until("its processes are gone", || processes_with(&marker).is_empty()).await;
     assert_eq!(bench.log_text(), "a word\n");

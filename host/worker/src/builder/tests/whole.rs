@@ -19,7 +19,7 @@ use crate::pack::physical_path;
 use crate::test_parts::{Answer, TestStore};
 
 /// A builder at work. Dropping it aborts.
-struct Running {
+pub(crate) struct Running {
     task: JoinHandle<Result<(), BuilderError>>,
     spool: Arc<Spool>,
     paused: tokio::sync::watch::Receiver<Option<String>>,
@@ -28,11 +28,11 @@ struct Running {
 }
 
 impl Running {
-    async fn start(world: &World) -> Self {
+    pub(crate) async fn start(world: &World) -> Self {
         Self::start_with(world, |_| {}).await
     }
 
-    async fn start_with(world: &World, change: impl FnOnce(&mut super::super::BuilderOptions)) -> Self {
+    pub(crate) async fn start_with(world: &World, change: impl FnOnce(&mut super::super::BuilderOptions)) -> Self {
         let mut options = world.options(Vec::new());
         change(&mut options);
         world.register(&options).await;
@@ -44,7 +44,7 @@ impl Running {
     }
 
     /// Lets it finish what it has.
-    async fn drain(self) -> Result<(), BuilderError> {
+    pub(crate) async fn drain(self) -> Result<(), BuilderError> {
         self.drain.cancel();
         tokio::time::timeout(PATIENCE, self.task).await.expect("drains").expect("no panic")
     }

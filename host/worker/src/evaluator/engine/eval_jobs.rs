@@ -42,7 +42,8 @@ pub(super) async fn evaluate(
             runs.run_selected(&missing).await?;
         }
         for attr in runs.missing(&members) {
-            let end = if first.is_clean { first.clone() } else { runs.run_selected(std::slice::from_ref(&attr)).await? };
+            let end =
+                if first.is_clean { first.clone() } else { runs.run_selected(std::slice::from_ref(&attr)).await? };
             if !runs.missing(std::slice::from_ref(&attr)).is_empty() {
                 runs.give_up(attr, &end).await?;
             }
@@ -67,9 +68,8 @@ struct Runs<'a> {
 
 impl Runs<'_> {
     fn missing(&self, attrs: &[Vec<String>]) -> Vec<Vec<String>> {
-        let answered = |attr: &&Vec<String>| {
-            !self.done.range((*attr).clone()..).next().is_some_and(|done| done.starts_with(attr))
-        };
+        let answered =
+            |attr: &&Vec<String>| !self.done.range((*attr).clone()..).next().is_some_and(|done| done.starts_with(attr));
         attrs.iter().filter(answered).cloned().collect()
     }
 
@@ -114,7 +114,8 @@ impl Runs<'_> {
                     }
                 }
                 (false, Some(line)) => {
-                    let text = format!("{}\n", harmonia_nix::worker_protocol::strip_ansi(&String::from_utf8_lossy(&line)));
+                    let text =
+                        format!("{}\n", harmonia_nix::worker_protocol::strip_ansi(&String::from_utf8_lossy(&line)));
                     tail.push_str(&text);
                     if tail.len() > 64 << 10 {
                         tail.drain(..tail.ceil_char_boundary(tail.len() - (32 << 10)));
@@ -130,17 +131,21 @@ impl Runs<'_> {
 
     async fn give_up(&mut self, attr: Vec<String>, end: &RunEnd) -> Result<(), EngineError> {
         if end.is_clean {
-            let warning = format!("{} is neither a derivation nor a set of some: it is left out", print_attr_path(&attr));
+            let warning =
+                format!("{} is neither a derivation nor a set of some: it is left out", print_attr_path(&attr));
             return tell(self.events, EngineEvent::Warning(warning)).await;
         }
-        let error = shorten_error(&format!("error: nix-eval-jobs died while this was evaluated alone\n{}", end.last_words));
+        let error =
+            shorten_error(&format!("error: nix-eval-jobs died while this was evaluated alone\n{}", end.last_words));
         self.done.insert(attr.clone());
         tell(self.events, EngineEvent::Line(EngineLine { attr_path: attr, result: Err(error) })).await
     }
 
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
-            ["--meta", "--force-recurse", "--show-input-drvs", "--gc-roots-dir", "/tmp/gcroots"].map(OsString::from).to_vec();
+            ["--meta", "--force-recurse", "--show-input-drvs", "--gc-roots-dir", "/tmp/gcroots"]
+                .map(OsString::from)
+                .to_vec();
         arguments.extend(["--workers".into(), self.engine.workers.max(1).to_string().into()]);
         arguments.extend(["--max-memory-size".into(), (self.engine.memory_bytes_max >> 20).to_string().into()]);
         let ifd = if self.engine.allow_ifd { "true" } else { "false" };

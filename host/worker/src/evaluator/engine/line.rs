@@ -138,7 +138,8 @@ mod tests {
         for file in &found {
             let bytes = std::fs::read(file).expect("readable");
             for (index, line) in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate() {
-                let parsed = parse_line(index as u64 + 1, line).unwrap_or_else(|error| panic!("{}: {error:?}", file.display()));
+                let parsed =
+                    parse_line(index as u64 + 1, line).unwrap_or_else(|error| panic!("{}: {error:?}", file.display()));
                 let raw: serde_json::Value = serde_json::from_slice(line).expect("JSON");
                 match parsed.result {
                     Ok(evaluated) => {
@@ -164,11 +165,17 @@ mod tests {
             (b"{}", "names no attribute"),
             (br#"{"attrPath":["a"]}"#, "neither a derivation nor an error"),
             (br#"{"attrPath":["a"],"drvPath":"/etc/passwd"}"#, "no store path"),
-            (br#"{"attrPath":["a"],"drvPath":"/nix/store/00000000000000000000000000000000-a"}"#, "does not end in .drv"),
+            (
+                br#"{"attrPath":["a"],"drvPath":"/nix/store/00000000000000000000000000000000-a"}"#,
+                "does not end in .drv",
+            ),
         ] {
             let error = parse_line(7, line).expect_err(cause);
             let source = std::error::Error::source(&error).expect("a cause").to_string();
-            assert!(error.to_string().starts_with("line 7 is malformed") && source.contains(cause), "{error}: {source}");
+            assert!(
+                error.to_string().starts_with("line 7 is malformed") && source.contains(cause),
+                "{error}: {source}"
+            );
         }
         let long = format!(r#"{{"attrPath":["{}"],"error":"x"}}"#, "a".repeat(2_000));
         parse_line(1, long.as_bytes()).expect_err("too long");

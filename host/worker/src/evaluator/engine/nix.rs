@@ -193,7 +193,9 @@ impl Share<'_> {
 
     async fn take_marker(&mut self, number: u64, tag: char, json: &str) -> Result<(), EngineError> {
         let Some(attr) = self.queue.pop_front() else {
-            return Err(EngineError::Failed("the engine answered for more attributes than it was asked for".to_owned()));
+            return Err(EngineError::Failed(
+                "the engine answered for more attributes than it was asked for".to_owned(),
+            ));
         };
         match tag {
             'r' => {
@@ -209,8 +211,9 @@ impl Share<'_> {
                 tell(self.events, EngineEvent::Line(line)).await
             }
             'n' => {
-                let names: Vec<String> = serde_json::from_str(json)
-                    .map_err(|error| EngineError::Failed(format!("the engine printed names that cannot be read: {error}")))?;
+                let names: Vec<String> = serde_json::from_str(json).map_err(|error| {
+                    EngineError::Failed(format!("the engine printed names that cannot be read: {error}"))
+                })?;
                 if self.count.fetch_add(names.len(), Ordering::Relaxed) + names.len() > ATTRS_MAX {
                     return Err(EngineError::TooMany);
                 }

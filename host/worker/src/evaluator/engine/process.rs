@@ -84,7 +84,8 @@ impl Process {
         let started = engine.confinement.helper.as_ref().map_or(program, |helper| Path::new(&helper[0]));
         let mut child = command.spawn().map_err(failed(started))?;
         let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-        let (Some(mut stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        let (Some(mut stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(failed(started)(io::Error::other("its standard streams are missing")));
         };

@@ -71,7 +71,8 @@ impl World {
 
     async fn enumerate(&self, prefixes: &[&[&str]], systems: Option<&[&str]>) -> Result<Enumeration, EngineError> {
         let (events, mut received) = mpsc::channel(64);
-        let prefixes: Vec<Vec<String>> = prefixes.iter().map(|path| path.iter().map(ToString::to_string).collect()).collect();
+        let prefixes: Vec<Vec<String>> =
+            prefixes.iter().map(|path| path.iter().map(ToString::to_string).collect()).collect();
         let systems: Option<Vec<String>> = systems.map(|systems| systems.iter().map(ToString::to_string).collect());
         let drain = async { while received.recv().await.is_some() {} };
         let work = async {
@@ -141,7 +142,18 @@ async fn every_kind_of_failure_costs_its_attribute_alone() {
     let good: Vec<&str> = seen.results.keys().map(String::as_str).collect();
     assert_eq!(
         good,
-        ["dotted.name", "nested.deeper.x", "nested.inner", "ok1", "ok2", "ok3", "q\"uote${x}", "rev", "warned", "ünï code"]
+        [
+            "dotted.name",
+            "nested.deeper.x",
+            "nested.inner",
+            "ok1",
+            "ok2",
+            "ok3",
+            "q\"uote${x}",
+            "rev",
+            "warned",
+            "ünï code"
+        ]
     );
     assert!(seen.results["rev"].ends_with(&format!("-rev-{}-1700000000.drv", "12".repeat(20))));
     for (name, error) in [
@@ -157,7 +169,11 @@ async fn every_kind_of_failure_costs_its_attribute_alone() {
         assert!(seen.errors[name].contains(error), "{name}: {}", seen.errors[name]);
     }
     assert_eq!(seen.errors.len(), 8, "{:?}", seen.errors.keys());
-    assert!(seen.errors["thrown"].contains("while evaluating the attribute 'thrown'"), "the trace: {}", seen.errors["thrown"]);
+    assert!(
+        seen.errors["thrown"].contains("while evaluating the attribute 'thrown'"),
+        "the trace: {}",
+        seen.errors["thrown"]
+    );
     assert!(seen.errors["typed"].contains("flake.nix:1:"), "the place: {}", seen.errors["typed"]);
     assert!(!seen.errors["missing"].contains("stdin"), "{}", seen.errors["missing"]);
     assert!(seen.log.contains("warning: beware"), "{}", seen.log);
@@ -240,7 +256,13 @@ async fn names_are_found_without_evaluating_what_they_name() {
         names.attrs.iter().map(|attr| harmonia_core::project_config::print_attr_path(attr)).collect();
     assert_eq!(
         shown,
-        ["checks.x86_64-linux.a", "hydraJobs.\"b.c\"", "hydraJobs.tests", "single", "packages.x86_64-linux.x86_64-linux"]
+        [
+            "checks.x86_64-linux.a",
+            "hydraJobs.\"b.c\"",
+            "hydraJobs.tests",
+            "single",
+            "packages.x86_64-linux.x86_64-linux"
+        ]
     );
     assert_eq!(names.left_out.iter().map(String::as_str).collect::<Vec<_>>(), ["aarch64-darwin", "armv7l-linux"]);
     assert_eq!(names.missing, [["number"], ["nosuch"]]);
@@ -284,8 +306,10 @@ async fn the_flake_may_be_in_a_directory_and_see_what_is_beside_it() {
         "dep_2": { "locked": locked, "original": { "type": "path", "path": "/somewhere/else" } },
     } });
     std::fs::write(dir.path().join("nix/my ci/flake.lock"), lock.to_string()).expect("file");
-    let flake = checks("a = mk ((builtins.readFile ../../name) + dep.word + same.word);")
-        .replace("outputs = { self }", "inputs.dep.url = \"path:/somewhere/else\"; inputs.same.follows = \"dep\"; outputs = { self, dep, same }");
+    let flake = checks("a = mk ((builtins.readFile ../../name) + dep.word + same.word);").replace(
+        "outputs = { self }",
+        "inputs.dep.url = \"path:/somewhere/else\"; inputs.same.follows = \"dep\"; outputs = { self, dep, same }",
+    );
     std::fs::write(dir.path().join("nix/my ci/flake.nix"), flake).expect("file");
     let world = World::with_tree(daemon, dir.path(), "nix/my ci").await;
     let seen = world.evaluate(&["a"]).await.expect("evaluates");
@@ -354,7 +378,10 @@ exit 1
     let seen = world.evaluate(&["a", "b", "c"]).await.expect("evaluates");
     assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["a", "b"]);
     assert!(seen.results["b"].ends_with("-b.drv"));
-    assert!(seen.errors["c"].contains("died while this was evaluated alone") && seen.errors["c"].contains("error: alone"), "{seen:?}");
+    assert!(
+        seen.errors["c"].contains("died while this was evaluated alone") && seen.errors["c"].contains("error: alone"),
+        "{seen:?}"
+    );
     for (text, count) in [("the first run", 1), ("all that is missing", 1), ("error: alone", 1)] {
         assert_eq!(seen.log.matches(text).count(), count, "{}", seen.log);
     }

@@ -139,7 +139,8 @@ pub(crate) async fn checkout(
         },
     };
     drop(guard);
-    let facts = git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", &commit]).await?;
+    let facts =
+        git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", &commit]).await?;
     let mut facts = facts.lines().map(str::to_owned);
     let mut next = || facts.next().unwrap_or_default();
     let (tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());
@@ -220,7 +221,8 @@ impl Git<'_> {
         work.run("init", ["init", "--quiet", "."]).await?;
         let failed = |path: PathBuf| |cause| GitError::Directory { path, cause };
         let alternates = dir.join(".git/objects/info/alternates");
-        let objects = std::fs::canonicalize(self.repository.join("objects")).map_err(failed(self.repository.to_owned()))?;
+        let objects =
+            std::fs::canonicalize(self.repository.join("objects")).map_err(failed(self.repository.to_owned()))?;
         std::fs::write(&alternates, format!("{}\n", objects.display())).map_err(failed(alternates.clone()))?;
         work.run("checkout", ["checkout", "--quiet", "--force", "--detach", commit]).await?;
         if std::fs::symlink_metadata(dir.join(".gitmodules")).is_ok_and(|file| file.is_file()) {
@@ -230,7 +232,9 @@ impl Git<'_> {
             }
             // Whatever the main repository may: a submodule never reads files of this machine.
             let submodules = Git { allow_file: false, ..work };
-            submodules.run("submodule update", ["submodule", "--quiet", "update", "--init", "--recursive", "--force"]).await?;
+            submodules
+                .run("submodule update", ["submodule", "--quiet", "update", "--init", "--recursive", "--force"])
+                .await?;
         }
         let dir = dir.to_owned();
         let place = dir.clone();
@@ -296,8 +300,7 @@ impl Git<'_> {
         }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
-        let mut child =
-            command.spawn().map_err(|cause| GitError::Start { program: self.program.to_owned(), cause })?;
+        let mut child = command.spawn().map_err(|cause| GitError::Start { program: self.program.to_owned(), cause })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let ended = tokio::time::timeout(TIMEOUT, async {
             tokio::join!(read_bounded(stdout), read_bounded(stderr), child.wait())
@@ -323,7 +326,8 @@ async fn read_bounded(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> Stri
 }
 
 fn check_commit(commit: &str) -> Result<(), GitError> {
-    let is_hash = matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_hash =
+        matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if is_hash { Ok(()) } else { Err(refuse(commit, "a full commit hash (40 hexadecimal digits)")) }
 }
 
@@ -344,8 +348,14 @@ fn check_url(url: &str, allow_file: bool) -> Result<(), GitError> {
     let schemes: &[&str] =
         if allow_file { &["https", "http", "ssh", "git", "file"] } else { &["https", "http", "ssh", "git"] };
     match parsed {
-        Some(parsed) if schemes.contains(&parsed.scheme()) && !parsed.host_str().unwrap_or_default().starts_with('-') => Ok(()),
-        Some(_) if url.starts_with("file:") => Err(refuse(url, "a repository that may be fetched: file:// is not allowed here")),
+        Some(parsed)
+            if schemes.contains(&parsed.scheme()) && !parsed.host_str().unwrap_or_default().starts_with('-') =>
+        {
+            Ok(())
+        }
+        Some(_) if url.starts_with("file:") => {
+            Err(refuse(url, "a repository that may be fetched: file:// is not allowed here"))
+        }
         _ => Err(refuse(url, "a git URL (https://, http://, ssh:// or git://)")),
     }
 }

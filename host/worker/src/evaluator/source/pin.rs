@@ -52,7 +52,9 @@ pub(crate) async fn pin(
     let wrapper = tempfile::tempdir().map_err(AddTreeError::Spool)?;
     let directory = wrapper.path().join("source");
     std::fs::create_dir(&directory).map_err(AddTreeError::Spool)?;
-    for (name, text) in [("flake.nix", wrapper_flake(&target)), ("flake.lock", wrapper_lock(&target, inner).to_string())] {
+    for (name, text) in
+        [("flake.nix", wrapper_flake(&target)), ("flake.lock", wrapper_lock(&target, inner).to_string())]
+    {
         std::fs::write(directory.join(name), text).map_err(AddTreeError::Spool)?;
     }
     let wrapper = add_tree(connection, &directory).await?;

@@ -85,7 +85,10 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     let old = checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("checks out");
     assert_eq!(std::fs::read_to_string(old.dir.path().join("a")).expect("file"), "first");
     assert!(!old.dir.path().join(".git").exists());
-    assert_eq!((old.title.as_str(), old.author.as_str(), old.committed_at_s), ("first title", "A. Uthor", 1_700_000_000));
+    assert_eq!(
+        (old.title.as_str(), old.author.as_str(), old.committed_at_s),
+        ("first title", "A. Uthor", 1_700_000_000)
+    );
     assert_eq!(old.tree_hash, world.git("repo", &["rev-parse", &format!("{first}^{{tree}}")]));
 
     let head = checkout(&sources, &world.url("repo"), None, "main").await.expect("checks out");
@@ -95,7 +98,8 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     // A lock that a killed fetch left behind is no obstacle.
     write(&dir, "a", "third");
     let third = world.commit("repo", "third");
-    let mirror = std::fs::read_dir(&sources.mirrors_dir).expect("mirrors").next().expect("one").expect("readable").path();
+    let mirror =
+        std::fs::read_dir(&sources.mirrors_dir).expect("mirrors").next().expect("one").expect("readable").path();
     std::fs::create_dir_all(mirror.join("refs/commits")).expect("directory");
     for lock in [format!("refs/commits/{third}.lock"), "refs/heads/main.lock".to_owned()] {
         write(&mirror, &lock, "");
@@ -157,7 +161,9 @@ async fn hostile_names_never_reach_git() {
         let error = checkout(&sources, &good, Some(commit), "main").await.expect_err(commit);
         assert!(matches!(error, GitError::Value { .. }), "{commit}: {error}");
     }
-    for url in ["ext::sh -c touch% /tmp/x", "file:///etc", "/etc", "--upload-pack=x", "ssh://-oProxyCommand=x/y", "fd::3"] {
+    for url in
+        ["ext::sh -c touch% /tmp/x", "file:///etc", "/etc", "--upload-pack=x", "ssh://-oProxyCommand=x/y", "fd::3"]
+    {
         let error = checkout(&sources, &Origin::Url(url.to_owned()), None, "main").await.expect_err(url);
         assert!(matches!(error, GitError::Value { .. }), "{url}: {error}");
     }

@@ -1,0 +1,109 @@
+//! Answers that get lost, and objects that do: the builder does not believe that nothing happened.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use harmonia_core::JobStatus;
+use harmonia_core::api::ApiError;
+use harmonia_core::signer_api::BuildCompleteAnswer;
+
+use super::whole::Running;
+use super::world::World;
+use super::*;
+use crate::test_parts::{Answer, LossyDatabase, Request};
+
+#[tokio::test]
+async fn jobs_of_a_claim_whose_answer_was_lost_are_given_back_and_built() {
+    let world = World::new().await;
+    let drv = world.daemon.store.instantiate(&derivation("claimed-twice", "echo > $out"));
+    let jobs = world.queue(&[&drv]).await;
+    let lossy = LossyDatabase::new(&world.database, "FROM claim_jobs(", 2).await;
+    let running = Running::start_with(&world, |options| options.db = lossy.db.clone()).await;
+    until("it is complete", || !world.recorded().completed.is_empty()).await;
+    running.drain().await.expect("drains");
+    assert_eq!(lossy.lost(), 2);
+    let build = world.database.db.view_build(jobs[0], time::OffsetDateTime::now_utc()).await.expect("reads");
+    let build = build.expect("a job");
+    let outcomes: Vec<&str> = build.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == "aborted").count(), 2, "{outcomes:?}");
+    assert_eq!((outcomes.len(), build.status), (3, JobStatus::Uploading), "{outcomes:?}");
+}
+
+/// The signer's word that it does not find something in the store.
+fn not_uploaded() -> Answer {
+    let error = ApiError { code: "not-uploaded".into(), message: "nar/x: missing".into(), request_id: None };
+    Answer { status: 409, ..Answer::json(&error) }
+}
+
+fn is_call(request: &Request, call: &str) -> bool {
+    request.path == ["/api/", call].concat()
+}
+
+#[tokio::test]
+async fn what_the_store_lost_is_uploaded_again() {
+    let world = World::new().await;
+    let extra = world.daemon.store.build(&derivation("extra", "echo extra > $out"));
+    let drv = world.daemon.store.instantiate(&derivation("main", "echo a line; echo main > $out"));
+    let jobs = world.queue(&[&drv]).await;
+    let asks = extra.to_string();
+    let losses = AtomicU32::new(0);
+    world.script(move |request, _| {
+        if !is_call(request, "build-complete") {
+            return None;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
+        match losses.fetch_add(1, Ordering::AcqRel) {
+            1 => Some(Answer::json(&BuildCompleteAnswer::MissingReferences { paths: vec![asks.clone()] })),
+            0 | 2 | 3 => Some(not_uploaded()),
+            _ => {
+                assert_eq!(body["extra_paths"].as_array().map(Vec::len), Some(1));
+                None
+            }
+        }
+    });
+    let running = Running::start(&world).await;
+    until("it is complete", || !world.recorded().completed.is_empty()).await;
+    running.drain().await.expect("drains");
+    let (slots, complete) = {
+        let recorded = world.recorded();
+        assert!(recorded.failed.is_empty());
+        (recorded.slots.clone(), recorded.completed[0].clone())
+    };
+    let asked: Vec<(usize, bool)> = slots.iter().map(|slots| (slots.paths.len(), slots.log.is_some())).collect();
+    let (outputs, extra_paths) = ((1, true), (1, false));
+    assert_eq!(asked, [outputs, outputs, extra_paths, outputs, extra_paths, outputs, extra_paths]);
+    assert!(String::from_utf8_lossy(&world.object(&complete.outputs[0].info.file_hash)).contains("main\n"));
+    assert!(String::from_utf8_lossy(&world.object(&complete.extra_paths[0].file_hash)).contains("extra\n"));
+    assert_eq!(world.status(jobs[0]).await, JobStatus::Uploading);
+}
+
+#[tokio::test]
+async fn a_store_that_keeps_nothing_is_no_fault_of_the_build() {
+    let world = World::new().await;
+    let drv = world.daemon.store.instantiate(&derivation("main", "echo main > $out"));
+    world.queue(&[&drv]).await;
+    world.script(|request, _| is_call(request, "build-complete").then(not_uploaded));
+    let running = Running::start(&world).await;
+    until("it is reported", || !world.recorded().failed.is_empty()).await;
+    running.drain().await.expect("drains");
+    let recorded = world.recorded();
+    let failure = &recorded.failed[0].failure;
+    assert_eq!(failure.kind, None, "tried again later: {failure:?}");
+    assert!(failure.message.contains("nar/x: missing"), "{failure:?}");
+    assert_eq!(recorded.slots.iter().filter(|slots| !slots.paths.is_empty()).count(), 4, "once, and three times again");
+}
+
+#[tokio::test]
+async fn a_log_that_the_store_lost_is_uploaded_again() {
+    let world = World::new().await;
+    let drv = world.daemon.store.instantiate(&derivation("fails", "echo why; exit 1"));
+    world.queue(&[&drv]).await;
+    let is_lost = AtomicU32::new(1);
+    world.script(move |request, _| {
+        (is_call(request, "build-failed") && is_lost.swap(0, Ordering::AcqRel) == 1).then(not_uploaded)
+    });
+    let running = Running::start(&world).await;
+    until("it is reported", || !world.recorded().failed.is_empty()).await;
+    running.drain().await.expect("drains");
+    let recorded = world.recorded();
+    assert_eq!((recorded.slots.len(), recorded.failed[0].log.is_some()), (2, true));
+}
