@@ -25,7 +25,7 @@ fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
     let created = server.json(&["eval", path, "--json"]);
     let eval = created["id"].as_u64().expect("an id").to_string();
 
-    let building = wait_for(Duration::from_secs(60), || {
+    let building = wait_for(Duration::from_mins(1), || {
         let queue = server.json(&["queue", "--json"]);
         let running = queue["running"].as_array()?.iter().find(|job| job["name"] == "slow")?.clone();
         running["id"].as_u64()
@@ -57,7 +57,7 @@ fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
     assert!(said.contains("cancelled"), "{said}");
 
     // The slot is free again, so the other one gets built.
-    let other = wait_for(Duration::from_secs(60), || {
+    let other = wait_for(Duration::from_mins(1), || {
         let output =
             server.run(&["queue", "--json", "--why", &format!("checks.{}-linux.other", std::env::consts::ARCH)]);
         (parse(&output)["status"] == "succeeded").then_some(())
@@ -153,6 +153,6 @@ fn build_under(limit: (&str, &str), name: &str) -> serde_json::Value {
     let ended = |build: &serde_json::Value| {
         !matches!(build["status"].as_str(), None | Some("pending" | "building" | "uploading"))
     };
-    let failed = wait_for(Duration::from_secs(60), || build().filter(ended));
+    let failed = wait_for(Duration::from_mins(1), || build().filter(ended));
     failed.unwrap_or_else(|| panic!("{limit:?} stops nothing: {:?}", build()))
 }

@@ -161,7 +161,7 @@ async fn only_the_current_process_of_a_node_disowns() {
     let eval = world.evaluation("main").await;
     world.insert(&eval, &graph(&[&[]]), &[0]).await.expect("insert");
     let claimed = world.claim_only(0).await;
-    let former = world.db.disown_claims(&world.node, Incarnation(7), &[claimed.token.clone()]).await;
+    let former = world.db.disown_claims(&world.node, Incarnation(7), std::slice::from_ref(&claimed.token)).await;
     assert!(matches!(former, Err(DbError::Refused { .. })), "{former:?}");
     let former = world.db.disown_evaluation(&world.node, Incarnation(7), &eval.token).await;
     assert!(matches!(former, Err(DbError::Refused { .. })), "{former:?}");
