@@ -40,7 +40,7 @@ async fn nothing_is_lost_and_nothing_finished_is_built_twice() {
         let all = server.json(&["evals", "--json"]);
         all.as_array().expect("a list").iter().find(|e| e["id"].as_u64() == Some(id)).cloned().expect("listed")
     };
-    let started = wait_for(Duration::from_secs(120), || {
+    let started = wait_for(Duration::from_mins(2), || {
         let status = server.json(&["status", "--json"]);
         (succeeded(&status) >= KILL_AFTER).then_some(())
     });
@@ -48,7 +48,7 @@ async fn nothing_is_lost_and_nothing_finished_is_built_twice() {
     server.kill();
 
     let server = Server::up(&up, &[], &[]);
-    let done = wait_for(Duration::from_secs(180), || {
+    let done = wait_for(Duration::from_mins(3), || {
         let evaluation = find(&server);
         (evaluation["verdict"] != "running").then_some(evaluation)
     });

@@ -33,7 +33,8 @@ fn bad_evaluations_fail_with_the_cause() {
     let data = folder();
     let server = Server::up(&data.path().join("up"), &[], &[]);
     let good = flake(r#"{ ok = sh "ok" "echo ok > $out" {}; }"#);
-    let cases: [(&str, Vec<(&str, &str)>, Vec<&str>, &str); 6] = [
+    // What it is, files of the repository, further arguments, what the error must say.
+    let cases = [
         ("no flake", vec![("README", "nothing")], vec![], "flake.nix"),
         ("syntax error", vec![("flake.nix", "{ outputs = { self }: { checks = ; }; }")], vec![], "syntax error"),
         ("no attributes", vec![("flake.nix", "{ outputs = { self }: { checks = {}; }; }")], vec![], "allow-empty"),
@@ -93,7 +94,7 @@ fn a_full_disk_is_said_and_loses_nothing() {
     let server = Server::up(&up, &[], &[("HARMONIA_CI__BUILDER__MIN_FREE", "100000TiB")]);
     server.json(&["eval", path, "--json"]);
     let attr = format!("checks.{}-linux.ok", std::env::consts::ARCH);
-    let why = wait_for(Duration::from_secs(60), || {
+    let why = wait_for(Duration::from_mins(1), || {
         let output = server.run(&["queue", "--why", &attr]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.success() && said.contains("free")).then_some(said)

@@ -18,6 +18,6 @@ pub use object::{
 };
 pub use reader::{Body, BodyHead, ReadError, Reader, ReaderOptions, Viewer};
 pub use signer::{
-    NotUploaded, ObjectDifference, ProbeReport, PublishedHook, Refusal, SignError, SignErrorKind, Signer, SignerOptions,
-    Verify,
+    NotUploaded, ObjectDifference, ProbeReport, PublishedHook, Refusal, SignError, SignErrorKind, Signer,
+    SignerOptions, Verify,
 };

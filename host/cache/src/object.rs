@@ -16,7 +16,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, ChecksumMode, CreateBucketConfiguration};
@@ -131,9 +132,7 @@ impl ObjectStore {
             // Stores other than Amazon's know the checksums that are asked for, not those the library adds by itself.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .retry_config(
-                RetryConfig::standard().with_max_attempts(3).with_initial_backoff(Duration::from_millis(100)),
-            )
+            .retry_config(RetryConfig::standard().with_max_attempts(3).with_initial_backoff(Duration::from_millis(100)))
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build(),
             )
@@ -143,7 +142,14 @@ impl ObjectStore {
             config = config.endpoint_url(endpoint.as_str().trim_end_matches('/'));
         }
         let client = Client::from_conf(config.build());
-        Self { inner: Arc::new(Inner { client, bucket, bucket_seen: Mutex::default(), cannot_copy: AtomicBool::new(false) }) }
+        Self {
+            inner: Arc::new(Inner {
+                client,
+                bucket,
+                bucket_seen: Mutex::default(),
+                cannot_copy: AtomicBool::new(false),
+            }),
+        }
     }
 
     /// The bucket's name.

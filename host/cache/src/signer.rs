@@ -136,17 +136,16 @@ impl fmt::Debug for Signer {
 impl Signer {
     /// Signs with each of the keys (several during a rotation) what goes into this bucket.
     pub fn new(db: Db, store: ObjectStore, keys: Vec<SecretKey>, options: SignerOptions) -> Self {
-        let inner =
-            Inner {
-                db,
-                store,
-                keys,
-                options,
-                looks: Flights::default(),
-                outputs: Cache::new(OUTPUTS_MAX),
-                answered: Cache::new(ANSWERS_MAX),
-                write_once: AtomicBool::new(true),
-            };
+        let inner = Inner {
+            db,
+            store,
+            keys,
+            options,
+            looks: Flights::default(),
+            outputs: Cache::new(OUTPUTS_MAX),
+            answered: Cache::new(ANSWERS_MAX),
+            write_once: AtomicBool::new(true),
+        };
         Self { inner: Arc::new(inner) }
     }
 

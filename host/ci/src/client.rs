@@ -155,13 +155,13 @@ impl Client {
 
     /// GET of a JSON answer.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
-        let answer = self.send(self.request(reqwest::Method::GET, path).timeout(Duration::from_secs(60))).await?;
+        let answer = self.send(self.request(reqwest::Method::GET, path).timeout(Duration::from_mins(1))).await?;
         Self::json(answer).await
     }
 
     /// POST of a JSON body.
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CallError> {
-        let request = self.request(reqwest::Method::POST, path).json(body).timeout(Duration::from_secs(60));
+        let request = self.request(reqwest::Method::POST, path).json(body).timeout(Duration::from_mins(1));
         Self::json(self.send(request).await?).await
     }
 

@@ -121,6 +121,7 @@ pub(crate) struct Evaluator {
 }
 
 /// Bounds of one evaluation.
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of its own")]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Eval {

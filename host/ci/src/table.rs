@@ -1,6 +1,6 @@
 //! Plain tables for terminals and pipes.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use harmonia_core::Timestamp;
 
@@ -34,7 +34,7 @@ impl fmt::Display for Table {
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(&format!("{cell:width$}  "));
+                let _ = write!(line, "{cell:width$}  ");
             }
             writeln!(f, "{}", line.trim_end())?;
         }

@@ -44,7 +44,7 @@ mod tests {
     fn only_an_observer_that_heard_everything_may_judge() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let (gap, patience) = (Duration::from_secs(30), Duration::from_secs(60));
+        let (gap, patience) = (Duration::from_secs(30), Duration::from_mins(1));
         let mut health = Health::new();
         assert!(!health.may_judge(at(0), patience), "it has seen nothing yet");
         for second in (0..=60).step_by(10) {

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_policy_orders_but_cannot_starve_boosts_invent_jobs_or_stop_work() {
         let jobs = [(1, 0), (2, 0), (3, 100), (4, 0)];
-        let cases: [(Result<Vec<i64>, &str>, Vec<i64>, bool); 6] = [
+        let cases = [
             (Ok(vec![4, 2, 1]), vec![3, 4, 2, 1], false),
             (Ok(vec![4, 4, 99, 1]), vec![3, 4, 1], false),
             (Ok(vec![]), vec![3], false),

@@ -239,10 +239,7 @@ fn attr_paths(texts: Vec<String>) -> Result<Vec<Vec<String>>, String> {
     if texts.is_empty() {
         return Err("names no attribute; leave it out for the default, [\"checks\"]".to_owned());
     }
-    texts
-        .iter()
-        .map(|text| parse_attr_path(text).map_err(|error| format!("'{}' {error}", shorten(text))))
-        .collect()
+    texts.iter().map(|text| parse_attr_path(text).map_err(|error| format!("'{}' {error}", shorten(text)))).collect()
 }
 
 fn systems(texts: Vec<String>) -> Result<Vec<String>, String> {

@@ -23,12 +23,12 @@ mod tokens;
 pub mod views;
 
 pub use connection::{Db, DbOptions};
-pub use harmonia_core::retry::RetryPolicy;
 pub use error::DbError;
 pub use evaluations::{
     AttrResult, BatchOutcome, ClaimedEvaluation, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
     GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind, Walk,
 };
+pub use harmonia_core::retry::RetryPolicy;
 pub use listen::{Channel, Listener, Notice};
 pub use maintenance::{ChoreLock, Deleted, Reaped, Repaired, Violation};
 pub use migrate::Migrated;
@@ -37,5 +37,5 @@ pub use paths::{
     AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
     UnfinishedPublication,
 };
-pub use statistics::AttemptStatistics;
 pub use queue::{ClaimedJob, FailOutcome, JobLimits, LogTail, QueueHeads};
+pub use statistics::AttemptStatistics;

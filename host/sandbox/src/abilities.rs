@@ -74,8 +74,9 @@ fn landlock_abi() -> u32 {
     const CREATE_RULESET_VERSION: libc::c_ulong = 1;
     // SAFETY: with this flag, no structure and size 0, the call only answers a number (landlock_create_ruleset(2)).
     #[expect(unsafe_code, reason = "no safe wrapper answers the version")]
-    let version =
-        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, CREATE_RULESET_VERSION) };
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, CREATE_RULESET_VERSION)
+    };
     u32::try_from(version).unwrap_or(0)
 }
 

@@ -115,9 +115,12 @@ fn make_devices() -> Result<(), SandboxError> {
     for name in DEVICES {
         bind_mount(&Path::new(OLD).join("dev").join(name), &Path::new("/dev").join(name))?;
     }
-    for (name, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
-    {
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         step(|| format!("make /dev/{name}"), symlink(target, Path::new("/dev").join(name)))?;
     }
     Ok(())
@@ -139,8 +142,8 @@ fn bind_mount(source: &Path, target: &Path) -> Result<(), SandboxError> {
 
 fn mount_memory(target: &Path, size_bytes: u64, options: &str) -> Result<(), SandboxError> {
     let data = format!("size={size_bytes},{options}\0");
-    let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes())
-        .map_err(|error| SandboxError::Spec(error.to_string()))?;
+    let data =
+        std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|error| SandboxError::Spec(error.to_string()))?;
     step(
         || format!("mount memory at {}", target.display()),
         rustix::mount::mount("tmpfs", target, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data),
@@ -161,8 +164,8 @@ fn make_directory(path: &Path) -> Result<(), SandboxError> {
 /// Adds mount attributes, with `recursive` for everything mounted below, too (which a remount cannot; Linux 5.12).
 fn set_attributes(target: &Path, attributes: u64, recursive: bool) -> Result<(), SandboxError> {
     use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(target.as_os_str().as_bytes())
-        .map_err(|error| SandboxError::Spec(error.to_string()))?;
+    let path =
+        std::ffi::CString::new(target.as_os_str().as_bytes()).map_err(|error| SandboxError::Spec(error.to_string()))?;
     let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path ends in a NUL and the structure lives until the call returns; the kernel only reads both, and

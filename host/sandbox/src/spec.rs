@@ -169,10 +169,7 @@ impl SandboxSpec {
                 "root:x:0:0:root:/nonexistent:/bin/false\nsandbox:x:{uid}:{gid}:sandbox:/nonexistent:/bin/false\n"
             ),
         });
-        self.files.push(TextFile {
-            path: PathBuf::from("/etc/group"),
-            text: format!("root:x:0:\nsandbox:x:{gid}:\n"),
-        });
+        self.files.push(TextFile { path: PathBuf::from("/etc/group"), text: format!("root:x:0:\nsandbox:x:{gid}:\n") });
     }
 
     /// What a helper expects first on its standard input.
@@ -200,7 +197,8 @@ impl SandboxSpec {
         }
         let mut json = vec![0; length];
         input.read_exact(&mut json).map_err(SandboxError::ReadSpec)?;
-        let spec: Self = serde_json::from_slice(&json).map_err(|error| SandboxError::ReadSpec(io::Error::other(error)))?;
+        let spec: Self =
+            serde_json::from_slice(&json).map_err(|error| SandboxError::ReadSpec(io::Error::other(error)))?;
         spec.check()?;
         Ok(spec)
     }

@@ -76,7 +76,8 @@ fn it_sees_what_the_spec_names_and_nothing_else() {
     let top: Vec<&str> = seen.lines().skip(1).take_while(|line| *line != "store").collect();
     for name in &top {
         assert!(
-            ["bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "nix", "proc", "sbin", "tmp", "usr"].contains(name),
+            ["bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "nix", "proc", "sbin", "tmp", "usr"]
+                .contains(name),
             "{name} in {top:?}"
         );
     }
@@ -125,7 +126,8 @@ fn it_has_no_network_unless_asked_for() {
     let port = listener.local_addr().expect("bound").port();
     // Whoever gets through is hung up on, which ends nc.
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    let script = format!("grep -c : /proc/net/dev; busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; exit 0");
+    let script =
+        format!("grep -c : /proc/net/dev; busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; exit 0");
     let mut spec = shell(&script);
     assert_eq!(ok(&spec), "1\n", "its own loopback, and that is down");
     spec.network = true;
@@ -223,7 +225,8 @@ fn it_works_for_an_ordinary_user() {
     std::fs::copy(helper(), &copy).expect("copies");
     let mut command = Command::new(&copy);
     command.uid(UNPRIVILEGED).gid(UNPRIVILEGED).current_dir("/");
-    let spec = shell("id -u; echo x >/tmp/a && echo private; grep CapEff /proc/self/status; ls /proc/self/task | wc -l");
+    let spec =
+        shell("id -u; echo x >/tmp/a && echo private; grep CapEff /proc/self/status; ls /proc/self/task | wc -l");
     let output = start(command, &spec, b"").wait_with_output().expect("ends");
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "65534\nprivate\nCapEff:\t0000000000000000\n1\n");

@@ -184,9 +184,10 @@ impl ObjectBody {
 
     /// The rest as a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, ObjectError>> + Send + 'static {
-        futures_util::stream::try_unfold(self, |mut body| async move {
-            Ok(body.next().await?.map(|piece| (piece, body)))
-        })
+        futures_util::stream::try_unfold(
+            self,
+            |mut body| async move { Ok(body.next().await?.map(|piece| (piece, body))) },
+        )
     }
 
     pub(super) async fn read_all(mut self, key: &str, bytes_max: usize) -> Result<Bytes, ObjectError> {

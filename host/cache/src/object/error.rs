@@ -132,8 +132,14 @@ fn kind_of(status: u16, code: Option<&str>) -> Kind {
         (
             _,
             Some(
-                "SlowDown" | "ServiceUnavailable" | "InternalError" | "RequestTimeout" | "Throttling"
-                | "ThrottlingException" | "TooManyRequests" | "OperationAborted",
+                "SlowDown"
+                | "ServiceUnavailable"
+                | "InternalError"
+                | "RequestTimeout"
+                | "Throttling"
+                | "ThrottlingException"
+                | "TooManyRequests"
+                | "OperationAborted",
             ),
         ) => Kind::Unavailable,
         (_, Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "RequestTimeTooSkewed"))

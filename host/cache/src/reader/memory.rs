@@ -86,7 +86,12 @@ impl Memory {
 
     /// Whether the path is public, if that is known: that it is, not before the first moment; that it is not, not before
     /// the second.
-    pub(super) fn visibility(&self, path: &StorePath, public_since: Timestamp, hidden_since: Timestamp) -> Option<bool> {
+    pub(super) fn visibility(
+        &self,
+        path: &StorePath,
+        public_since: Timestamp,
+        hidden_since: Timestamp,
+    ) -> Option<bool> {
         let (is_public, known_at) = self.visible.get(path)?;
         (known_at >= if is_public { public_since } else { hidden_since }).then_some(is_public)
     }

@@ -7,12 +7,12 @@ use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
 use harmonia_nix::StorePath;
 
-use super::{Answered, Signer};
 use super::error::{Refusal, SignError};
 use super::publish::take_listings;
 use super::rows::{Row, new_path, rows_of};
 use super::rules::{self, CheckedOutput};
 use super::wire::{self, Upload};
+use super::{Answered, Signer};
 use crate::keys;
 
 impl Signer {
@@ -128,7 +128,8 @@ impl Signer {
     ) -> Result<(), SignError> {
         let mut declared = Vec::new();
         for upload in uploads {
-            if let Some(row) = rows.get(&upload.path).filter(|row| row.is_held() && row.upload.object != upload.object) {
+            if let Some(row) = rows.get(&upload.path).filter(|row| row.is_held() && row.upload.object != upload.object)
+            {
                 if self.is_delivered(row).await? {
                     continue;
                 }

@@ -183,9 +183,11 @@ mod tests {
         for algorithm in HashAlgorithm::ALL {
             let flat = Hash::of(algorithm, b"hello");
             let recursive = Hash::of(algorithm, &nar);
-            for (address, expected) in
-                [(ContentAddress::flat(flat), flat), (ContentAddress::text(flat), flat), (ContentAddress::recursive(flat), recursive)]
-            {
+            for (address, expected) in [
+                (ContentAddress::flat(flat), flat),
+                (ContentAddress::text(flat), flat),
+                (ContentAddress::recursive(flat), recursive),
+            ] {
                 assert_eq!(read(&upload(&nar, Some(address)), &nar).expect("sound"), Some(expected));
             }
         }

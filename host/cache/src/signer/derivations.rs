@@ -56,8 +56,7 @@ impl Signer {
             .zip(&were_known)
             .map(|(derivation, was_known)| self.store_derivation(derivation, *was_known))
             .collect();
-        let are_new: Vec<bool> =
-            stream::iter(stores).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
+        let are_new: Vec<bool> = stream::iter(stores).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
         let stored = are_new.into_iter().filter(|is_new| *is_new).count();
         // Last: a hash that is known implies that the object was stored.
         let mut modulos: Vec<(StorePath, String)> = Vec::new();
@@ -97,11 +96,8 @@ impl Signer {
             })
         })
         .await?;
-        let options = PutOptions {
-            content_type: "application/zstd",
-            write_once: self.is_write_once(),
-            ..PutOptions::default()
-        };
+        let options =
+            PutOptions { content_type: "application/zstd", write_once: self.is_write_once(), ..PutOptions::default() };
         Ok(self.store().put(&key, Bytes::from(compressed), options).await? == PutOutcome::Stored)
     }
 
@@ -170,9 +166,7 @@ async fn blocking<T: Send + 'static>(
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // Only when the process ends.
-            Err(error) => {
-                Err(ObjectError::unavailable("check derivations".to_owned(), "shutting down", error).into())
-            }
+            Err(error) => Err(ObjectError::unavailable("check derivations".to_owned(), "shutting down", error).into()),
         },
     }
 }

@@ -30,7 +30,9 @@ pub enum SignErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// The token belongs to nothing that is still held.
-    #[error("the claim token is not (or no longer) valid for this: the work was cancelled, ended, or given to another node")]
+    #[error(
+        "the claim token is not (or no longer) valid for this: the work was cancelled, ended, or given to another node"
+    )]
     StaleClaim,
     /// The call is not acceptable.
     #[error("refused")]

@@ -18,8 +18,7 @@ impl Signer {
         let scope = self.db().attempt_scope(call.attempt, token).await?;
         let log_key = self.publish_log(&scope.drv_path, call.attempt, declared).await;
         let failure = Failure { message: shorten(&call.failure.message), ..call.failure.clone() };
-        let outcome =
-            self.db().fail_attempt(call.attempt, token, &failure, &call.usage, log_key.as_deref()).await?;
+        let outcome = self.db().fail_attempt(call.attempt, token, &failure, &call.usage, log_key.as_deref()).await?;
         let answer = BuildFailedAnswer { retried: matches!(outcome, FailOutcome::Retried { .. }) };
         self.remember_answer(call.attempt, token, Answered::Failed(answer.clone()));
         Ok(answer)

@@ -30,9 +30,7 @@ pub(super) type Listings = BTreeMap<StorePath, (Sha256Hash, String)>;
 
 pub(super) fn take_listings<'a>(uploads: impl Iterator<Item = &'a mut Upload>) -> Listings {
     uploads
-        .filter_map(|upload| {
-            upload.listing.take().map(|listing| (upload.path.clone(), (upload.nar_hash, listing)))
-        })
+        .filter_map(|upload| upload.listing.take().map(|listing| (upload.path.clone(), (upload.nar_hash, listing))))
         .collect()
 }
 

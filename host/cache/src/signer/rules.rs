@@ -153,10 +153,7 @@ pub(super) fn check_extra(upload: &mut Upload, known: Option<&Outputs>) -> Resul
 
 /// Do the outputs need each of the paths that come along, directly or through each other? A token is no licence to
 /// upload what has nothing to do with the build.
-pub(super) fn check_needed<'a>(
-    outputs: impl Iterator<Item = &'a Upload>,
-    extras: &[Upload],
-) -> Result<(), Refusal> {
+pub(super) fn check_needed<'a>(outputs: impl Iterator<Item = &'a Upload>, extras: &[Upload]) -> Result<(), Refusal> {
     let extra_of: BTreeMap<&StorePath, &Upload> = extras.iter().map(|extra| (&extra.path, extra)).collect();
     let mut reached: BTreeSet<&StorePath> = BTreeSet::new();
     let mut open: Vec<&StorePath> = outputs.flat_map(|upload| &upload.references).collect();

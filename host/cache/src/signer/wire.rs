@@ -75,7 +75,11 @@ pub(super) fn derivations(files: Vec<DrvFile>) -> Result<Vec<SentDerivation>, Re
     bound("derivations in one call", files.len() as u64, DRVS_PER_CALL_MAX as u64)?;
     let decode = |file: DrvFile| {
         let path = store_path("path", &file.path)?;
-        bound("bytes of a derivation in base64", file.aterm_base64.len() as u64, (DRV_BYTES_MAX as u64).div_ceil(3) * 4)?;
+        bound(
+            "bytes of a derivation in base64",
+            file.aterm_base64.len() as u64,
+            (DRV_BYTES_MAX as u64).div_ceil(3) * 4,
+        )?;
         let text =
             BASE64.decode(&file.aterm_base64).map_err(|cause| malformed("aterm_base64", &file.aterm_base64, cause))?;
         Ok(SentDerivation { path, text })

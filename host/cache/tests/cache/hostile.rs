@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use harmonia_cache::{SignError, SignErrorKind, SignerOptions, Verify, Viewer};
 use harmonia_core::signer_api::{
-    AttemptUsage, BuildComplete, BuildCompleteAnswer, BuildFailed, DrvFile, Failure, Holder, LogBlob, PathInfo, SlotsRequest,
-    SourcesComplete,
+    AttemptUsage, BuildComplete, BuildCompleteAnswer, BuildFailed, DrvFile, Failure, Holder, LogBlob, PathInfo,
+    SlotsRequest, SourcesComplete,
 };
 use harmonia_core::{AttemptId, EvalId};
 use harmonia_db::testing::random_token;
@@ -108,11 +108,8 @@ async fn objects_are_what_was_declared() {
     assert_nothing_known(&world, &[drv.output("out")]).await;
 
     // What a slot was not given for cannot be sent.
-    let request = SlotsRequest {
-        holder: Holder::Attempt(attempt.id),
-        paths: vec![out.info(&foreign(), &[])],
-        log: None,
-    };
+    let request =
+        SlotsRequest { holder: Holder::Attempt(attempt.id), paths: vec![out.info(&foreign(), &[])], log: None };
     let error = world.signer.slots(&attempt.token, &request).await.expect_err("a foreign path");
     assert!(refusal(&error).contains("does not cover"), "{}", refusal(&error));
     let log = Some(LogBlob { file_hash: Sha256Hash::of(b"").to_string(), file_size: u64::MAX });

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use harmonia_cache::{
-    ByteRange, ObjectError, ObjectStore, ObjectStoreOptions, PutContract, PutOptions, PutOutcome,
-};
+use harmonia_cache::{ByteRange, ObjectError, ObjectStore, ObjectStoreOptions, PutContract, PutOptions, PutOutcome};
 use harmonia_core::{Clock, SystemClock};
 use harmonia_nix::Sha256Hash;
 

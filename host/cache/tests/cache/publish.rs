@@ -3,7 +3,8 @@
 use harmonia_cache::{SignErrorKind, Viewer, keys};
 use harmonia_core::FailureKind;
 use harmonia_core::signer_api::{
-    AttemptUsage, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Failure, Holder, PathInfo, Slot, SlotsRequest, SourcesComplete,
+    AttemptUsage, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Failure, Holder, PathInfo, Slot, SlotsRequest,
+    SourcesComplete,
 };
 use harmonia_nix::{ContentAddress, Hash, HashAlgorithm, NarInfo, Sha256Hash, StorePath};
 
@@ -205,8 +206,7 @@ async fn a_failed_attempt_keeps_its_log() {
     let log = Log::of("make: *** [all] Error 1\n");
     world.upload(&attempt.token, Holder::Attempt(attempt.id), &[], Some(&log)).await;
     let failure = Failure { kind: Some(FailureKind::Build), message: "exit 1".to_owned(), exit_code: Some(1) };
-    let call =
-        BuildFailed { attempt: attempt.id, failure, log: Some(log.blob()), usage: AttemptUsage::default() };
+    let call = BuildFailed { attempt: attempt.id, failure, log: Some(log.blob()), usage: AttemptUsage::default() };
     let answer = world.signer.build_failed(&attempt.token, &call).await.expect("recorded");
     assert_eq!(answer, BuildFailedAnswer { retried: false });
     assert_eq!(world.signer.build_failed(&attempt.token, &call).await.expect("the answer was lost"), answer);
@@ -273,11 +273,16 @@ async fn the_probe_says_what_the_store_enforces() {
 #[test]
 fn every_call_can_move_between_threads() {
     fn check<T: Send>(_: impl FnOnce(&'static World) -> T) {}
-    check(|world| world.signer.slots(&world.eval_token, Box::leak(Box::new(SlotsRequest {
-        holder: Holder::Evaluation(world.evaluation),
-        paths: vec![],
-        log: None,
-    }))));
+    check(|world| {
+        world.signer.slots(
+            &world.eval_token,
+            Box::leak(Box::new(SlotsRequest {
+                holder: Holder::Evaluation(world.evaluation),
+                paths: vec![],
+                log: None,
+            })),
+        )
+    });
     check(|world| world.signer.drv_upload(&world.eval_token, world.drv_upload(&[])));
     check(|world| {
         let call = SourcesComplete { evaluation: world.evaluation, paths: vec![] };

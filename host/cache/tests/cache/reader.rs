@@ -216,9 +216,7 @@ async fn pass_on(
             Trouble::Dies { bytes } => before + count > bytes,
             Trouble::Cuts { answers, bytes } => {
                 passed > bytes
-                    && cuts
-                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < answers).then_some(n + 1))
-                        .is_ok()
+                    && cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < answers).then_some(n + 1)).is_ok()
             }
         };
         if is_cut || to_client.write_all(&buffer[..count]).await.is_err() {

@@ -71,8 +71,7 @@ impl World {
         .await
         .expect("registered");
         let kind = ProjectKind::Local;
-        let project =
-            db.ensure_project(&NewProject { name: "local/test".to_owned(), kind }).await.expect("project");
+        let project = db.ensure_project(&NewProject { name: "local/test".to_owned(), kind }).await.expect("project");
         db.create_evaluation(&NewEvaluationRow {
             project,
             source: Source::Git { url: "file:///nowhere".to_owned() },
@@ -132,7 +131,10 @@ impl World {
             result: AttrResult::Derivation { drv_path: drv.path.clone() },
         };
         let batch = GraphBatch {
-            derivations: all.iter().map(|drv| drv.graph(available.iter().any(|other| other.path == drv.path))).collect(),
+            derivations: all
+                .iter()
+                .map(|drv| drv.graph(available.iter().any(|other| other.path == drv.path)))
+                .collect(),
             attrs: drvs.iter().map(attr).collect(),
             holds: vec![],
         };
@@ -160,7 +162,13 @@ impl World {
     }
 
     /// Asks for slots and PUTs whatever is not there, as a worker does. Says how many PUTs there were.
-    pub(crate) async fn upload(&self, token: &ClaimToken, holder: Holder, paths: &[(&PathInfo, &Nar)], log: Option<&Log>) -> usize {
+    pub(crate) async fn upload(
+        &self,
+        token: &ClaimToken,
+        holder: Holder,
+        paths: &[(&PathInfo, &Nar)],
+        log: Option<&Log>,
+    ) -> usize {
         let request = SlotsRequest {
             holder,
             paths: paths.iter().map(|(info, _)| (*info).clone()).collect(),
@@ -211,10 +219,7 @@ impl Log {
     }
 
     pub(crate) fn blob(&self) -> LogBlob {
-        LogBlob {
-            file_hash: Sha256Hash::of(&self.compressed).to_string(),
-            file_size: self.compressed.len() as u64,
-        }
+        LogBlob { file_hash: Sha256Hash::of(&self.compressed).to_string(), file_size: self.compressed.len() as u64 }
     }
 }
 
@@ -229,9 +234,7 @@ impl Nar {
     /// Of a single file.
     pub(crate) fn file(content: &str) -> Self {
         let mut writer = NarWriter::new(Vec::new()).expect("in memory");
-        writer
-            .regular(false, content.len() as u64, content.as_bytes(), &mut [0; 4096], "file")
-            .expect("in memory");
+        writer.regular(false, content.len() as u64, content.as_bytes(), &mut [0; 4096], "file").expect("in memory");
         Self::of(writer.into_inner())
     }
 

@@ -23,7 +23,7 @@ use progress::{Lines, Progress, Screen};
 /// How often the server is asked while waiting.
 const POLL_EVERY: Duration = Duration::from_millis(300);
 /// How long `--wait` puts up with a server that does not answer (it may be restarting).
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Lines of a failed build's log that are printed at the end.
 const LOG_TAIL_LINES: usize = 15;
 

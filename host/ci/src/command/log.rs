@@ -13,7 +13,7 @@ use crate::client::{CallError, Client};
 use crate::exit::{Failure, chain};
 
 /// How long `-f` keeps reconnecting to a server that does not answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Pause before a new connection.
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
@@ -82,7 +82,7 @@ async fn read_events(answer: reqwest::Response, last_id: &mut Option<String>) ->
             match parsed {
                 LogEvent::Log { text } => write_out(text.as_bytes())?,
                 LogEvent::Gap { bytes } => {
-                    eprintln!("[{bytes} bytes are left out here; they come with the stored log]")
+                    eprintln!("[{bytes} bytes are left out here; they come with the stored log]");
                 }
                 LogEvent::Attempt { attempt } => eprintln!("[attempt {attempt}]"),
                 LogEvent::End { status } => {

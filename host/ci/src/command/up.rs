@@ -42,7 +42,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
     crate::logging::set_up(&log)?;
     let stop = Stop::new();
     let signals = tokio::spawn(abort_on_signal(stop.clone()));
-    let ended = run_in(&args, DataDir::open(folder)?, stop).await;
+    let ended = Box::pin(run_in(&args, DataDir::open(folder)?, stop)).await;
     signals.abort();
     ended
 }
@@ -58,7 +58,7 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
         started = Services::start(&data, &secrets, &config) => started?,
         () = stop.requested() => return Ok(()),
     };
-    let ended = run_node(args, &data, &secrets, &services, config, listener, stop).await;
+    let ended = Box::pin(run_node(args, &data, &secrets, &services, config, listener, stop)).await;
     services.stop().await;
     data.remove_server_file();
     ended
@@ -188,13 +188,13 @@ fn configure(
     config.database.url = Some(services.postgres.url(DATABASE));
     config.object_store.endpoint =
         Some(Url::parse(&services.s3.url()).map_err(|error| Failure::failed(format!("object store URL: {error}")))?);
-    config.object_store.bucket = BUCKET.to_owned();
+    BUCKET.clone_into(&mut config.object_store.bucket);
     config.object_store.access_key_file = Some(secrets.access_key_file.clone());
     config.object_store.secret_key_file = Some(secrets.secret_key_file.clone());
     config.signer.key_files = vec![secrets.signing_key_file.clone()];
     // Server and user are one person on one machine.
     config.eval.allow_file_urls = true;
-    config.store.daemon_socket = services.daemon.socket().to_owned();
+    services.daemon.socket().clone_into(&mut config.store.daemon_socket);
     config.store.root = data.store();
     Ok(config)
 }

@@ -73,5 +73,5 @@ async fn changed(paused: &mut Option<watch::Receiver<Option<String>>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -73,9 +73,12 @@ mod tests {
     #[test]
     fn the_nearest_name_is_near() {
         let known = ["attrs", "eval-timeout", "allow-ifd"];
-        for (word, name) in
-            [("attr", Some("attrs")), ("eval_timeout", Some("eval-timeout")), ("alow-ifd", Some("allow-ifd")), ("zzz", None)]
-        {
+        for (word, name) in [
+            ("attr", Some("attrs")),
+            ("eval_timeout", Some("eval-timeout")),
+            ("alow-ifd", Some("allow-ifd")),
+            ("zzz", None),
+        ] {
             assert_eq!(nearest_name(word, known), name, "{word}");
         }
     }

@@ -100,10 +100,8 @@ fn outputs_are_those_of_the_derivation() {
     assert!(message(vec![dev(), named("out", upload(path("victim"), &[]))]).contains("'out' is"), "a foreign path");
     assert!(message(vec![named("out", dev().1), named("dev", out().1)]).contains("'dev' is"), "exchanged");
 
-    let floating = DerivationOutput::Floating {
-        method: ContentAddressMethod::Recursive,
-        algorithm: HashAlgorithm::Sha256,
-    };
+    let floating =
+        DerivationOutput::Floating { method: ContentAddressMethod::Recursive, algorithm: HashAlgorithm::Sha256 };
     let error = check_outputs(&drv, &derivation(vec![("out", floating)]), vec![out()]).expect_err("refused");
     assert!(matches!(error, Refusal::Floating { .. }));
 }
@@ -131,10 +129,9 @@ fn a_fixed_output_has_its_hash() {
     let recursive = ContentAddress::recursive(hash("nar").into());
     assert_eq!(check(recursive, hash("nar")).expect("sound"), Some(Binding::NarHash));
     assert!(matches!(check(recursive, hash("other")), Err(Refusal::WrongHash { .. })));
-    for address in [
-        ContentAddress::flat(hash("file").into()),
-        ContentAddress::recursive(Hash::of(HashAlgorithm::Sha1, b"nar")),
-    ] {
+    for address in
+        [ContentAddress::flat(hash("file").into()), ContentAddress::recursive(Hash::of(HashAlgorithm::Sha1, b"nar"))]
+    {
         assert_eq!(check(address, hash("nar")).expect("to be read"), Some(Binding::Content(address)));
     }
 }

@@ -75,7 +75,7 @@ pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failu
             Failure::usage(format!("'{}' is not in a git repository with a work tree", path.display()))
                 .hint("run `git init`, add the files and commit; a flake is evaluated from a commit")
         }
-        error => error.into(),
+        error @ GitError::NotInstalled => error.into(),
     };
     let top = git(path, &["rev-parse", "--show-toplevel"]).await.map_err(not_a_repository)?;
     let top = PathBuf::from(top);
@@ -84,7 +84,7 @@ pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failu
             GitError::Failed { .. } => {
                 Failure::usage(format!("{} has no commit yet", top.display())).hint("commit something first")
             }
-            error => error.into(),
+            error @ GitError::NotInstalled => error.into(),
         })?;
     if git(&top, &["rev-parse", "--is-shallow-repository"]).await? == "true" {
         return Err(Failure::usage("this is a shallow clone: its history cannot be packed")
@@ -211,7 +211,7 @@ mod tests {
         for path in [".", "./x", "/tmp/x", "x#y", "checks"] {
             assert!(remote(path).is_ok_and(|found| found.is_none()), "{path}");
         }
-        let (url, branch) = remote("git+https://example.org/a/b.git#dev").ok().flatten().expect("a URL");
+        let (url, branch) = remote("git+https://example.org/a/b.git#dev").expect("parses").expect("a URL");
         assert_eq!((url.as_str(), branch.as_deref()), ("https://example.org/a/b.git", Some("dev")));
         assert_eq!(name_of_url(&url), "example.org/a/b");
         assert_eq!(name_of_url("file:///srv/../x y.git"), "local/x-20y");
@@ -237,10 +237,10 @@ mod tests {
         std::fs::write(folder.path().join("new file"), "x").expect("written");
         let before = git(folder.path(), &["count-objects", "-v"]).await.expect("counted");
 
-        let clean = snapshot(folder.path(), false).await.ok().expect("packed");
+        let clean = snapshot(folder.path(), false).await.expect("packed");
         assert!(clean.ignored_changes && !clean.dirty);
         assert_eq!(clean.title.as_deref(), Some("first"));
-        let dirty = snapshot(folder.path(), true).await.ok().expect("packed");
+        let dirty = snapshot(folder.path(), true).await.expect("packed");
         assert!(dirty.dirty && dirty.commit != clean.commit);
 
         assert_eq!(git(folder.path(), &["count-objects", "-v"]).await.expect("counted"), before);

@@ -198,9 +198,9 @@ mod tests {
     #[test]
     fn secrets_are_made_once_and_are_private() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let data = DataDir::open(folder.path().join("d")).ok().expect("opens");
-        let first = data.secrets().ok().expect("made");
-        let second = data.secrets().ok().expect("read");
+        let data = DataDir::open(folder.path().join("d")).expect("opens");
+        let first = data.secrets().expect("made");
+        let second = data.secrets().expect("read");
         assert_eq!((&first.api_token, &first.public_key), (&second.api_token, &second.public_key));
         assert_eq!(first.api_token.len(), 64);
         for entry in std::fs::read_dir(data.path().join("keys")).expect("listed") {
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn two_processes_never_share_a_folder() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let data = DataDir::open(folder.path().to_owned()).ok().expect("opens");
+        let data = DataDir::open(folder.path().to_owned()).expect("opens");
         assert!(DataDir::open(folder.path().to_owned()).is_err());
         drop(data);
         assert!(DataDir::open(folder.path().to_owned()).is_ok());
