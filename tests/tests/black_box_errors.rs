@@ -144,6 +144,17 @@ fn a_missing_bucket_and_wrong_keys_are_named() {
     refused(&denied, 3, &["harmonia-ci", "key"]);
     let database = serve("database.toml", "localhost/harmonia?", "localhost/nonesuch?");
     refused(&database, 3, &["nonesuch"]);
+    // With what `up` wrote, the configuration is usable and the schema is the newest.
+    let written = server.data_dir().join("config.toml");
+    let written = written.to_str().expect("UTF-8");
+    let checked = alone(&["config", "check", "--config", written]);
+    assert!(
+        checked.status.success() && String::from_utf8_lossy(&checked.stdout).contains("usable"),
+        "{}",
+        text(&checked)
+    );
+    let migrated = alone(&["migrate", "--config", written]);
+    assert!(String::from_utf8_lossy(&migrated.stdout).contains("up to date"), "{}", text(&migrated));
     // The server next to it noticed nothing.
     assert_eq!(server.json(&["nodes", "--json"]).as_array().map(Vec::len), Some(1));
 }

@@ -169,3 +169,12 @@ fn every_document_that_is_linked_exists() {
     }
     none("broken links", findings);
 }
+
+#[test]
+fn the_journeys_lead_through_files_that_exist() {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(|name| name.contains("/src/")).collect();
+    assert!(named.len() > 15, "the journeys name files: {named:?}");
+    let missing = named.iter().filter(|name| !root().join("host").join(name).exists());
+    none("no such file", missing.map(|name| (*name).to_owned()).collect());
+}
