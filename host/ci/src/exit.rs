@@ -7,9 +7,9 @@
 //! | 2 | bad usage or configuration: nothing was done |
 //! | 3 | a server this command needs (ours, PostgreSQL, the object store) cannot be reached |
 
-use std::error::Error;
-use std::fmt::Write as _;
 use std::process::ExitCode;
+
+pub(crate) use harmonia_core::chain;
 
 /// What went wrong, its cause and what to try: printed once, by `main`.
 #[derive(Debug)]
@@ -55,18 +55,4 @@ impl From<crate::config::load::ConfigError> for Failure {
     fn from(error: crate::config::load::ConfigError) -> Self {
         Self::usage(chain(&error))
     }
-}
-
-/// An error with its causes, one after the other, each said once.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            let _ = write!(text, ": {part}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use harmonia_core::chain;
 use harmonia_db::{ChoreLock, Db, DbError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -112,14 +113,4 @@ async fn sweep(db: &Db) -> Result<(), DbError> {
         error!(left, "Some violations could not be repaired");
     }
     Ok(())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

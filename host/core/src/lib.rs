@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod clock;
+mod error_chain;
 pub mod ids;
 pub mod limits;
 pub mod policy;
@@ -18,6 +19,7 @@ pub mod state;
 pub mod token;
 
 pub use clock::{Clock, SystemClock, Timestamp};
+pub use error_chain::chain;
 pub use ids::{AttemptId, ClassId, EvalId, JobId, NodeId, ProjectId};
 pub use state::{AttemptOutcome, Capability, EvalStatus, FailureKind, JobStatus};
 pub use token::{ClaimToken, Incarnation, TokenHash};

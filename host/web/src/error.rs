@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use harmonia_core::api::ApiError;
+use harmonia_core::chain;
 
 use crate::state::AppState;
 
@@ -249,7 +250,7 @@ pub(crate) async fn answer(State(state): State<AppState>, request: Request, next
 
 fn report(state: &AppState, error: &WebError, id: &str, method: &Method, path: &str) {
     state.error_counts().add(error.code);
-    let chain = error.cause.as_deref().map(chain).unwrap_or_default();
+    let chain = error.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
     let status = error.status.as_u16();
     let shown: String = path.chars().take(300).collect();
     if status == StatusCode::SERVICE_UNAVAILABLE.as_u16() {
@@ -257,18 +258,6 @@ fn report(state: &AppState, error: &WebError, id: &str, method: &Method, path: &
     } else {
         tracing::error!(request.id = id, %method, path = shown, status, code = error.code, cause = chain, "Request failed");
     }
-}
-
-/// Every message of a cause chain, outermost first.
-fn chain(error: &(dyn Error + Send + Sync + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn render(state: &AppState, error: &WebError, area: Area, id: &str) -> Response {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::token::Incarnation;
-use harmonia_core::{ClaimToken, NodeId};
+use harmonia_core::{ClaimToken, NodeId, chain};
 use harmonia_db::{Channel, ClaimedEvaluation, Db, DbError, Notice};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -360,17 +360,6 @@ async fn report(
         }
         tokio::time::sleep(REPORT_PAUSE).await;
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

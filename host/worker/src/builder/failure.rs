@@ -3,9 +3,9 @@
 //! Decided from statuses, exit codes, signals and error types; never from what a build printed, which could lie.
 
 use std::error::Error;
-use std::fmt::Write as _;
 
 use harmonia_core::FailureKind;
+pub(super) use harmonia_core::chain;
 use harmonia_core::signer_api::Failure;
 use harmonia_nix::worker_protocol::types::{BuildResult, BuildStatus};
 
@@ -53,17 +53,6 @@ pub(super) fn transient_error(error: &dyn Error) -> Failure {
 
 fn failure(kind: Option<FailureKind>, message: String, exit_code: Option<i32>) -> Failure {
     Failure { kind, message: shortened(message), exit_code }
-}
-
-/// An error with its causes, `a: b: c`.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// What the daemon's result means; `None` for success. `is_fixed_output`: it may use the network, so that a builder which

@@ -77,7 +77,7 @@ async fn try_sandbox(settings: &Settings) -> Result<(), String> {
     match engine.try_out().await {
         Ok(()) => Ok(()),
         Err(EngineError::Sandbox(reason) | EngineError::Failed(reason)) => Err(reason),
-        Err(error) => Err(super::chain(&error)),
+        Err(error) => Err(harmonia_core::chain(&error)),
     }
 }
 
