@@ -221,9 +221,11 @@ LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_jobs bigint[];
 BEGIN
-    SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j
-    WHERE j.status = 'pending' AND j.drv_path IN (SELECT o.drv_path FROM derivation_outputs o WHERE o.output_path = ANY (p_paths))
-        AND drv_available(j.drv_path, true);
+    -- Candidates first: asked in one go, the planner may ask drv_available of every pending job.
+    WITH candidates AS MATERIALIZED (
+        SELECT DISTINCT j.id, j.drv_path FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
+        WHERE o.output_path = ANY (p_paths) AND j.status = 'pending'
+    ) SELECT array_agg(id) INTO v_jobs FROM candidates WHERE drv_available(drv_path, true);
     IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
