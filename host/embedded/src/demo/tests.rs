@@ -22,12 +22,30 @@ async fn daemon(directory: &TempDir) -> NixDaemon {
     NixDaemon::start(options).await.expect("starts")
 }
 
+/// Makes a view of the file system in which `$1/nix` is at `/nix`, which this machine may not have at all, and runs the
+/// rest of the arguments in it.
+const WITH_NIX: &str = r#"
+mkdir -p "$1/view"
+mount -t tmpfs view "$1/view"
+for entry in /*; do
+    if [ "$entry" = /nix ]; then continue
+    elif [ -L "$entry" ]; then cp -P "$entry" "$1/view/"
+    elif [ -d "$entry" ]; then mkdir "$1/view$entry"; mount --rbind "$entry" "$1/view$entry"
+    fi
+done
+mkdir "$1/view/nix"
+mount --bind "$1/root/nix" "$1/view/nix"
+view="$1/view"
+shift
+exec chroot "$view" "$@"
+"#;
+
 /// Runs a client of the daemon. Evaluating flakes and realising derivations read files of the store, which a client looks
 /// for at `/nix/store`; so it gets a view of the file system in which the daemon's store is there.
 async fn nix(daemon: &NixDaemon, directory: &TempDir, arguments: &[&str]) -> (bool, String, String) {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--map-root-user", "--", "sh", "-euc", r#"mount --bind "$0/nix" /nix; exec "$@""#]);
-    command.arg(directory.path().join("root")).args(arguments);
+    command.args(["--mount", "--map-root-user", "--", "sh", "-euc", WITH_NIX, "sh"]);
+    command.arg(directory.path()).args(arguments);
     command.env("NIX_REMOTE", daemon.store_url()).env("NIX_CONF_DIR", daemon.conf_dir());
     command.env("HOME", directory.path()).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.expect("runs");
