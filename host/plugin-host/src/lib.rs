@@ -1,0 +1,5 @@
+//! Runs plugins: WebAssembly components with nothing but their grants.
+//!
+//! Start reading at `registry`.
+//!
+//! Only here: wasmtime. Never here: PostgreSQL, object store, axum, Nix.

@@ -1,0 +1,3 @@
+//! Builds plugins into components.
+
+fn main() {}

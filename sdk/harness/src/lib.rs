@@ -1,0 +1,1 @@
+//! Runs a plugin against the true plugin host with scripted HTTP.
