@@ -94,6 +94,8 @@ impl Db {
                 class: ClassId(row.class),
                 priority: row.priority,
                 queued_at: row.queued_at,
+                retries: 0,
+                path_length: 1,
             })
             .collect();
         let mut projects: Vec<i64> = candidates.iter().map(|candidate| candidate.project.0).collect();

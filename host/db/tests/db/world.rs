@@ -161,7 +161,7 @@ impl World {
         let heads = self.db.queue_heads(&classes, 100).await.expect("heads");
         let (order, _) = harmonia_core::policy::order_candidates(
             &harmonia_core::policy::FirstInFirstOut,
-            &self.node,
+            &harmonia_core::policy::AskingNode { node: self.node.clone(), slots: count as u32, speed_factor: 1.0 },
             &heads.projects,
             &heads.candidates,
         );

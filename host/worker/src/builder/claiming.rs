@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_core::policy::{FirstInFirstOut, Policy, PolicyError, order_candidates};
+use harmonia_core::policy::{AskingNode, FirstInFirstOut, Policy, PolicyError, order_candidates};
 use harmonia_core::{ClaimToken, ClassId};
 use harmonia_db::{Channel, ClaimedJob, DbError, Listener, Notice};
 use tokio::task::JoinSet;
@@ -226,7 +226,8 @@ async fn claim_some(node: &Arc<Node>, known: &[ClassId], wanted: u32) -> Result<
     let ranking = Arc::clone(node);
     let ranked = tokio::task::spawn_blocking(move || {
         let Node { options: BuilderOptions { node, policy, .. }, .. } = &*ranking;
-        let order = |policy: &dyn Policy| order_candidates(policy, node, &heads.projects, &heads.candidates);
+        let asking = AskingNode { node: node.clone(), slots: wanted, speed_factor: 1.0 };
+        let order = |policy: &dyn Policy| order_candidates(policy, &asking, &heads.projects, &heads.candidates);
         catch_unwind(AssertUnwindSafe(|| order(&**policy))).unwrap_or_else(|_| {
             let error = PolicyError { reason: "it panicked".to_owned() };
             (order(&FirstInFirstOut).0, Some(error))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use harmonia_core::policy::{Candidate, Policy, PolicyError, ProjectLoad};
+use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectLoad};
 use harmonia_core::ports::LogSpool as _;
 use harmonia_core::signer_api::BuildCompleteAnswer;
 use harmonia_core::{FailureKind, JobId, JobStatus, NodeId};
@@ -370,7 +370,13 @@ async fn outputs_above_the_limit_fail_the_job_for_good() {
 
 struct Panics;
 impl Policy for Panics {
-    fn rank(&self, _: &NodeId, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+    fn rank(&self, _: &AskingNode, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+        panic!("a policy that panics")
+    }
+    fn charge(&self, _: &[(ProjectLoad, f64)]) -> Result<Vec<f64>, PolicyError> {
+        panic!("a policy that panics")
+    }
+    fn decay(&self, _: &[f64], _: f64) -> Result<Vec<f64>, PolicyError> {
         panic!("a policy that panics")
     }
 }
