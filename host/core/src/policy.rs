@@ -21,6 +21,21 @@ pub struct Candidate {
     pub priority: i32,
     /// When it was inserted.
     pub queued_at: Timestamp,
+    /// Tries before this one.
+    pub retries: u32,
+    /// Jobs on the longest chain of jobs that wait for this one, itself included, as known when it was inserted.
+    pub path_length: u32,
+}
+
+/// What the policy may know of the node that asks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AskingNode {
+    /// The node.
+    pub node: NodeId,
+    /// How many jobs it wants now.
+    pub slots: u32,
+    /// Running mean of its build speed; 1 is average.
+    pub speed_factor: f64,
 }
 
 /// What the policy may know of one project.
@@ -36,15 +51,21 @@ pub struct ProjectLoad {
     pub running: u32,
 }
 
-/// Orders candidates for one node.
+/// Orders candidates for one node, and keeps the books. Pure: the same input gives the same answer.
 pub trait Policy: Send + Sync {
     /// Jobs in the order in which the node should try to claim them. May leave some out.
     fn rank(
         &self,
-        node: &NodeId,
+        node: &AskingNode,
         projects: &[ProjectLoad],
         candidates: &[Candidate],
     ) -> Result<Vec<JobId>, PolicyError>;
+
+    /// What each project's consumption becomes when its builds ran for so many seconds more.
+    fn charge(&self, charges: &[(ProjectLoad, f64)]) -> Result<Vec<f64>, PolicyError>;
+
+    /// What each consumption becomes when `seconds` have passed.
+    fn decay(&self, consumed_seconds: &[f64], seconds: f64) -> Result<Vec<f64>, PolicyError>;
 }
 
 /// Why a policy gave no order; the claim falls back to priority, then first in, first out.
@@ -59,11 +80,23 @@ pub struct PolicyError {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FirstInFirstOut;
 
+/// What is left of consumption after an hour, without any policy and in the default one (builds.md).
+pub const DECAY_PER_HOUR: f64 = 0.95;
+
 impl Policy for FirstInFirstOut {
-    fn rank(&self, _: &NodeId, _: &[ProjectLoad], candidates: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+    fn rank(&self, _: &AskingNode, _: &[ProjectLoad], candidates: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
         let mut sorted: Vec<&Candidate> = candidates.iter().collect();
         sorted.sort_by_key(|c| (-i64::from(c.priority), c.job));
         Ok(sorted.into_iter().map(|c| c.job).collect())
+    }
+
+    fn charge(&self, charges: &[(ProjectLoad, f64)]) -> Result<Vec<f64>, PolicyError> {
+        Ok(charges.iter().map(|(load, seconds)| load.consumed_seconds + seconds).collect())
+    }
+
+    fn decay(&self, consumed_seconds: &[f64], seconds: f64) -> Result<Vec<f64>, PolicyError> {
+        let factor = DECAY_PER_HOUR.powf(seconds / 3600.0);
+        Ok(consumed_seconds.iter().map(|consumed| consumed * factor).collect())
     }
 }
 
@@ -73,7 +106,7 @@ impl Policy for FirstInFirstOut {
 /// out, unless it named nothing usable at all, which counts as an error.
 pub fn order_candidates(
     policy: &dyn Policy,
-    node: &NodeId,
+    node: &AskingNode,
     projects: &[ProjectLoad],
     candidates: &[Candidate],
 ) -> (Vec<JobId>, Option<PolicyError>) {
@@ -105,12 +138,22 @@ mod tests {
 
     struct Says(Result<Vec<i64>, &'static str>);
     impl Policy for Says {
-        fn rank(&self, _: &NodeId, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+        fn rank(&self, _: &AskingNode, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
             match &self.0 {
                 Ok(ids) => Ok(ids.iter().map(|id| JobId(*id)).collect()),
                 Err(reason) => Err(PolicyError { reason: (*reason).to_owned() }),
             }
         }
+        fn charge(&self, charges: &[(ProjectLoad, f64)]) -> Result<Vec<f64>, PolicyError> {
+            FirstInFirstOut.charge(charges)
+        }
+        fn decay(&self, consumed_seconds: &[f64], seconds: f64) -> Result<Vec<f64>, PolicyError> {
+            FirstInFirstOut.decay(consumed_seconds, seconds)
+        }
+    }
+
+    fn asking() -> AskingNode {
+        AskingNode { node: NodeId("n".into()), slots: 4, speed_factor: 1.0 }
     }
 
     fn order(policy: &dyn Policy, jobs: &[(i64, i32)]) -> (Vec<i64>, bool) {
@@ -122,9 +165,11 @@ mod tests {
                 class: ClassId(1),
                 priority: *priority,
                 queued_at: Timestamp::UNIX_EPOCH,
+                retries: 0,
+                path_length: 1,
             })
             .collect();
-        let (order, error) = order_candidates(policy, &NodeId("n".into()), &[], &candidates);
+        let (order, error) = order_candidates(policy, &asking(), &[], &candidates);
         (order.into_iter().map(|job| job.0).collect(), error.is_some())
     }
 
@@ -144,5 +189,13 @@ mod tests {
         }
         assert_eq!(order(&Says(Ok(vec![99])), &[(2, 0), (1, 0)]), (vec![1, 2], true));
         assert_eq!(order(&FirstInFirstOut, &jobs), (vec![3, 1, 2, 4], false));
+    }
+
+    #[test]
+    fn consumption_adds_up_and_fades_by_the_hour() {
+        let load = ProjectLoad { project: ProjectId(1), shares: 100, consumed_seconds: 10.0, running: 1 };
+        assert_eq!(FirstInFirstOut.charge(&[(load, 5.0)]), Ok(vec![15.0]));
+        let faded = FirstInFirstOut.decay(&[100.0, 0.0], 7200.0).expect("never fails");
+        assert!((faded[0] - 90.25).abs() < 1e-9 && faded[1] == 0.0, "{faded:?}");
     }
 }

@@ -1,0 +1,38 @@
+//! What operators see of a plugin. Start at [`PluginStatus`].
+
+use serde::{Deserialize, Serialize};
+
+/// What a plugin is for: the world it implements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PluginKind {
+    /// A place where repositories live.
+    Forge,
+    /// Tells people.
+    Reporter,
+    /// Orders the queue.
+    Scheduler,
+}
+
+/// How a plugin is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    /// Name of the instance, from the configuration.
+    pub name: String,
+    /// What it is for; `None` when it could never be loaded.
+    pub kind: Option<PluginKind>,
+    /// Name and version of the program.
+    pub program: String,
+    /// SHA-256 of the component in lower-case hex.
+    pub sha256: String,
+    /// Calls that were made since this node started.
+    pub calls: u64,
+    /// Calls that failed by the plugin's own fault: traps, limits, nonsense.
+    pub failures: u64,
+    /// It failed too often and is not called until this many seconds have passed.
+    pub broken_for_s: Option<u64>,
+    /// The newest failure, or why it could not be loaded.
+    pub last_error: Option<String>,
+    /// Exported interfaces, in the order of the contract.
+    pub exports: Vec<String>,
+}
