@@ -381,6 +381,37 @@ pub enum Permission {
     Admin,
 }
 
+/// Whose pull requests a project evaluates without being asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullRequestTrust {
+    /// Those of people who may push; others wait for an approval.
+    #[default]
+    Collaborators,
+    /// Everybody's.
+    All,
+    /// Nobody's: each head waits for an approval.
+    None,
+}
+
+impl PullRequestTrust {
+    /// As the database and users spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Collaborators => "collaborators",
+            Self::All => "all",
+            Self::None => "none",
+        }
+    }
+}
+
+impl std::str::FromStr for PullRequestTrust {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Collaborators, Self::All, Self::None].into_iter().find(|trust| trust.as_str() == text).ok_or(())
+    }
+}
+
 /// User and password for git over https.
 #[derive(Debug, Clone)]
 pub struct CloneCredential {
