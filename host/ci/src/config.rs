@@ -5,6 +5,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod load;
+pub(crate) mod plugins;
 pub(crate) mod value;
 
 use std::net::SocketAddr;
@@ -30,7 +31,10 @@ pub(crate) struct Config {
     pub(crate) evaluator: Evaluator,
     pub(crate) eval: Eval,
     pub(crate) intervals: Intervals,
+    pub(crate) statuses: Statuses,
     pub(crate) log: Log,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) plugins: Vec<plugins::Plugin>,
 }
 
 /// Who this node is and what it does.
@@ -43,6 +47,7 @@ pub(crate) struct Node {
     pub(crate) endpoint: Option<Url>,
     pub(crate) public_url: Option<Url>,
     pub(crate) state_dir: PathBuf,
+    pub(crate) plugins_dir: Option<PathBuf>,
 }
 
 /// Where PostgreSQL is.
@@ -155,6 +160,19 @@ pub(crate) struct Intervals {
     pub(crate) node_dead_after: Span,
     pub(crate) chores: Span,
     pub(crate) unsupported_after: Span,
+    pub(crate) charging: Span,
+    pub(crate) discovery: Span,
+    pub(crate) forge_loops: Span,
+    pub(crate) reports: Span,
+    pub(crate) plugin_reload: Span,
+}
+
+/// How commits' statuses are named and how many there are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Statuses {
+    pub(crate) prefix: String,
+    pub(crate) failed_attributes_max: u32,
 }
 
 /// What is logged.
@@ -184,6 +202,7 @@ impl Default for Node {
             endpoint: None,
             public_url: None,
             state_dir: PathBuf::from("/var/lib/harmonia-ci"),
+            plugins_dir: None,
         }
     }
 }
@@ -270,7 +289,18 @@ impl Default for Intervals {
             node_dead_after: Span::seconds(120),
             chores: Span::seconds(30),
             unsupported_after: Span::seconds(30 * 60),
+            charging: Span::seconds(5),
+            discovery: Span::seconds(15 * 60),
+            forge_loops: Span::seconds(5),
+            reports: Span::seconds(5),
+            plugin_reload: Span::seconds(2),
         }
+    }
+}
+
+impl Default for Statuses {
+    fn default() -> Self {
+        Self { prefix: "harmonia-ci".to_owned(), failed_attributes_max: 25 }
     }
 }
 

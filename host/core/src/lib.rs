@@ -9,6 +9,7 @@ pub mod api;
 pub mod clock;
 mod error_chain;
 pub mod forge;
+pub mod frontend_api;
 pub mod ids;
 pub mod limits;
 pub mod plugin;

@@ -87,6 +87,25 @@ pub struct ClaimedEvaluation {
     pub dirty: bool,
     /// How many evaluators vanished while they held it.
     pub lost_count: u32,
+    /// `branch` is a tag.
+    pub is_tag: bool,
+    /// The repository is a forge's: there may be a credential for it.
+    pub has_forge: bool,
+    /// Of a pull request; `commit` is its head.
+    pub pull_request: Option<ClaimedPullRequest>,
+}
+
+/// Onto what the head of a pull request is to be merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedPullRequest {
+    /// Number.
+    pub number: u64,
+    /// Where the base repository has the head.
+    pub head_ref: Option<String>,
+    /// Branch to merge into.
+    pub base_branch: String,
+    /// Its commit.
+    pub base_commit: Option<String>,
 }
 
 /// What the evaluator learned by fetching.
@@ -185,7 +204,8 @@ impl Db {
             .run("read a claimed evaluation", || {
                 sqlx::query!(
                     r#"SELECT e.attempt, e.project_id, p.name, e.source_kind, e.bundle_id, e.flake_url, e.commit_sha,
-                           e.branch, e.attrs_requested, e.dirty, e.lost_count
+                           e.branch, e.attrs_requested, e.dirty, e.lost_count, e.is_tag, e.pr_number, e.pr_head_ref,
+                           e.pr_base_branch, e.pr_base_sha, p.repository_id
                        FROM evaluations e JOIN projects p ON p.id = e.project_id WHERE e.id = $1"#,
                     id
                 )
@@ -208,6 +228,14 @@ impl Db {
             attrs: row.attrs_requested,
             dirty: row.dirty,
             lost_count: row.lost_count as u32,
+            is_tag: row.is_tag,
+            has_forge: row.repository_id.is_some(),
+            pull_request: row.pr_number.zip(row.pr_base_branch).map(|(number, base_branch)| ClaimedPullRequest {
+                number: number as u64,
+                head_ref: row.pr_head_ref,
+                base_branch,
+                base_commit: row.pr_base_sha,
+            }),
         }))
     }
 
@@ -252,6 +280,43 @@ impl Db {
         })
         .await
         .map(|_| ())
+    }
+
+    /// Records which commits a pull request's evaluation merged, and into which.
+    pub async fn set_evaluation_merge(
+        &self,
+        eval: EvalId,
+        token: &ClaimToken,
+        head: &str,
+        base: &str,
+        merge: &str,
+    ) -> Result<(), DbError> {
+        self.run("record a merge", || {
+            sqlx::query!("SELECT set_evaluation_merge($1, $2, $3, $4, $5)", eval.0, hash(token), head, base, merge)
+                .execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Remembers which branches the default branch's own file wants built. `false`: nothing changed, or the evaluation is
+    /// not of the default branch.
+    pub async fn set_tree_branches(
+        &self,
+        eval: EvalId,
+        token: &ClaimToken,
+        patterns: &[String],
+    ) -> Result<bool, DbError> {
+        self.run("remember the branches of the tree", || {
+            sqlx::query_scalar!(
+                r#"SELECT set_tree_branches($1, $2, $3) AS "changed!""#,
+                eval.0,
+                hash(token),
+                patterns
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
     }
 
     /// `false`: cancelled, superseded or reaped; stop the engine.

@@ -25,7 +25,7 @@ pub mod views;
 pub use connection::{Db, DbOptions};
 pub use error::DbError;
 pub use evaluations::{
-    AttrResult, BatchOutcome, ClaimedEvaluation, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
+    AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
     GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind, Walk,
 };
 pub use harmonia_core::retry::RetryPolicy;

@@ -138,6 +138,21 @@ impl Db {
         Ok(rows.into_iter().map(|row| SignerNode { id: NodeId(row.id), endpoint: row.endpoint }).collect())
     }
 
+    /// Base URLs of live frontends, the freshest first.
+    pub async fn live_frontends(&self, silent_after: Duration) -> Result<Vec<String>, DbError> {
+        self.run("list frontends", || {
+            sqlx::query_scalar!(
+                r#"SELECT endpoint AS "endpoint!" FROM nodes
+                   WHERE 'frontend' = ANY (capabilities) AND endpoint IS NOT NULL AND NOT stopped
+                       AND last_seen > now() - $1::interval
+                   ORDER BY last_seen DESC, id"#,
+                interval(silent_after)
+            )
+            .fetch_all(&self.pool)
+        })
+        .await
+    }
+
     /// Every node that has not said goodbye, by name.
     pub async fn nodes(&self, silent_after: Duration) -> Result<Vec<api::Node>, DbError> {
         let rows = self

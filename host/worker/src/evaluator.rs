@@ -5,6 +5,7 @@
 //! `insert.rs` makes batches of them, with `graph.rs` walking the derivations below, and `upload.rs` bringing their files
 //! and sources to the cache before the jobs that need them can be claimed.
 
+mod credential;
 mod engine;
 mod evaluation;
 mod graph;

@@ -46,6 +46,9 @@ fn explain(config: &Config, file: Option<&Path>, environment: &BTreeMap<String, 
             None => drop(writeln!(text, "# {name} is not set: {meaning}")),
         }
     }
+    for plugin in &config.plugins {
+        let _ = write!(text, "\n[[plugins]]\n{}", toml::to_string(plugin).map_err(broken)?);
+    }
     Ok(redact(&text))
 }
 

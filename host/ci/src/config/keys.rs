@@ -8,6 +8,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("node.endpoint", "URL under which other nodes reach this one; default: http://<listen>"),
     ("node.public_url", "URL under which people and forges reach the pages; default: the endpoint"),
     ("node.state_dir", "folder for this node's own files (spools, git mirrors)"),
+    (
+        "node.plugins_dir",
+        "folder with the plugins that come with the program; default: looked for beside the program",
+    ),
     ("database.url", "PostgreSQL URL; put one with a password into a file and use url_file"),
     ("database.url_file", "file that holds the PostgreSQL URL"),
     ("database.max_connections", "most connections this node opens"),
@@ -50,14 +54,35 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("intervals.node_dead_after", "silent for so long, a node counts as dead and its work is given to others"),
     ("intervals.chores", "how often the chores run (reaper, invariant sweep, …)"),
     ("intervals.unsupported_after", "a job whose class nobody offered for so long fails as unsupported"),
+    ("intervals.charging", "how often running builds are charged to their projects"),
+    ("intervals.discovery", "how often a forge is asked for all its repositories"),
+    ("intervals.forge_loops", "how often deliveries, polls and hooks are looked for, besides being told"),
+    ("intervals.reports", "statuses of one evaluation are sent at most this often"),
+    ("intervals.plugin_reload", "how often the files of plugins are looked at for a change"),
+    ("statuses.prefix", "what the names of commit statuses begin with; branch protection may require them"),
+    ("statuses.failed_attributes_max", "most failed attributes of an evaluation that get a status of their own"),
     ("log.level", "tracing filter: error, warn, info, debug, or per module"),
     ("log.format", "pretty or json"),
+];
+
+/// Keys of each `[[plugins]]`, and what they mean.
+pub(crate) const PLUGIN_KEYS: &[(&str, &str)] = &[
+    ("plugins.name", "name of the instance; of a forge also its name in POST /webhook/<name>"),
+    ("plugins.path", "the component (.wasm)"),
+    ("plugins.sha256", "another file than the one with this SHA-256 is refused"),
+    ("plugins.allow_hosts", "hosts it may call over https (or http://host:port)"),
+    ("plugins.settings", "strings it may read"),
+    ("plugins.secrets", "files of secrets it may use, but not read; { file, hosts } binds one to hosts"),
+    ("plugins.limits", "memory, cpu, time, output, http_requests, http_body, http_time of one call"),
+    ("plugins.wasi", "none, empty (interfaces with nothing behind them) or scratch (and a folder of its own)"),
+    ("plugins.auto_enable", "topics and names of repositories that are enabled when they are discovered"),
 ];
 
 /// The known key nearest to `unknown` (by edit distance), when it is near enough to be what was meant.
 pub(crate) fn nearest(unknown: &str) -> Option<&'static str> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
     KEYS.iter()
+        .chain(PLUGIN_KEYS)
         .map(|(key, _)| {
             let whole = distance(unknown, key);
             let key_only =
@@ -115,6 +140,13 @@ mod tests {
         }
         // …and every key that is read and has a default is in the table.
         let defaults = toml::Table::try_from(Config::default()).expect("defaults serialize");
+        let plugin = "name = \"a\"\npath = \"b\"\n";
+        for (key, meaning) in PLUGIN_KEYS {
+            let name = key.strip_prefix("plugins.").expect("of plugins");
+            let text = format!("[[plugins]]\n{}{name} = 7\n", plugin.replace(&format!("{name} = "), "#"));
+            let error = toml::from_str::<Config>(&text).expect_err("a number is no value of any key").to_string();
+            assert!(!meaning.is_empty() && !error.contains("unknown field `"), "{key} is not read: {error}");
+        }
         for (section, values) in &defaults {
             for name in values.as_table().expect("sections are tables").keys() {
                 let key = format!("{section}.{name}");

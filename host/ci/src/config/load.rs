@@ -62,6 +62,17 @@ impl Config {
 
 fn refuse_unknown(table: &toml::Table, origin: &str) -> Result<(), ConfigError> {
     for (section, value) in table {
+        if section == "plugins"
+            && let Some(plugins) = value.as_array()
+        {
+            for name in plugins.iter().filter_map(toml::Value::as_table).flat_map(toml::Table::keys) {
+                let key = format!("plugins.{name}");
+                if !keys::PLUGIN_KEYS.iter().any(|(known, _)| *known == key) {
+                    return Err(ConfigError::UnknownKey { key, origin: origin.to_owned() });
+                }
+            }
+            continue;
+        }
         let Some(values) = value.as_table() else {
             return Err(ConfigError::UnknownKey { key: section.clone(), origin: origin.to_owned() });
         };
@@ -156,6 +167,7 @@ mod tests {
             ("[build]\ntime_out = 3\n", vec![], "unknown key 'build.time_out' in FILE; did you mean 'build.timeout'?"),
             ("[biuld]\ntimeout = 3\n", vec![], "unknown key 'biuld.timeout' in FILE; did you mean 'build.timeout'?"),
             ("build = 3\n", vec![], "unknown key 'build' in FILE"),
+            ("[[plugins]]\nname = \"a\"\npaht = \"b\"\n", vec![], "did you mean 'plugins.path'?"),
             ("[build\n", vec![], "FILE is not valid TOML"),
             ("[build]\ntimeout = \"soon\"\n", vec![], "'soon' is not a duration"),
             ("[node]\ncapabilities = [\"bilder\"]\n", vec![], "bilder"),

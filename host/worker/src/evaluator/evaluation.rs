@@ -12,9 +12,10 @@ use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
 use tokio::sync::mpsc;
 
 use super::Settings;
+use super::credential::{CredentialError, clone_credential};
 use super::engine::{Engine, EngineError, Enumeration};
 use super::insert::{InsertError, Inserter};
-use super::source::{self, AddTreeError, GitError, Origin, ReadConfigError};
+use super::source::{self, AddTreeError, Checkout, GitError, MergeWanted, Origin, ReadConfigError, Wanted};
 use super::upload::UploadError;
 use crate::signer_client::SignerError;
 use crate::store_daemon::{ConnectError, Connection};
@@ -40,6 +41,14 @@ pub(super) enum EvaluateError {
     /// The commit cannot be had.
     #[error("could not get the commit")]
     Git(#[from] GitError),
+    /// A stranger's code on a machine without walls.
+    #[error(
+        "pull requests are only evaluated in a sandbox, and this machine denies one; the evaluator's log says which wall is missing"
+    )]
+    NoSandbox,
+    /// A private repository, and nobody gives the credential.
+    #[error("could not get a credential for the repository")]
+    Credential(#[source] CredentialError),
     /// The project's file.
     #[error("the project's configuration cannot be used")]
     Config(#[from] ReadConfigError),
@@ -86,7 +95,14 @@ impl EvaluateError {
             | Self::Insert(InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim))) => {
                 Fate::Drop
             }
-            Self::Database(error) | Self::Insert(InsertError::Database(error)) if error.is_transient() => Fate::Release,
+            Self::Credential(CredentialError::Lost) => Fate::Drop,
+            Self::Database(error)
+            | Self::Insert(InsertError::Database(error))
+            | Self::Credential(CredentialError::Database(error))
+                if error.is_transient() =>
+            {
+                Fate::Release
+            }
             _ => Fate::Fail,
         }
     }
@@ -111,23 +127,21 @@ pub(super) async fn evaluate(
 ) -> Result<(), EvaluateError> {
     let (options, eval) = (&settings.options, claimed.id);
     let db = &options.db;
+    if claimed.pull_request.is_some() && settings.confinement.helper.is_none() {
+        return Err(EvaluateError::NoSandbox);
+    }
     let (origin, _bundle) = origin(settings, claimed).await?;
-    let git = settings.git_sources();
-    let checkout = source::checkout(&git, &origin, claimed.commit.as_deref(), &claimed.branch).await?;
-    db.set_evaluation_commit(
-        eval,
-        token,
-        &CommitFacts {
-            commit: checkout.commit.clone(),
-            tree_hash: Some(checkout.tree_hash.clone()),
-            title: Some(checkout.title.clone()).filter(|title| !title.is_empty()),
-            author: Some(checkout.author.clone()).filter(|author| !author.is_empty()),
-        },
-    )
-    .await?;
-    let ParsedConfig { config, warnings } = source::read_config(checkout.dir.path())?;
+    let checkout = fetch(settings, claimed, token, &origin).await?;
+    let mut parsed = source::read_config(checkout.dir.path())?;
+    if let Some(merged) = &checkout.merged {
+        source::bind_to_base(&mut parsed, merged.base_config.as_ref());
+    }
+    let ParsedConfig { config, warnings } = parsed;
     if !warnings.is_empty() {
         db.add_warnings(eval, token, &warnings).await?;
+    }
+    if claimed.has_forge && db.set_tree_branches(eval, token, &config.branches).await? {
+        tracing::info!(project = %claimed.project_name, branches = ?config.branches, "The tree names other branches to build");
     }
     let timeout = config.eval_timeout.map_or(options.timeout, |asked| asked.min(options.timeout));
     let work = async {
@@ -158,6 +172,48 @@ pub(super) async fn evaluate(
         run.run(config.systems.clone(), connection).await
     };
     tokio::time::timeout(timeout, work).await.map_err(|_| EvaluateError::Timeout(timeout))?
+}
+
+/// The commit's files; of a pull request its head merged onto its base. What was fetched is recorded.
+async fn fetch(
+    settings: &Settings,
+    claimed: &ClaimedEvaluation,
+    token: &ClaimToken,
+    origin: &Origin,
+) -> Result<Checkout, EvaluateError> {
+    let (options, eval) = (&settings.options, claimed.id);
+    let db = &options.db;
+    let credential = if claimed.has_forge {
+        let asked = clone_credential(&options.http, db, eval, token, options.silent_after).await;
+        asked.map_err(EvaluateError::Credential)?
+    } else {
+        None
+    };
+    let merge = claimed.pull_request.as_ref().map(|pull| MergeWanted {
+        head_ref: pull.head_ref.as_deref(),
+        base_branch: &pull.base_branch,
+        base_commit: pull.base_commit.as_deref(),
+    });
+    let wanted = Wanted {
+        commit: claimed.commit.as_deref(),
+        branch: &claimed.branch,
+        is_tag: claimed.is_tag,
+        merge,
+        credential: credential.as_ref(),
+    };
+    let checkout = source::checkout(&settings.git_sources(), origin, &wanted).await?;
+    let pushed = checkout.merged.as_ref().map_or(&checkout.commit, |merged| &merged.head);
+    let facts = CommitFacts {
+        commit: pushed.clone(),
+        tree_hash: Some(checkout.tree_hash.clone()),
+        title: Some(checkout.title.clone()).filter(|title| !title.is_empty()),
+        author: Some(checkout.author.clone()).filter(|author| !author.is_empty()),
+    };
+    db.set_evaluation_commit(eval, token, &facts).await?;
+    if let Some(merged) = &checkout.merged {
+        db.set_evaluation_merge(eval, token, &merged.head, &merged.base, &checkout.commit).await?;
+    }
+    Ok(checkout)
 }
 
 struct Run<'a> {

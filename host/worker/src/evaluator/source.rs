@@ -13,8 +13,8 @@ use harmonia_nix::{ContentAddressMethod, HashAlgorithm, StorePath};
 
 use crate::store_daemon::Connection;
 
-pub(crate) use config::{ReadConfigError, read_config};
-pub(crate) use git::{GitError, GitSources, MirrorLocks, Origin, checkout};
+pub(crate) use config::{ReadConfigError, bind_to_base, read_config};
+pub(crate) use git::{Checkout, GitError, GitSources, MergeWanted, MirrorLocks, Origin, Wanted, checkout};
 pub(crate) use pin::{PinnedFlake, pin};
 
 /// A source tree in the node's store.

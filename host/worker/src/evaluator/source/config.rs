@@ -35,6 +35,24 @@ pub(crate) fn read_config(checkout: &Path) -> Result<ParsedConfig, ReadConfigErr
     Ok(ParsedConfig::default())
 }
 
+/// What a pull request's own file may not decide comes from its base: whether evaluating builds, how long it may take, how
+/// long results are kept. A base without a (readable) file gives the defaults.
+pub(crate) fn bind_to_base(config: &mut ParsedConfig, base: Option<&(Dialect, Vec<u8>)>) {
+    let base = base.and_then(|(dialect, bytes)| parse(*dialect, bytes).ok()).unwrap_or_default().config;
+    let ours = &mut config.config;
+    let changed = [
+        ("allow-ifd", ours.allow_ifd != base.allow_ifd),
+        ("eval-timeout", ours.eval_timeout != base.eval_timeout),
+        ("retention", ours.retention != base.retention),
+    ];
+    for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
+        config.warnings.push(format!("'{key}' of a pull request's own file has no effect: the base branch's holds"));
+    }
+    ours.allow_ifd = base.allow_ifd;
+    ours.eval_timeout = base.eval_timeout;
+    ours.retention = base.retention;
+}
+
 fn read(checkout: &Path, name: &str) -> std::io::Result<Option<Vec<u8>>> {
     let dir = Dir::open_ambient_dir(checkout, ambient_authority())?;
     match dir.symlink_metadata(name) {

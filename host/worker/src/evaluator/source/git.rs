@@ -3,6 +3,9 @@
 //! URL, branch, commit and the repository itself are hostile: git gets an empty environment, no configuration, no hooks,
 //! only the transports we allow, and never a value where it could be taken for an option.
 
+mod credential;
+mod merge;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,6 +13,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use harmonia_core::forge::CloneCredential;
+use harmonia_core::project_config::Dialect;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -55,11 +60,51 @@ pub(crate) enum Origin {
     Url(String),
 }
 
+/// Which commit is wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted<'a> {
+    /// Full hash; `None`: the head of `branch`.
+    pub(crate) commit: Option<&'a str>,
+    /// Branch or tag.
+    pub(crate) branch: &'a str,
+    /// `branch` is a tag.
+    pub(crate) is_tag: bool,
+    /// The commit is a pull request's head, to be merged onto its base.
+    pub(crate) merge: Option<MergeWanted<'a>>,
+    /// For fetching over http.
+    pub(crate) credential: Option<&'a CloneCredential>,
+}
+
+/// Onto what a pull request's head is merged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MergeWanted<'a> {
+    /// Where the base repository has the head, should it not hand out commits by their hash.
+    pub(crate) head_ref: Option<&'a str>,
+    /// Branch to merge into.
+    pub(crate) base_branch: &'a str,
+    /// Its commit; when it is gone (the base was rewritten), the branch's head is taken.
+    pub(crate) base_commit: Option<&'a str>,
+}
+
+/// What was merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Merged {
+    /// The pull request's head.
+    pub(crate) head: String,
+    /// The commit it was merged onto.
+    pub(crate) base: String,
+    /// `.harmonia-ci.toml` (or its like) of the base, with the dialect.
+    pub(crate) base_config: Option<(Dialect, Vec<u8>)>,
+}
+
 /// The files of one commit, and what is known of it. Dropping it deletes them.
 #[derive(Debug)]
 pub(crate) struct Checkout {
     pub(crate) dir: TempDir,
+    /// What is checked out; of a pull request the merge.
     pub(crate) commit: String,
+    /// Of a pull request.
+    pub(crate) merged: Option<Merged>,
     pub(crate) tree_hash: String,
     /// First line of its message.
     pub(crate) title: String,
@@ -97,19 +142,30 @@ pub(crate) enum GitError {
     /// The repository does not have the commit.
     #[error("the repository has no commit {commit} (branch {branch})")]
     NoCommit { commit: String, branch: String },
+    /// A pull request that its author has to rebase or merge.
+    #[error("the pull request cannot be merged into {base_branch}: {}", describe_conflicts(conflicts))]
+    Unmergeable { base_branch: String, conflicts: Vec<String> },
 }
 
-/// Fetches one commit (the head of `branch` when none is named) and checks it out with its submodules.
+fn describe_conflicts(conflicts: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match conflicts {
+        [] => "its history has nothing in common with the branch".to_owned(),
+        files if files.len() > SHOWN => {
+            format!("conflicts in {} and {} more files", files[..SHOWN].join(", "), files.len() - SHOWN)
+        }
+        files => format!("conflicts in {}", files.join(", ")),
+    }
+}
+
+/// Fetches one commit (the head of the branch when none is named), merges it where that is wanted, and checks it out with
+/// its submodules.
 pub(crate) async fn checkout(
     sources: &GitSources,
     origin: &Origin,
-    commit: Option<&str>,
-    branch: &str,
+    wanted: &Wanted<'_>,
 ) -> Result<Checkout, GitError> {
-    if let Some(commit) = commit {
-        check_commit(commit)?;
-    }
-    check_branch(branch)?;
+    check_wanted(wanted)?;
     let dir = temporary(&sources.scratch_dir, "checkout-")?;
     // A bundle comes once; a URL is fetched again and again.
     let (repository, kept) = match origin {
@@ -122,31 +178,58 @@ pub(crate) async fn checkout(
             (sources.mirrors_dir.join(mirror_name(url)), None)
         }
     };
-    let git = Git { program: &sources.git, repository: &repository, allow_file: sources.allow_file_urls };
+    let authorization = match (origin, wanted.credential) {
+        (Origin::Url(url), Some(credential)) => credential::authorization(url, credential),
+        _ => None,
+    };
+    let git = Git {
+        program: &sources.git,
+        repository: &repository,
+        allow_file: sources.allow_file_urls,
+        authorization: authorization.as_ref(),
+    };
     let guard = sources.locks.lock(&repository).await;
     git.make_bare().await?;
-    let commit = match origin {
-        Origin::Bundle(bundle) => git.fetch_bundle(bundle, commit, branch).await?,
-        Origin::Url(url) => match git.fetch_url(url, commit, branch).await {
+    let (commit, merged) = match origin {
+        Origin::Bundle(bundle) => (git.fetch_bundle(bundle, wanted.commit, wanted.branch).await?, None),
+        Origin::Url(url) => match git.fetch_wanted(url, wanted).await {
             // A fetch that was killed left a lock behind, and nobody else is here: a new mirror.
             Err(GitError::Failed { message, .. }) if message.contains(".lock") => {
                 let failed = |cause| GitError::Directory { path: repository.clone(), cause };
                 std::fs::remove_dir_all(&repository).map_err(failed)?;
                 git.make_bare().await?;
-                git.fetch_url(url, commit, branch).await?
+                git.fetch_wanted(url, wanted).await?
             }
             other => other?,
         },
     };
     drop(guard);
-    let facts =
-        git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", &commit]).await?;
+    // People look for the commit that was pushed, not for our merge of it.
+    let described = merged.as_ref().map_or(&commit, |merged| &merged.head);
+    let facts = git
+        .run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", described])
+        .await?;
     let mut facts = facts.lines().map(str::to_owned);
     let mut next = || facts.next().unwrap_or_default();
-    let (tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());
+    let (mut tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());
+    if merged.is_some() {
+        let tree = format!("{commit}^{{tree}}");
+        tree_hash = git.run("rev-parse", ["rev-parse", "--verify", "--end-of-options", &tree]).await?.trim().to_owned();
+    }
     git.check_out(dir.path(), &commit, origin).await?;
     drop(kept);
-    Ok(Checkout { dir, commit, tree_hash, title, author, committed_at_s })
+    Ok(Checkout { dir, commit, merged, tree_hash, title, author, committed_at_s })
+}
+
+fn check_wanted(wanted: &Wanted<'_>) -> Result<(), GitError> {
+    wanted.commit.map_or(Ok(()), check_commit)?;
+    check_branch(wanted.branch)?;
+    if let Some(merge) = &wanted.merge {
+        check_branch(merge.base_branch)?;
+        merge.base_commit.map_or(Ok(()), check_commit)?;
+        merge.head_ref.map_or(Ok(()), check_branch)?;
+    }
+    Ok(())
 }
 
 struct Git<'a> {
@@ -154,9 +237,21 @@ struct Git<'a> {
     /// The bare repository.
     repository: &'a Path,
     allow_file: bool,
+    authorization: Option<&'a credential::Authorization>,
 }
 
 impl Git<'_> {
+    /// What is wanted, merged where that is wanted.
+    async fn fetch_wanted(&self, url: &str, wanted: &Wanted<'_>) -> Result<(String, Option<Merged>), GitError> {
+        let Some(merge) = &wanted.merge else {
+            let place = if wanted.is_tag { "refs/tags" } else { "refs/heads" };
+            let from = format!("{place}/{}", wanted.branch);
+            return Ok((self.fetch_url(url, wanted.commit, &from, wanted.branch).await?, None));
+        };
+        let (commit, merged) = self.fetch_and_merge(url, wanted, merge).await?;
+        Ok((commit, Some(merged)))
+    }
+
     async fn make_bare(&self) -> Result<(), GitError> {
         if !self.repository.join("HEAD").exists() {
             make_directory(self.repository)?;
@@ -184,7 +279,8 @@ impl Git<'_> {
         self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
     }
 
-    async fn fetch_url(&self, url: &str, commit: Option<&str>, branch: &str) -> Result<String, GitError> {
+    /// A commit by its hash, or else out of the ref `from`.
+    async fn fetch_url(&self, url: &str, commit: Option<&str>, from: &str, branch: &str) -> Result<String, GitError> {
         if let Some(commit) = commit
             && self.resolve(commit, commit, branch).await.is_ok()
         {
@@ -199,10 +295,10 @@ impl Git<'_> {
                 return self.resolve(commit, commit, branch).await;
             }
         }
-        let head = format!("+refs/heads/{branch}:refs/heads/{branch}");
+        let head = format!("+{from}:{from}");
         let arguments: Vec<&str> = fetch.iter().copied().chain([url, &head]).collect();
         self.run("fetch", arguments).await?;
-        let wanted = commit.map_or_else(|| format!("refs/heads/{branch}"), str::to_owned);
+        let wanted = commit.map_or_else(|| from.to_owned(), str::to_owned);
         self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
     }
 
@@ -261,7 +357,37 @@ impl Git<'_> {
         self.run_with(command, arguments, true).await
     }
 
+    /// With an identity and a date that are the same for everybody, so that the commit is.
+    async fn run_as_ci<I, S>(&self, command: &'static str, arguments: I, date: &str) -> Result<String, GitError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        const IDENTITY: [(&str, &str); 4] = [
+            ("GIT_AUTHOR_NAME", "Harmonia CI"),
+            ("GIT_AUTHOR_EMAIL", "harmonia-ci@localhost"),
+            ("GIT_COMMITTER_NAME", "Harmonia CI"),
+            ("GIT_COMMITTER_EMAIL", "harmonia-ci@localhost"),
+        ];
+        let dates = [("GIT_AUTHOR_DATE", date), ("GIT_COMMITTER_DATE", date)];
+        self.run_in(command, arguments, false, &[&IDENTITY[..], &dates].concat()).await
+    }
+
     async fn run_with<I, S>(&self, name: &'static str, arguments: I, allow_file: bool) -> Result<String, GitError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.run_in(name, arguments, allow_file, &[]).await
+    }
+
+    async fn run_in<I, S>(
+        &self,
+        name: &'static str,
+        arguments: I,
+        allow_file: bool,
+        environment: &[(&str, &str)],
+    ) -> Result<String, GitError>
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -281,7 +407,13 @@ impl Git<'_> {
             .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
             .env("GIT_ALLOW_PROTOCOL", protocols)
             .env("GIT_CEILING_DIRECTORIES", self.repository.parent().unwrap_or(self.repository))
-            .env("GIT_LFS_SKIP_SMUDGE", "1");
+            .env("GIT_LFS_SKIP_SMUDGE", "1")
+            .envs(environment.iter().copied());
+        if name == "fetch"
+            && let Some(authorization) = self.authorization
+        {
+            authorization.apply(&mut command);
+        }
         for setting in [
             "core.hooksPath=/dev/null",
             "core.fsmonitor=false",
@@ -308,6 +440,9 @@ impl Git<'_> {
         let (stdout, stderr, status) = ended.await.map_err(|_| GitError::Timeout { command: name })?;
         match status {
             Ok(status) if status.success() => Ok(stdout),
+            Ok(status) if name == merge::COMMAND && status.code() == Some(merge::CONFLICTS) => {
+                Err(GitError::Failed { command: name, message: stdout })
+            }
             _ => {
                 let message: String = stderr.trim().chars().take(4_000).collect();
                 Err(GitError::Failed { command: name, message })

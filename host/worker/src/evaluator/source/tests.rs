@@ -67,6 +67,10 @@ impl Repositories {
     }
 }
 
+fn wanted<'a>(commit: Option<&'a str>, branch: &'a str) -> Wanted<'a> {
+    Wanted { commit, branch, ..Wanted::default() }
+}
+
 fn write(dir: &Path, name: &str, text: &str) {
     std::fs::write(dir.join(name), text).expect("file");
 }
@@ -82,7 +86,7 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     let second = world.commit("repo", "second");
 
     let sources = world.sources(true);
-    let old = checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("checks out");
+    let old = checkout(&sources, &world.url("repo"), &wanted(Some(&first), "main")).await.expect("checks out");
     assert_eq!(std::fs::read_to_string(old.dir.path().join("a")).expect("file"), "first");
     assert!(!old.dir.path().join(".git").exists());
     assert_eq!(
@@ -91,7 +95,7 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     );
     assert_eq!(old.tree_hash, world.git("repo", &["rev-parse", &format!("{first}^{{tree}}")]));
 
-    let head = checkout(&sources, &world.url("repo"), None, "main").await.expect("checks out");
+    let head = checkout(&sources, &world.url("repo"), &wanted(None, "main")).await.expect("checks out");
     assert_eq!(head.commit, second);
     assert_eq!(std::fs::read_link(head.dir.path().join("link")).expect("symlink"), Path::new("a"));
 
@@ -104,12 +108,12 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     for lock in [format!("refs/commits/{third}.lock"), "refs/heads/main.lock".to_owned()] {
         write(&mirror, &lock, "");
     }
-    checkout(&sources, &world.url("repo"), Some(&third), "main").await.expect("after a new start");
-    checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("old ones, too");
+    checkout(&sources, &world.url("repo"), &wanted(Some(&third), "main")).await.expect("after a new start");
+    checkout(&sources, &world.url("repo"), &wanted(Some(&first), "main")).await.expect("old ones, too");
 
     std::fs::remove_dir_all(&dir).expect("removes");
-    checkout(&sources, &world.url("repo"), Some(&first), "main").await.expect("from the mirror");
-    let error = checkout(&sources, &world.url("repo"), None, "main").await.expect_err("gone");
+    checkout(&sources, &world.url("repo"), &wanted(Some(&first), "main")).await.expect("from the mirror");
+    let error = checkout(&sources, &world.url("repo"), &wanted(None, "main")).await.expect_err("gone");
     assert!(matches!(error, GitError::Failed { command: "fetch", .. }), "{error}");
 }
 
@@ -122,13 +126,13 @@ async fn a_commit_comes_from_a_bundle() {
     let bundle = world.dir.path().join("x.bundle");
     world.git("repo", &["bundle", "create", "--quiet", bundle.to_str().expect("text"), "HEAD"]);
     let origin = Origin::Bundle(bundle.clone());
-    let checked_out = checkout(&world.sources(false), &origin, Some(&commit), "main").await.expect("checks out");
+    let checked_out = checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect("checks out");
     assert_eq!(std::fs::read_to_string(checked_out.dir.path().join("a")).expect("file"), "bundled");
     let other = "0".repeat(40);
-    let error = checkout(&world.sources(false), &origin, Some(&other), "main").await.expect_err("not there");
+    let error = checkout(&world.sources(false), &origin, &wanted(Some(&other), "main")).await.expect_err("not there");
     assert!(matches!(error, GitError::NoCommit { .. }), "{error}");
     std::fs::write(&bundle, "not a bundle").expect("file");
-    let error = checkout(&world.sources(false), &origin, Some(&commit), "main").await.expect_err("broken");
+    let error = checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect_err("broken");
     assert!(matches!(error, GitError::Failed { .. }), "{error}");
 }
 
@@ -142,7 +146,7 @@ async fn submodules_are_fetched_but_never_from_this_machine() {
     let url = format!("file://{}", inner.display());
     world.git("outer", &["submodule", "--quiet", "add", &url, "stolen"]);
     let commit = world.commit("outer", "outer");
-    let error = checkout(&world.sources(true), &world.url("outer"), Some(&commit), "main").await.expect_err("refused");
+    let error = checkout(&world.sources(true), &world.url("outer"), &wanted(Some(&commit), "main")).await.expect_err("refused");
     let message = error.to_string();
     assert!(matches!(error, GitError::Failed { command: "submodule update", .. }), "{message}");
     assert!(message.contains("transport 'file' not allowed"), "{message}");
@@ -154,17 +158,17 @@ async fn hostile_names_never_reach_git() {
     let sources = world.sources(false);
     let good = Origin::Url("https://127.0.0.1:1/x".to_owned());
     for branch in ["--upload-pack=touch /tmp/x", "", "a..b", "a b", "-x", "x.lock", "a\nb", "@{-1}", "a:b"] {
-        let error = checkout(&sources, &good, None, branch).await.expect_err(branch);
+        let error = checkout(&sources, &good, &wanted(None, branch)).await.expect_err(branch);
         assert!(matches!(error, GitError::Value { .. }), "{branch}: {error}");
     }
     for commit in ["HEAD", "--all", "abc", &"g".repeat(40), &"A".repeat(40)] {
-        let error = checkout(&sources, &good, Some(commit), "main").await.expect_err(commit);
+        let error = checkout(&sources, &good, &wanted(Some(commit), "main")).await.expect_err(commit);
         assert!(matches!(error, GitError::Value { .. }), "{commit}: {error}");
     }
     for url in
         ["ext::sh -c touch% /tmp/x", "file:///etc", "/etc", "--upload-pack=x", "ssh://-oProxyCommand=x/y", "fd::3"]
     {
-        let error = checkout(&sources, &Origin::Url(url.to_owned()), None, "main").await.expect_err(url);
+        let error = checkout(&sources, &Origin::Url(url.to_owned()), &wanted(None, "main")).await.expect_err(url);
         assert!(matches!(error, GitError::Value { .. }), "{url}: {error}");
     }
 }
@@ -186,4 +190,91 @@ fn a_configuration_that_leads_out_of_the_repository_is_refused() {
     assert_eq!(read_config(dir.path()).expect("a symlink within").config.attrs, [["x"]]);
     write(dir.path(), "ours", "attrs = 1\n");
     assert!(read_config(dir.path()).expect_err("malformed").to_string().starts_with(".harmonia-ci.toml:1:9"));
+}
+
+fn pull<'a>(head: &'a str, base: &'a str) -> Wanted<'a> {
+    let merge = MergeWanted { head_ref: Some("refs/pull/7/head"), base_branch: "main", base_commit: Some(base) };
+    Wanted { commit: Some(head), branch: "pull/7", merge: Some(merge), ..Wanted::default() }
+}
+
+/// `main` and a topic that left it one commit ago; returns base and head.
+fn fork(world: &Repositories, ours: (&str, &str), theirs: (&str, &str)) -> (String, String) {
+    let dir = world.create("repo");
+    write(&dir, "a", "first\n");
+    write(&dir, ".harmonia-ci.toml", "allow-ifd = false\n");
+    world.commit("repo", "first");
+    world.git("repo", &["checkout", "--quiet", "-b", "topic"]);
+    write(&dir, theirs.0, theirs.1);
+    let head = world.commit("repo", "a topic");
+    world.git("repo", &["update-ref", "refs/pull/7/head", &head]);
+    world.git("repo", &["checkout", "--quiet", "main"]);
+    write(&dir, ours.0, ours.1);
+    (world.commit("repo", "second"), head)
+}
+
+#[tokio::test]
+async fn a_pull_request_is_its_head_merged_onto_the_base_the_same_way_every_time() {
+    let world = Repositories::new();
+    let (base, head) = fork(&world, ("ours", "x"), ("theirs", "y"));
+    // A later push moves the forge's ref: what was asked for is merged all the same.
+    world.git("repo", &["checkout", "--quiet", "topic"]);
+    write(&world.dir.path().join("repo"), "later", "not approved");
+    let later = world.commit("repo", "later");
+    world.git("repo", &["update-ref", "refs/pull/7/head", &later]);
+    let sources = world.sources(true);
+    let first = checkout(&sources, &world.url("repo"), &pull(&head, &base)).await.expect("merges");
+    for (file, there) in [("ours", true), ("theirs", true), ("a", true), ("later", false)] {
+        assert_eq!(first.dir.path().join(file).exists(), there, "{file}");
+    }
+    let merged = first.merged.clone().expect("merged");
+    assert_eq!((merged.head.as_str(), merged.base.as_str()), (head.as_str(), base.as_str()));
+    assert_eq!((first.title.as_str(), first.author.as_str()), ("a topic", "A. Uthor"));
+    assert!(first.commit != head && first.commit != base);
+    let again = checkout(&sources, &world.url("repo"), &pull(&head, &base)).await.expect("merges");
+    assert_eq!((&again.commit, &again.tree_hash), (&first.commit, &first.tree_hash));
+    // The base was rewritten: its branch's head stands in.
+    let gone = "1".repeat(40);
+    let rebased = checkout(&sources, &world.url("repo"), &pull(&head, &gone)).await.expect("merges");
+    assert_eq!(rebased.merged.expect("merged").base, base);
+}
+
+#[tokio::test]
+async fn a_pull_request_with_conflicts_names_them() {
+    let world = Repositories::new();
+    let (base, head) = fork(&world, ("a", "ours\n"), ("a", "theirs\n"));
+    let error = checkout(&world.sources(true), &world.url("repo"), &pull(&head, &base)).await.expect_err("conflict");
+    assert_eq!(error.to_string(), "the pull request cannot be merged into main: conflicts in a");
+
+    let world = Repositories::new();
+    let (base, _) = fork(&world, ("a", "x"), ("b", "y"));
+    world.git("repo", &["checkout", "--quiet", "--orphan", "alone"]);
+    let alone = world.commit("repo", "alone");
+    let error = checkout(&world.sources(true), &world.url("repo"), &pull(&alone, &base)).await.expect_err("unrelated");
+    assert!(error.to_string().contains("nothing in common"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_stranger_may_not_decide_comes_from_the_base() {
+    let world = Repositories::new();
+    let (base, head) = fork(&world, ("ours", "x"), (".harmonia-ci.toml", "allow-ifd = true\neval-timeout = \"5h\"\nattrs = [\"packages\"]\n"));
+    let out = checkout(&world.sources(true), &world.url("repo"), &pull(&head, &base)).await.expect("merges");
+    let mut config = read_config(out.dir.path()).expect("reads");
+    assert!(config.config.allow_ifd, "the merged file is the stranger's");
+    bind_to_base(&mut config, out.merged.expect("merged").base_config.as_ref());
+    assert!(!config.config.allow_ifd && config.config.eval_timeout.is_none());
+    assert_eq!(config.config.attrs, [["packages"]]);
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+}
+
+#[tokio::test]
+async fn a_tag_is_found_among_the_tags() {
+    let world = Repositories::new();
+    let dir = world.create("repo");
+    write(&dir, "a", "one");
+    let tagged = world.commit("repo", "one");
+    world.git("repo", &["tag", "v1"]);
+    write(&dir, "a", "two");
+    world.commit("repo", "two");
+    let wanted = Wanted { branch: "v1", is_tag: true, ..Wanted::default() };
+    assert_eq!(checkout(&world.sources(true), &world.url("repo"), &wanted).await.expect("found").commit, tagged);
 }

@@ -1,0 +1,68 @@
+//! A password for git, which only the git process that fetches ever sees: it travels in that process's environment as a
+//! configuration value, bound to one server. Not in arguments, files, logs, or the environment of anything else.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use harmonia_core::forge::CloneCredential;
+use harmonia_core::SecretText;
+use tokio::process::Command;
+use url::Url;
+
+/// A header that git sends to one server.
+#[derive(Debug)]
+pub(super) struct Authorization {
+    /// `http.https://host/.extraHeader`.
+    key: String,
+    header: SecretText,
+}
+
+/// The credential as a header for the server of `url`; `None` when the credential is not for that server.
+pub(super) fn authorization(url: &str, credential: &CloneCredential) -> Option<Authorization> {
+    let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "https" | "http"))?;
+    let host = url.host_str()?;
+    let server = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    if !credential.hosts.iter().any(|allowed| *allowed == server || *allowed == host) {
+        return None;
+    }
+    let pair = format!("{}:{}", credential.user, credential.password.expose());
+    let header = SecretText::new(format!("Authorization: Basic {}", STANDARD.encode(pair)));
+    Some(Authorization { key: format!("http.{}://{server}/.extraHeader", url.scheme()), header })
+}
+
+impl Authorization {
+    pub(super) fn apply(&self, command: &mut Command) {
+        command
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", &self.key)
+            .env("GIT_CONFIG_VALUE_0", self.header.expose());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credential(hosts: &[&str]) -> CloneCredential {
+        CloneCredential {
+            user: "x".to_owned(),
+            password: SecretText::new("hunter2".to_owned()),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_password_goes_to_its_own_server_only() {
+        for (url, hosts, key) in [
+            ("https://git.example.org/a/b.git", vec!["git.example.org"], Some("http.https://git.example.org/.extraHeader")),
+            ("http://127.0.0.1:3000/a", vec!["127.0.0.1:3000"], Some("http.http://127.0.0.1:3000/.extraHeader")),
+            ("https://git.example.org.evil.org/a", vec!["git.example.org"], None),
+            ("ssh://git.example.org/a", vec!["git.example.org"], None),
+            ("https://other.org/a", vec!["git.example.org"], None),
+            ("https://git.example.org/a", vec![], None),
+        ] {
+            let made = authorization(url, &credential(&hosts));
+            assert_eq!(made.as_ref().map(|made| made.key.as_str()), key, "{url}");
+            assert!(!format!("{made:?}").contains("aHVudGVyMg"), "{made:?}");
+        }
+    }
+}
