@@ -6,11 +6,13 @@
 //! Never here: I/O of any kind, tokio, sqlx, axum, wasmtime. Time and randomness are arguments.
 
 pub mod api;
+pub mod branches;
 pub mod clock;
 mod error_chain;
 pub mod forge;
 pub mod frontend_api;
 pub mod ids;
+pub mod intake;
 pub mod limits;
 pub mod plugin;
 pub mod policy;
@@ -22,6 +24,7 @@ mod secret;
 pub mod signer_api;
 pub mod state;
 pub mod token;
+pub mod trust;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use error_chain::chain;

@@ -1,0 +1,237 @@
+use super::*;
+use crate::branches::MERGE_BRANCHES;
+use crate::forge::RepositoryRef;
+use crate::trust::{NOT_ENABLED, WAITS_AS_DRAFT, WAITS_FOR_APPROVAL};
+
+const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+fn repository() -> RepositoryRef {
+    RepositoryRef { id: "1".to_owned(), full_name: "o/r".to_owned() }
+}
+
+fn rules() -> ProjectRules {
+    ProjectRules {
+        branches: BranchRules {
+            default_branch: "main".to_owned(),
+            patterns: vec!["release/*".to_owned()],
+            merge_branches: MERGE_BRANCHES.iter().map(|p| (*p).to_owned()).collect(),
+        },
+        build_tags: false,
+        build_drafts: false,
+        pr_enabled: true,
+        pr_trust: PullRequestTrust::Collaborators,
+    }
+}
+
+fn pushed(reference: Reference, commit: &str, deleted: bool) -> Push {
+    Push {
+        repository: repository(),
+        reference,
+        commit: commit.to_owned(),
+        deleted,
+        author: "pusher".to_owned(),
+        message: "Fix it\n\nAt last.".to_owned(),
+    }
+}
+
+fn branch(name: &str, commit: &str, deleted: bool) -> Push {
+    pushed(Reference::Branch(name.to_owned()), commit, deleted)
+}
+
+fn at(commit: &str) -> Head {
+    Head::At(BranchHead { commit: commit.to_owned(), author: "author".to_owned(), message: "\nNow\n".to_owned() })
+}
+
+fn open_pull_request() -> PullRequest {
+    PullRequest {
+        number: 7,
+        title: "Add a thing".to_owned(),
+        author: "stranger".to_owned(),
+        is_open: true,
+        is_draft: false,
+        labels: Vec::new(),
+        head_commit: A.to_owned(),
+        head_branch: "thing".to_owned(),
+        head_repository: None,
+        base_branch: "main".to_owned(),
+        base_commit: B.to_owned(),
+        head_ref: "refs/pull/7/head".to_owned(),
+    }
+}
+
+/// What a decision comes to, in a word.
+fn word(decision: &Decision) -> String {
+    match &decision.action {
+        None => "nothing".to_owned(),
+        Some(Action::Evaluate(wanted)) => {
+            let alone = if wanted.supersede { "" } else { " beside others" };
+            format!("evaluate {} {}{alone}", wanted.branch, &wanted.commit[..1])
+        }
+        Some(Action::CloseBranch { branch, is_tag }) => format!("close {branch}{}", if *is_tag { " tag" } else { "" }),
+        Some(Action::ClosePullRequest) => "close pull request".to_owned(),
+    }
+}
+
+#[test]
+fn which_pushes_evaluate() {
+    let tag = |name: &str, deleted| pushed(Reference::Tag(name.to_owned()), A, deleted);
+    let with_tags = ProjectRules { build_tags: true, ..rules() };
+    let cases = [
+        (branch("main", A, false), rules(), PushInterest::Branch(BranchClass::Default)),
+        (branch("release/1", A, false), rules(), PushInterest::Branch(BranchClass::Pattern)),
+        (branch("gh-readonly-queue/main/pr-1", A, false), rules(), PushInterest::Branch(BranchClass::MergeQueue)),
+        (branch("main", A, true), rules(), PushInterest::Branch(BranchClass::Default)),
+        (branch("topic", A, true), rules(), PushInterest::Leftovers),
+        (tag("v1", false), with_tags, PushInterest::Tag),
+        (tag("v1", true), rules(), PushInterest::Tag),
+    ];
+    for (push, rules, interest) in cases {
+        assert_eq!(push_interest(&push, &rules), interest, "{push:?}");
+    }
+    for (push, why) in [(branch("topic", A, false), "neither the default branch"), (tag("v1", false), "no")] {
+        let interest = push_interest(&push, &rules());
+        let PushInterest::Nothing(reason) = &interest else { panic!("{interest:?}") };
+        assert!(reason.contains(why), "the reason is visible: {reason}");
+    }
+}
+
+#[test]
+fn a_late_delivery_never_cancels_what_is_newer() {
+    use BranchClass::{Default, MergeQueue, Pattern};
+    let cases = [
+        // class, deleted, the branch now, what comes of a push of A
+        (Default, false, at(A), "evaluate x A"),
+        (Default, false, at(B), "evaluate x B"),
+        (Default, false, Head::Unknown, "evaluate x A"),
+        (Default, false, Head::Gone, "close x"),
+        (Default, true, Head::Gone, "close x"),
+        (Default, true, at(B), "nothing"),
+        (Default, true, Head::Unknown, "close x"),
+        (Pattern, false, at(B), "evaluate x B"),
+        // Unique merge states are evaluated each for itself.
+        (MergeQueue, false, at(A), "evaluate x A beside others"),
+        (MergeQueue, false, at(B), "evaluate x A beside others"),
+        (MergeQueue, false, Head::Gone, "close x"),
+        (MergeQueue, true, Head::Gone, "close x"),
+    ];
+    for (class, deleted, head, expected) in cases {
+        let decision = push(&branch("x", A, deleted), "x", class, &head);
+        assert_eq!(word(&decision), expected.replace('A', "a").replace('B', "b"), "{class:?} {deleted} {head:?}");
+        assert!(!decision.reason.is_empty());
+    }
+}
+
+#[test]
+fn the_commit_that_is_evaluated_is_described() {
+    let evaluated = |head: &Head| match push(&branch("main", A, false), "main", BranchClass::Default, head).action {
+        Some(Action::Evaluate(wanted)) => (wanted.title, wanted.author),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(evaluated(&at(A)), (Some("Fix it".to_owned()), Some("pusher".to_owned())));
+    assert_eq!(evaluated(&at(B)), (Some("Now".to_owned()), Some("author".to_owned())));
+    assert_eq!(title(&"x".repeat(1_000)).map(|t| t.len()), Some(TITLE_CHARS_MAX));
+    assert_eq!((title(""), title("\n\n"), some("")), (None, None, None));
+}
+
+#[test]
+fn tags_evaluate_and_go() {
+    let tag = |deleted| super::tag(&pushed(Reference::Tag("v1".to_owned()), A, deleted), "v1");
+    assert_eq!(word(&tag(false)), "evaluate v1 a");
+    assert_eq!(word(&tag(true)), "close v1 tag");
+}
+
+#[test]
+fn merge_groups_evaluate_their_head_as_a_branch() {
+    let cases = [
+        (false, at(A), "evaluate queue/1 a beside others"),
+        (false, at(B), "evaluate queue/1 a beside others"),
+        (false, Head::Unknown, "evaluate queue/1 a beside others"),
+        (false, Head::Gone, "close queue/1"),
+        (true, at(A), "close queue/1"),
+    ];
+    for (destroyed, head, expected) in cases {
+        let group = MergeGroup {
+            repository: repository(),
+            branch: "queue/1".to_owned(),
+            commit: A.to_owned(),
+            base_branch: "main".to_owned(),
+            base_commit: B.to_owned(),
+            destroyed,
+        };
+        assert_eq!(word(&merge_group(&group, &head)), expected, "{destroyed} {head:?}");
+    }
+}
+
+#[test]
+fn a_pull_request_that_is_not_evaluated_says_why() {
+    let draft = PullRequest { is_draft: true, ..open_pull_request() };
+    let closed = PullRequest { is_open: false, ..open_pull_request() };
+    let off = ProjectRules { pr_enabled: false, ..rules() };
+    let write = Some(Permission::Write);
+    let cases = [
+        (open_pull_request(), rules(), write, false, "evaluate pull/7 a", None),
+        (open_pull_request(), rules(), Some(Permission::Read), false, "nothing", Some(WAITS_FOR_APPROVAL)),
+        (open_pull_request(), rules(), None, true, "evaluate pull/7 a", None),
+        (draft.clone(), rules(), write, true, "nothing", Some(WAITS_AS_DRAFT)),
+        (draft, ProjectRules { build_drafts: true, ..rules() }, write, false, "evaluate pull/7 a", None),
+        (open_pull_request(), off.clone(), write, false, "nothing", Some(NOT_ENABLED)),
+        (closed.clone(), rules(), write, false, "close pull request", None),
+        // What is closed is closed whatever the project builds now.
+        (closed, off, None, false, "close pull request", None),
+    ];
+    for (now, rules, permission, approved, expected, waiting) in cases {
+        let decision = pull_request(&now, &rules, permission, approved);
+        assert_eq!((word(&decision).as_str(), decision.waiting), (expected, waiting), "{now:?} {permission:?}");
+    }
+}
+
+#[test]
+fn the_permission_is_asked_only_when_something_depends_on_it() {
+    let cases = [
+        (PullRequestTrust::Collaborators, false, false, true),
+        (PullRequestTrust::Collaborators, true, false, false),
+        (PullRequestTrust::Collaborators, false, true, false),
+        (PullRequestTrust::All, false, false, false),
+        (PullRequestTrust::None, false, false, false),
+    ];
+    for (pr_trust, approved, is_draft, asked) in cases {
+        let now = PullRequest { is_draft, ..open_pull_request() };
+        let rules = ProjectRules { pr_trust, ..rules() };
+        assert_eq!(needs_permission(&now, &rules, approved), asked, "{pr_trust:?} {approved} {is_draft}");
+    }
+}
+
+#[test]
+fn head_and_base_of_a_pull_request_are_recorded() {
+    let wanted = wanted_of(&open_pull_request());
+    assert_eq!((wanted.branch.as_str(), wanted.commit.as_str(), wanted.supersede), ("pull/7", A, true));
+    let commits = wanted.pull_request.expect("of a pull request");
+    assert_eq!((commits.number, commits.head.as_str(), commits.base_commit.as_str()), (7, A, B));
+    assert_eq!((commits.head_ref.as_str(), commits.base_branch.as_str()), ("refs/pull/7/head", "main"));
+}
+
+#[test]
+fn rerunning_does_again_what_failed_for_those_who_may_push() {
+    use EvalStatus::{Cancelled, Failed, Queued, Running, Skipped, Succeeded};
+    let write = Some(Permission::Write);
+    let not_ended = Rerun::Nothing("it has not ended yet");
+    let cases = [
+        (None, write, Failed, Rerun::Evaluate),
+        (None, write, Cancelled, Rerun::Evaluate),
+        (None, write, Succeeded, Rerun::Rebuild),
+        (Some("harmonia-ci/nix-eval"), write, Succeeded, Rerun::Evaluate),
+        (Some("buildbot/nix-eval"), write, Skipped, Rerun::Evaluate),
+        (Some("harmonia-ci/nix-build"), write, Succeeded, Rerun::Rebuild),
+        (Some("harmonia-ci/nix-build"), write, Failed, Rerun::Evaluate),
+        (Some("harmonia-ci/checks.x86_64-linux.a"), write, Skipped, Rerun::Rebuild),
+        (None, write, Queued, not_ended),
+        (Some("harmonia-ci/nix-eval"), write, Running, not_ended),
+    ];
+    for (context, permission, status, expected) in cases {
+        assert_eq!(rerun(context, permission, status), expected, "{context:?} {status:?}");
+    }
+    for permission in [None, Some(Permission::None), Some(Permission::Read)] {
+        assert!(matches!(rerun(None, permission, Failed), Rerun::Nothing(_)), "{permission:?}");
+    }
+}
