@@ -3,3 +3,5 @@
 //! Start reading at `registry`.
 //!
 //! Only here: wasmtime. Never here: PostgreSQL, object store, axum, Nix.
+
+pub mod capabilities;

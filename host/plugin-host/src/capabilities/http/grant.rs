@@ -1,0 +1,338 @@
+//! Which hosts a plugin may call, and which a secret may go to. Start at [`HostGrant`].
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use url::{Host, Url};
+
+use super::address::{AddressClass, AddressPolicy};
+
+/// `http` or `https`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::capabilities) enum Scheme {
+    /// Plain.
+    Http,
+    /// With TLS.
+    Https,
+}
+
+impl Scheme {
+    const fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Where a request goes: the part of a URL that grants are about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::capabilities) struct Target {
+    pub(in crate::capabilities) scheme: Scheme,
+    pub(in crate::capabilities) host: Host<String>,
+    pub(in crate::capabilities) port: u16,
+}
+
+impl Target {
+    /// The target of a URL; the text says what is wrong with it.
+    pub(in crate::capabilities) fn of(url: &Url) -> Result<Self, &'static str> {
+        let scheme = match url.scheme() {
+            "https" => Scheme::Https,
+            "http" => Scheme::Http,
+            _ => return Err("its scheme is neither https nor http"),
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("it has a user or a password: use `auth` instead");
+        }
+        let host = url.host().ok_or("it has no host")?.to_owned();
+        if url.port() == Some(0) {
+            return Err("its port is 0");
+        }
+        Ok(Self { scheme, host, port: url.port().unwrap_or(scheme.default_port()) })
+    }
+
+    /// What an operator writes into `allow_hosts` to grant it.
+    pub(in crate::capabilities) fn as_grant(&self) -> String {
+        let Self { scheme, host, port } = self;
+        match (scheme, *port == scheme.default_port()) {
+            (Scheme::Https, true) => host.to_string(),
+            (Scheme::Https, false) => format!("{host}:{port}"),
+            (Scheme::Http, true) => format!("http://{host}"),
+            (Scheme::Http, false) => format!("http://{host}:{port}"),
+        }
+    }
+
+    /// `host:port`: what a forge counts requests by.
+    pub(in crate::capabilities) fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// A host, or all below a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum HostPattern {
+    Exactly(Host<String>),
+    /// Without `*.`; the domain itself is not meant.
+    Below(String),
+}
+
+impl HostPattern {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let Some(domain) = text.strip_prefix("*.") else {
+            if text.contains('*') {
+                return Err("`*` may only stand at the beginning, as `*.example.org`");
+            }
+            return Host::parse(text).map(Self::Exactly).map_err(|_| "it is no host name and no address");
+        };
+        match Host::parse(domain) {
+            Ok(Host::Domain(domain)) if domain.contains('.') && !domain.contains('*') => Ok(Self::Below(domain)),
+            Ok(_) => Err("what follows `*.` must be a domain of at least two labels"),
+            Err(_) => Err("what follows `*.` is no host name"),
+        }
+    }
+
+    fn matches(&self, host: &Host<String>) -> bool {
+        match (self, host) {
+            (Self::Exactly(own), host) => own == host,
+            (Self::Below(domain), Host::Domain(name)) => is_below(name, domain),
+            (Self::Below(_), _) => false,
+        }
+    }
+
+    /// Whether all that `other` matches is matched.
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Exactly(host)) => self.matches(host),
+            (Self::Below(own), Self::Below(domain)) => own == domain || is_below(domain, own),
+            (Self::Exactly(_), Self::Below(_)) => false,
+        }
+    }
+}
+
+fn is_below(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(host) => host.fmt(f),
+            Self::Below(domain) => write!(f, "*.{domain}"),
+        }
+    }
+}
+
+/// `[scheme://]host[:port]`.
+struct Parts {
+    scheme: Option<Scheme>,
+    host: HostPattern,
+    port: Option<u16>,
+}
+
+impl Parts {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("https", rest)) => (Some(Scheme::Https), rest),
+            Some(("http", rest)) => (Some(Scheme::Http), rest),
+            Some(_) => return Err("its scheme is neither https nor http"),
+            None => (None, text),
+        };
+        if rest.contains(['/', '@', '?', '#', '\\', '%']) || rest.contains(|c: char| c.is_whitespace()) {
+            return Err("only scheme, host and port can be granted, not users or paths");
+        }
+        let after_brackets = rest.rfind(']').map_or(0, |at| at + 1);
+        let (host, port) = match rest[after_brackets..].rsplit_once(':') {
+            Some((_, port)) => {
+                let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+                let number = port.parse::<u16>().ok().filter(|number| *number > 0 && is_number);
+                let number = number.ok_or("its port is no number from 1 to 65535")?;
+                (&rest[..rest.len() - port.len() - 1], Some(number))
+            }
+            None => (rest, None),
+        };
+        if host.contains(':') && !host.starts_with('[') {
+            return Err("an IPv6 address stands in brackets: `[::1]`");
+        }
+        Ok(Self { scheme, host: HostPattern::parse(host)?, port })
+    }
+}
+
+/// A host that a plugin may call, as in `allow_hosts`:
+///
+/// | text | grants |
+/// |---|---|
+/// | `forge.example` | `https`, port 443, at public addresses only |
+/// | `forge.example:8443` | another port |
+/// | `http://forge.example:3000` | plain `http`; `https` is then not granted |
+/// | `*.example.org` | all names below, not the domain itself |
+/// | `10.1.2.3`, `http://127.0.0.1:3000`, `[::1]:8443` | this very address, private or not |
+/// | `http://localhost:3000` | this machine |
+/// | `private:forge.corp.example` | the name may resolve to addresses of this machine and of private networks (never to link-local ones, where clouds keep credentials) |
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostGrant {
+    scheme: Scheme,
+    host: HostPattern,
+    port: u16,
+    is_private: bool,
+}
+
+/// An entry of `allow_hosts` that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no host that can be granted: {reason}")]
+pub struct HostGrantError {
+    text: String,
+    reason: &'static str,
+}
+
+const PRIVATE: &str = "private:";
+
+impl FromStr for HostGrant {
+    type Err = HostGrantError;
+
+    fn from_str(text: &str) -> Result<Self, HostGrantError> {
+        let refused = |reason| HostGrantError { text: text.chars().take(200).collect(), reason };
+        let (is_private, rest) = text.strip_prefix(PRIVATE).map_or((false, text), |rest| (true, rest));
+        let Parts { scheme, host, port } = Parts::parse(rest).map_err(refused)?;
+        let scheme = scheme.unwrap_or(Scheme::Https);
+        let grant = Self { scheme, host, port: port.unwrap_or(scheme.default_port()), is_private };
+        if let Some(address) = grant.address()
+            && matches!(
+                AddressClass::of(address),
+                AddressClass::Unspecified | AddressClass::Multicast | AddressClass::Broadcast
+            )
+        {
+            return Err(refused("it is the address of no host"));
+        }
+        Ok(grant)
+    }
+}
+
+impl TryFrom<String> for HostGrant {
+    type Error = HostGrantError;
+    fn try_from(text: String) -> Result<Self, HostGrantError> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for HostGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_private { PRIVATE } else { "" })?;
+        if self.scheme == Scheme::Http {
+            f.write_str("http://")?;
+        }
+        self.host.fmt(f)?;
+        if self.port == self.scheme.default_port() { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
+}
+
+impl HostGrant {
+    pub(in crate::capabilities) fn matches(&self, target: &Target) -> bool {
+        self.scheme == target.scheme && self.port == target.port && self.host.matches(&target.host)
+    }
+
+    /// What it grants, where that is one host.
+    pub(in crate::capabilities) fn target(&self) -> Option<Target> {
+        match &self.host {
+            HostPattern::Exactly(host) => Some(Target { scheme: self.scheme, host: host.clone(), port: self.port }),
+            HostPattern::Below(_) => None,
+        }
+    }
+
+    /// The address, where the grant is one.
+    fn address(&self) -> Option<IpAddr> {
+        match &self.host {
+            HostPattern::Exactly(Host::Ipv4(address)) => Some(IpAddr::V4(*address)),
+            HostPattern::Exactly(Host::Ipv6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        }
+    }
+
+    /// Which addresses the granted name may have.
+    pub(in crate::capabilities) fn address_policy(&self) -> AddressPolicy {
+        match &self.host {
+            _ if self.is_private => AddressPolicy::Private,
+            HostPattern::Exactly(Host::Domain(name)) if name == "localhost" => AddressPolicy::ThisMachine,
+            _ => AddressPolicy::Public,
+        }
+    }
+}
+
+/// Of several grants for one target the one that allows most addresses.
+pub(in crate::capabilities) fn find<'a>(grants: &'a [HostGrant], target: &Target) -> Option<&'a HostGrant> {
+    grants.iter().filter(|grant| grant.matches(target)).max_by_key(|grant| grant.address_policy())
+}
+
+/// A host that a secret is bound to; without scheme or port any granted one of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::capabilities) struct BoundHost {
+    scheme: Option<Scheme>,
+    host: HostPattern,
+    port: Option<u16>,
+}
+
+impl FromStr for BoundHost {
+    type Err = HostGrantError;
+
+    fn from_str(text: &str) -> Result<Self, HostGrantError> {
+        // The marker is about addresses, so it says nothing here; it is taken so that an entry can be copied.
+        let rest = text.strip_prefix(PRIVATE).unwrap_or(text);
+        let Parts { scheme, host, port } = Parts::parse(rest)
+            .map_err(|reason| HostGrantError { text: text.chars().take(200).collect(), reason })?;
+        Ok(Self { scheme, host, port })
+    }
+}
+
+impl BoundHost {
+    fn matches(&self, target: &Target) -> bool {
+        self.scheme.is_none_or(|scheme| scheme == target.scheme)
+            && self.port.is_none_or(|port| port == target.port)
+            && self.host.matches(&target.host)
+    }
+
+    /// Whether the grant allows something at this host.
+    pub(in crate::capabilities) fn is_within(&self, grant: &HostGrant) -> bool {
+        self.scheme.is_none_or(|scheme| scheme == grant.scheme)
+            && self.port.is_none_or(|port| port == grant.port)
+            && grant.host.covers(&self.host)
+    }
+}
+
+/// Where a secret may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::capabilities) enum Binding {
+    /// Wherever the plugin may go.
+    Granted,
+    /// To one of these.
+    Hosts(Vec<BoundHost>),
+    /// Back to where it came from.
+    Target(Target),
+}
+
+impl Binding {
+    pub(in crate::capabilities) fn allows(&self, target: &Target) -> bool {
+        match self {
+            Self::Granted => true,
+            Self::Hosts(hosts) => hosts.iter().any(|host| host.matches(target)),
+            Self::Target(own) => own == target,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", self.scheme.as_str(), self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests;
