@@ -15,12 +15,25 @@
 //! | `GET /api/v1/builds/find?q=` | – | [`Build`]: a number, a `.drv` path, or an attribute's name (newest) |
 //! | `GET /api/v1/builds/{id}/log?attempt=` | – | text of that attempt's log |
 //! | `GET /api/v1/projects` | – | `[`[`Project`]`]` |
+//! | `GET /api/v1/project-settings?project=&after=&limit=` | – | `[`[`ProjectSettings`]`]`, by name |
+//! | `POST /api/v1/projects` | [`AddProject`] | [`ProjectAdded`] |
+//! | `PATCH /api/v1/projects/{name}` | [`ProjectChanges`] | [`ProjectSettings`] |
+//! | `GET /api/v1/repositories?search=&forge=&after=&limit=` | – | `[`[`RepositoryInfo`]`]`, by forge and name |
+//! | `GET /api/v1/deliveries?forge=&dead=&before=&limit=` | – | `[`[`DeliveryInfo`]`]`, newest first |
+//! | `POST /api/v1/deliveries/{id}/replay` | – | [`Changed`] |
 //! | `GET /api/v1/queue?limit=` | – | [`Queue`] |
 //! | `GET /api/v1/status` | – | [`ServerStatus`] |
 //! | `GET /api/v1/nodes` | – | `[`[`Node`]`]` |
 //!
 //! Calls that change something, and all of them when the server says so, need `Authorization: Bearer <API token>`.
 //! Every answer other than 2xx carries [`ApiError`].
+
+mod projects;
+
+pub use projects::{
+    AddProject, ClonePassword, CredentialRequest, DeliveryInfo, HookInfo, ProjectAdded, ProjectChanges,
+    ProjectSettings, RepositoryInfo,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -7,6 +7,7 @@
 //! Only here: sqlx. Never here: axum, wasmtime, S3, decisions that need no database (those are in core).
 
 mod connection;
+mod deliveries;
 mod error;
 mod evaluations;
 mod limits;
@@ -15,7 +16,9 @@ mod maintenance;
 mod migrate;
 mod nodes;
 mod paths;
+mod projects;
 mod queue;
+mod repositories;
 mod statistics;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -23,6 +26,7 @@ mod tokens;
 pub mod views;
 
 pub use connection::{Db, DbOptions};
+pub use deliveries::{ClaimedDelivery, DeliveryRowId, NewDelivery, Recorded};
 pub use error::DbError;
 pub use evaluations::{
     AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
@@ -37,5 +41,7 @@ pub use paths::{
     AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
     UnfinishedPublication,
 };
+pub use projects::{ForgeProject, HookTarget, PollSource, PollTarget};
 pub use queue::{ClaimedJob, FailOutcome, JobLimits, LogTail, QueueHeads};
+pub use repositories::{PageSaved, RepositoryFilter, RepositoryId, Sync};
 pub use statistics::AttemptStatistics;

@@ -24,12 +24,24 @@ pub enum Channel {
     Claims,
     /// A builder found an input in no cache; payload: the path. For signers.
     MissingPaths,
+    /// A delivery of a forge was recorded; payload: its row's id.
+    Deliveries,
+    /// A project was enabled, disabled or changed, or a sync was asked for.
+    Projects,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Self; 6] =
-        [Self::Evaluations, Self::BuildJobs, Self::BuildLog, Self::Nodes, Self::Claims, Self::MissingPaths];
+    pub const ALL: [Self; 8] = [
+        Self::Evaluations,
+        Self::BuildJobs,
+        Self::BuildLog,
+        Self::Nodes,
+        Self::Claims,
+        Self::MissingPaths,
+        Self::Deliveries,
+        Self::Projects,
+    ];
 
     /// The name in PostgreSQL.
     pub const fn as_str(self) -> &'static str {
@@ -40,6 +52,8 @@ impl Channel {
             Self::Nodes => "nodes",
             Self::Claims => "claims",
             Self::MissingPaths => "missing_paths",
+            Self::Deliveries => "deliveries",
+            Self::Projects => "projects",
         }
     }
 }

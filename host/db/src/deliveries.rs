@@ -1,0 +1,383 @@
+//! Deliveries of forges: recorded once while the forge waits ([`Db::record_delivery`]), worked off later under a lease
+//! ([`Db::claim_deliveries`]), kept for the list of recent ones. The table is its own queue. The statement that records
+//! is in `migrations/0018_repositories.sql`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use harmonia_core::api::DeliveryInfo;
+use harmonia_core::forge::{Delivery, Event, PullRequestEvent, RepositoryRef};
+use harmonia_core::{NodeId, Timestamp};
+use serde_json::Value;
+
+use crate::connection::{Db, interval};
+use crate::error::DbError;
+use crate::queue::text;
+
+/// Most names of repositories kept for the list of recent deliveries.
+const NAMES_MAX: usize = 20;
+/// Longest text kept of an outcome or an error, in characters.
+const OUTCOME_CHARS_MAX: usize = 2_000;
+/// Most deliveries in one list.
+const LIST_MAX: u32 = 200;
+
+/// A row of `webhook_deliveries`. Ids grow in the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryRowId(pub i64);
+
+/// A delivery to be recorded.
+#[derive(Debug, Clone, Copy)]
+pub struct NewDelivery<'a> {
+    /// The forge's configured name.
+    pub forge: &'a str,
+    /// What it says, verified.
+    pub delivery: &'a Delivery,
+    /// How long it took to verify, in milliseconds.
+    pub duration_ms: u32,
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// Queued.
+    New(DeliveryRowId),
+    /// It was recorded before; nothing changed.
+    Duplicate,
+    /// It concerns no enabled project, and says nothing of repositories or permissions. A row is kept for the list.
+    Nothing,
+}
+
+/// A delivery that this node works off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedDelivery {
+    /// Its row; its place in the order of arrival.
+    pub id: DeliveryRowId,
+    /// The forge's configured name.
+    pub forge: String,
+    /// What it says.
+    pub delivery: Delivery,
+    /// Tries, this one included.
+    pub attempts: u32,
+    /// When it arrived.
+    pub received_at: Timestamp,
+    /// Who claimed it, and until when: the right to say how it ended.
+    lease: (NodeId, Timestamp),
+}
+
+impl Db {
+    /// Records a delivery, in one transaction: its row, the heads of pull requests it tells of in the order of arrival,
+    /// and what it makes us forget of permissions. Notifies `deliveries`.
+    pub async fn record_delivery(&self, new: &NewDelivery<'_>) -> Result<Recorded, DbError> {
+        let about = About::of(&new.delivery.events);
+        let events = storable(&new.delivery.events)?;
+        let row = self
+            .run("record a delivery", || {
+                sqlx::query!(
+                    r#"SELECT id AS "id!", recorded AS "recorded!"
+                       FROM record_delivery($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"#,
+                    new.forge,
+                    text(&new.delivery.id),
+                    events,
+                    i32::try_from(new.duration_ms).unwrap_or(i32::MAX),
+                    &about.names,
+                    about.always,
+                    &about.repositories,
+                    &about.pull_repositories,
+                    &about.pull_numbers,
+                    &about.pull_heads,
+                    &about.permissions,
+                    about.all_permissions,
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(match row.recorded.as_str() {
+            "new" => Recorded::New(DeliveryRowId(row.id)),
+            "duplicate" => Recorded::Duplicate,
+            _ => Recorded::Nothing,
+        })
+    }
+
+    /// Takes up to `limit` due deliveries for `lease`, the oldest first.
+    pub async fn claim_deliveries(
+        &self,
+        node: &NodeId,
+        limit: u32,
+        lease: Duration,
+    ) -> Result<Vec<ClaimedDelivery>, DbError> {
+        let rows = self
+            .run("claim deliveries", || {
+                sqlx::query!(
+                    r#"WITH due AS (
+                           SELECT id FROM webhook_deliveries
+                           WHERE state = 'queued' AND next_attempt_at <= now()
+                               AND (leased_until IS NULL OR leased_until < now())
+                           ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+                       ), claimed AS (
+                           UPDATE webhook_deliveries d SET leased_by = $1, leased_until = now() + $3, attempts = d.attempts + 1
+                           FROM due WHERE d.id = due.id
+                           RETURNING d.id, d.forge, d.delivery_id, d.events, d.attempts, d.received_at, d.leased_until
+                       ) SELECT id AS "id!", forge AS "forge!", delivery_id AS "delivery_id!", events AS "events!",
+                           attempts AS "attempts!", received_at AS "received_at!", leased_until AS "leased_until!"
+                       FROM claimed ORDER BY id"#,
+                    node.0,
+                    i64::from(limit),
+                    interval(lease),
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in rows {
+            let lease = (node.clone(), row.leased_until);
+            let mut delivery = ClaimedDelivery {
+                id: DeliveryRowId(row.id),
+                forge: row.forge,
+                delivery: Delivery { id: row.delivery_id, events: Vec::new() },
+                attempts: row.attempts as u32,
+                received_at: row.received_at,
+                lease,
+            };
+            match serde_json::from_value(row.events) {
+                Ok(events) => {
+                    delivery.delivery.events = events;
+                    claimed.push(delivery);
+                }
+                // A newer version wrote it, and an older one reads: it must not stop the others.
+                Err(error) => {
+                    let reason = format!("its events cannot be read by this version: {error}");
+                    self.delivery_dead(&delivery, &reason).await?;
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// Ends a delivery well. `false`: the lease was lost, nothing changed.
+    pub async fn delivery_done(&self, claimed: &ClaimedDelivery, outcome: &str) -> Result<bool, DbError> {
+        self.end_delivery(claimed, "done", outcome, None).await
+    }
+
+    /// Ends a delivery badly: a dead letter, which an admin may replay. `false`: the lease was lost, nothing changed.
+    pub async fn delivery_dead(&self, claimed: &ClaimedDelivery, error: &str) -> Result<bool, DbError> {
+        self.end_delivery(claimed, "dead", "given up", Some(error)).await
+    }
+
+    async fn end_delivery(
+        &self,
+        claimed: &ClaimedDelivery,
+        state: &str,
+        outcome: &str,
+        error: Option<&str>,
+    ) -> Result<bool, DbError> {
+        let done = self
+            .run("end a delivery", || {
+                sqlx::query!(
+                    "UPDATE webhook_deliveries SET state = $4, outcome = $5, last_error = $6, finished_at = now(),
+                         leased_by = NULL, leased_until = NULL
+                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3 AND state = 'queued'",
+                    claimed.id.0,
+                    claimed.lease.0.0,
+                    claimed.lease.1,
+                    state,
+                    short(outcome),
+                    error.map(short),
+                )
+                .execute(&self.pool)
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Tries a delivery again after `wait`. `false`: the lease was lost, nothing changed.
+    pub async fn delivery_retry(
+        &self,
+        claimed: &ClaimedDelivery,
+        error: &str,
+        wait: Duration,
+    ) -> Result<bool, DbError> {
+        let done = self
+            .run("put a delivery off", || {
+                sqlx::query!(
+                    "UPDATE webhook_deliveries SET last_error = $4, next_attempt_at = now() + $5, leased_by = NULL,
+                         leased_until = NULL
+                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3 AND state = 'queued'",
+                    claimed.id.0,
+                    claimed.lease.0.0,
+                    claimed.lease.1,
+                    short(error),
+                    interval(wait),
+                )
+                .execute(&self.pool)
+            })
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Deliveries, the newest first: of one forge or all, below `before`, only dead letters if asked.
+    pub async fn recent_deliveries(
+        &self,
+        forge: Option<&str>,
+        dead_only: bool,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<DeliveryInfo>, DbError> {
+        let rows = self
+            .run("list deliveries", || {
+                sqlx::query!(
+                    r#"SELECT d.id, d.forge, d.delivery_id, d.received_at, d.state, d.repositories, d.outcome, d.duration_ms,
+                           d.attempts, d.last_error, d.finished_at, d.next_attempt_at,
+                           ARRAY(SELECT CASE jsonb_typeof(e) WHEN 'string' THEN e #>> '{}'
+                                   ELSE (SELECT k FROM jsonb_object_keys(e) AS k LIMIT 1) END
+                               FROM jsonb_array_elements(d.events) AS e LIMIT 20) AS "events!"
+                       FROM webhook_deliveries d
+                       WHERE ($1::text IS NULL OR d.forge = $1) AND (NOT $2 OR d.state = 'dead')
+                           AND ($3::bigint IS NULL OR d.id < $3)
+                       ORDER BY d.id DESC LIMIT $4"#,
+                    forge,
+                    dead_only,
+                    before,
+                    i64::from(limit.clamp(1, LIST_MAX)),
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| DeliveryInfo {
+                id: row.id,
+                forge: row.forge,
+                delivery: row.delivery_id,
+                received_at: row.received_at,
+                next_attempt_at: (row.state == "queued").then_some(row.next_attempt_at),
+                state: row.state,
+                repositories: row.repositories,
+                events: row.events,
+                outcome: row.outcome,
+                duration_ms: row.duration_ms.map_or(0, |duration| duration as u32),
+                attempts: row.attempts as u32,
+                error: row.last_error,
+                finished_at: row.finished_at,
+            })
+            .collect())
+    }
+
+    /// Queues a delivery that ended once more, well or badly. `false`: there is no such delivery, or it is queued.
+    pub async fn replay_delivery(&self, id: i64, by: &str) -> Result<bool, DbError> {
+        self.run("replay a delivery", || {
+            sqlx::query_scalar!(
+                r#"WITH replayed AS (
+                       UPDATE webhook_deliveries SET state = 'queued', attempts = 0, next_attempt_at = now(), outcome = NULL,
+                           last_error = NULL, finished_at = NULL, concerned = true
+                       WHERE id = $1 AND state <> 'queued' RETURNING id, forge, delivery_id
+                   ), audit AS (
+                       INSERT INTO audit_log (actor, action, subject, detail)
+                       SELECT $2, 'replay', 'delivery ' || id, jsonb_build_object('forge', forge, 'delivery', delivery_id)
+                       FROM replayed
+                   ) SELECT count(pg_notify('deliveries', id::text)) > 0 AS "replayed!" FROM replayed"#,
+                id,
+                by
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
+    }
+
+    /// Deletes up to 10,000 deliveries that came longer than `keep` ago and have ended. Returns how many.
+    pub async fn delete_old_deliveries(&self, keep: Duration) -> Result<u64, DbError> {
+        self.run("delete old deliveries", || {
+            sqlx::query_scalar!(r#"SELECT delete_old_deliveries($1) AS "deleted!""#, interval(keep))
+                .fetch_one(&self.pool)
+        })
+        .await
+        .map(|deleted| deleted as u64)
+    }
+}
+
+/// What the statement needs to know of a delivery's events.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct About {
+    names: Vec<String>,
+    always: bool,
+    repositories: Vec<String>,
+    pull_repositories: Vec<String>,
+    pull_numbers: Vec<i64>,
+    pull_heads: Vec<String>,
+    permissions: Vec<String>,
+    all_permissions: bool,
+}
+
+impl About {
+    fn of(events: &[Event]) -> Self {
+        let mut about = Self::default();
+        let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
+        let mut see = |repository: &RepositoryRef| {
+            names.insert(text(&repository.full_name));
+            ids.insert(text(&repository.id));
+        };
+        for event in events {
+            match event {
+                Event::Push(push) => see(&push.repository),
+                Event::PullRequest(event) => {
+                    see(&event.repository);
+                    about.head(event);
+                }
+                Event::MergeGroup(group) => see(&group.repository),
+                Event::Comment(comment) => see(&comment.repository),
+                Event::Rerun(rerun) => see(&rerun.repository),
+                Event::RepositoriesChanged(repositories) => {
+                    about.always = true;
+                    for repository in repositories.iter().take(NAMES_MAX) {
+                        see(&RepositoryRef { id: repository.id.clone(), full_name: repository.full_name.clone() });
+                    }
+                }
+                Event::RepositoriesRemoved(repositories) => {
+                    about.always = true;
+                    repositories.iter().take(NAMES_MAX).for_each(&mut see);
+                }
+                Event::Discover => about.always = true,
+                Event::PermissionsChanged(repository) => {
+                    about.always = true;
+                    match repository {
+                        Some(repository) => {
+                            see(repository);
+                            about.permissions.push(text(&repository.id));
+                        }
+                        None => about.all_permissions = true,
+                    }
+                }
+                Event::Ping => {}
+            }
+        }
+        about.names = names.into_iter().take(NAMES_MAX).collect();
+        about.repositories = ids.into_iter().collect();
+        about
+    }
+
+    fn head(&mut self, event: &PullRequestEvent) {
+        let Ok(number) = i64::try_from(event.pull_request.number) else { return };
+        self.pull_repositories.push(text(&event.repository.id));
+        self.pull_numbers.push(number);
+        self.pull_heads.push(text(&event.pull_request.head_commit));
+    }
+}
+
+/// Events as `jsonb`, which cannot hold the character NUL.
+fn storable(events: &[Event]) -> Result<Value, DbError> {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::String(string) if string.contains('\0') => *string = text(string),
+            Value::Array(values) => values.iter_mut().for_each(clean),
+            Value::Object(fields) => fields.values_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    let mut value =
+        serde_json::to_value(events).map_err(|error| DbError::Corrupt { what: format!("events: {error}") })?;
+    clean(&mut value);
+    Ok(value)
+}
+
+fn short(message: &str) -> String {
+    text(message).chars().take(OUTCOME_CHARS_MAX).collect()
+}
