@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(page.link("prev"), None);
         let two = response(200, &[("Link", "<a>; rel=first"), ("link", "<b>; rel=next")], "");
         assert_eq!(two.link("next"), Some("b"));
-        for broken in ["", "<", "<a", "a>; rel=next", "<a> rel=next", ",,;;="] {
+        for broken in ["", "<", "<a", "a>; rel=next", ",,;;="] {
             assert_eq!(response(200, &[("link", broken)], "").link("next"), None, "{broken}");
         }
     }
