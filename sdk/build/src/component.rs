@@ -138,6 +138,7 @@ mod tests {
     #[test]
     fn what_is_no_module_is_refused() {
         assert!(matches!(encode(b"no wasm"), Err(ComponentError::Encode(_))));
-        assert!(matches!(Component::read(b"\0asm\x01\0\0\0"), Err(ComponentError::Decode(_))));
+        assert!(matches!(Component::read(b"\0asm\x01\0\0\0"), Err(ComponentError::NoComponent)));
+        assert!(matches!(Component::read(b"\0asm\x0d\0\x01\0\x7f"), Err(ComponentError::Decode(_))));
     }
 }
