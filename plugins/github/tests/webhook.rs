@@ -1,0 +1,169 @@
+//! Every example payload that GitHub's own packages publish, through our normalisation.
+
+use std::path::Path;
+
+use harmonia_plugin::forge::webhooks::{CommentAction, Event, PullRequestAction, Reference};
+use harmonia_plugin::serde_json::{self, Value, json};
+use harmonia_plugin_github::webhook::events;
+
+/// `(event, payload)` of every example.
+fn examples() -> Vec<(String, Value)> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fake-forges/node_modules/@octokit/webhooks-examples/api.github.com/index.json");
+    let text = std::fs::read(&file)
+        .unwrap_or_else(|error| panic!("{} is missing ({error}): run ./dev setup", file.display()));
+    let found: Vec<Value> = serde_json::from_slice(&text).expect("JSON");
+    found
+        .iter()
+        .flat_map(|event| {
+            let name = event["name"].as_str().expect("a name").to_owned();
+            let payloads = event["examples"].as_array().expect("examples").clone();
+            payloads.into_iter().map(move |payload| (name.clone(), payload))
+        })
+        .collect()
+}
+
+fn example(event: &str, action: &str) -> Value {
+    examples()
+        .into_iter()
+        .find(|(name, payload)| name == event && payload["action"].as_str().unwrap_or_default() == action)
+        .unwrap_or_else(|| panic!("no example of {event} {action}"))
+        .1
+}
+
+fn read(event: &str, payload: &Value) -> Vec<Event> {
+    events(event, payload.to_string().as_bytes()).unwrap_or_else(|error| panic!("{event}: {error:?}\n{payload}"))
+}
+
+#[test]
+fn every_published_example_is_understood() {
+    let all = examples();
+    assert!(all.len() > 200, "{} examples", all.len());
+    for (event, payload) in &all {
+        let said = read(event, payload);
+        let concerns_us = matches!(
+            event.as_str(),
+            "push" | "ping" | "merge_group" | "installation" | "installation_repositories" | "installation_target"
+                | "member" | "membership" | "organization" | "pull_request" | "repository" | "team" | "team_add"
+        );
+        let rerequested = payload["action"] == "rerequested" && event.starts_with("check_");
+        let on_a_pull_request = event == "issue_comment" && !payload["issue"]["pull_request"].is_null();
+        assert_eq!(!said.is_empty(), concerns_us || rerequested || on_a_pull_request, "{event}: {said:?}");
+    }
+}
+
+#[test]
+fn a_push_names_what_moved() {
+    let payload = example("push", "");
+    let mut branch = payload.clone();
+    branch["ref"] = json!("refs/heads/feature/x");
+    let [Event::Push(push)] = &read("push", &branch)[..] else { panic!("one push") };
+    assert_eq!(push.repository.full_name, payload["repository"]["full_name"].as_str().expect("text"));
+    assert_eq!(push.repository.id, payload["repository"]["id"].to_string());
+    assert!(matches!(&push.reference, Reference::Branch(branch) if branch == "feature/x"));
+
+    let mut gone = branch.clone();
+    gone["deleted"] = json!(true);
+    gone["before"] = json!("b".repeat(40));
+    gone["after"] = json!("0".repeat(40));
+    gone["head_commit"] = Value::Null;
+    let [Event::Push(push)] = &read("push", &gone)[..] else { panic!("one push") };
+    assert!(push.deleted && push.commit == "b".repeat(40));
+
+    // An annotated tag: `after` is the tag's hash, the commit is another.
+    let mut tag = branch;
+    tag["ref"] = json!("refs/tags/v1");
+    tag["after"] = json!("a".repeat(40));
+    tag["deleted"] = json!(false);
+    tag["head_commit"] = json!({"id": "c".repeat(40), "message": "release"});
+    let [Event::Push(push)] = &read("push", &tag)[..] else { panic!("one push") };
+    assert!(matches!(&push.reference, Reference::Tag(tag) if tag == "v1"));
+    assert_eq!((push.commit.as_str(), push.message.as_str()), ("c".repeat(40).as_str(), "release"));
+
+    let mut odd = payload;
+    odd["ref"] = json!("refs/notes/x");
+    assert!(events("push", odd.to_string().as_bytes()).is_err());
+}
+
+#[test]
+fn pull_requests_say_what_happened() {
+    for (action, meant) in [
+        ("opened", PullRequestAction::Opened),
+        ("reopened", PullRequestAction::Reopened),
+        ("synchronize", PullRequestAction::Pushed),
+        ("ready_for_review", PullRequestAction::Ready),
+        ("converted_to_draft", PullRequestAction::Edited),
+        ("labeled", PullRequestAction::Edited),
+        ("closed", PullRequestAction::Closed),
+        ("assigned", PullRequestAction::Other),
+    ] {
+        let payload = example("pull_request", action);
+        let [Event::PullRequest(event)] = &read("pull_request", &payload)[..] else { panic!("one event") };
+        assert_eq!(event.action, meant, "{action}");
+        let pull = &event.pull_request;
+        assert_eq!(pull.head_commit, payload["pull_request"]["head"]["sha"].as_str().expect("text"));
+        assert_eq!(pull.base_branch, payload["pull_request"]["base"]["ref"].as_str().expect("text"));
+        assert_eq!(pull.is_open, payload["pull_request"]["state"] == "open");
+        assert_eq!(pull.head_ref, format!("refs/pull/{}/head", pull.number));
+    }
+    let mut forkless = example("pull_request", "opened");
+    forkless["pull_request"]["head"]["repo"] = Value::Null;
+    forkless["pull_request"]["user"] = Value::Null;
+    let [Event::PullRequest(event)] = &read("pull_request", &forkless)[..] else { panic!("one event") };
+    assert!(event.pull_request.head_repository.is_none() && event.pull_request.author == "ghost");
+}
+
+#[test]
+fn comments_count_on_pull_requests_only() {
+    for (action, meant) in [
+        ("created", CommentAction::Created),
+        ("edited", CommentAction::Edited),
+        ("deleted", CommentAction::Deleted),
+    ] {
+        let mut payload = example("issue_comment", action);
+        payload["issue"]["pull_request"] = json!({"url": "x"});
+        let [Event::Comment(comment)] = &read("issue_comment", &payload)[..] else { panic!("one comment") };
+        assert_eq!(comment.action, meant);
+        assert_eq!(comment.author, payload["comment"]["user"]["login"].as_str().expect("text"));
+        payload["issue"].as_object_mut().expect("object").remove("pull_request");
+        assert!(read("issue_comment", &payload).is_empty());
+    }
+}
+
+#[test]
+fn reruns_merge_groups_and_installations() {
+    let [Event::Rerun(rerun)] = &read("check_run", &example("check_run", "rerequested"))[..] else { panic!("rerun") };
+    assert!(rerun.context.is_some() && !rerun.user.is_empty());
+    let [Event::Rerun(rerun)] = &read("check_suite", &example("check_suite", "rerequested"))[..] else { panic!("rerun") };
+    assert!(rerun.context.is_none());
+
+    let mut group = example("merge_group", "checks_requested");
+    group["merge_group"]["head_ref"] = json!("refs/heads/gh-readonly-queue/main/pr-1");
+    let [Event::MergeGroup(found)] = &read("merge_group", &group)[..] else { panic!("group") };
+    assert!(found.branch == "gh-readonly-queue/main/pr-1" && !found.destroyed);
+    group["action"] = json!("destroyed");
+    let [Event::MergeGroup(found)] = &read("merge_group", &group)[..] else { panic!("group") };
+    assert!(found.destroyed);
+
+    let removed = read("installation", &example("installation", "deleted"));
+    assert!(matches!(&removed[..], [Event::RepositoriesRemoved(gone), Event::Discover, Event::PermissionsChanged(None)] if !gone.is_empty()));
+    assert!(matches!(&read("installation", &example("installation", "created"))[..], [Event::Discover]));
+    let removed = read("installation_repositories", &example("installation_repositories", "removed"));
+    assert!(matches!(&removed[..], [Event::RepositoriesRemoved(gone)] if !gone.is_empty()));
+    assert!(matches!(
+        &read("installation_repositories", &example("installation_repositories", "added"))[..],
+        [Event::Discover]
+    ));
+    let [Event::RepositoriesChanged(found)] = &read("repository", &example("repository", "renamed"))[..] else {
+        panic!("changed")
+    };
+    assert!(found[0].clone_url.ends_with(".git") && !found[0].default_branch.is_empty());
+}
+
+#[test]
+fn garbage_is_an_error_and_strange_events_are_nothing() {
+    for body in [&b""[..], b"{}", b"[]", b"\xff", b"{\"ref\":1}"] {
+        assert!(events("push", body).is_err(), "{body:?}");
+    }
+    assert!(events("star", b"not even json").expect("nothing of ours").is_empty());
+}
