@@ -1,0 +1,77 @@
+//! A plain client for tests of the fakes, and tokens made the way an app makes them.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use harmonia_fake_forges::FakeGithub;
+use serde_json::{Value, json};
+
+pub(crate) struct Client {
+    http: reqwest::Client,
+    url: String,
+    authorization: String,
+}
+
+impl Client {
+    pub(crate) fn new(url: &str, authorization: &str) -> Self {
+        Self { http: reqwest::Client::new(), url: url.to_owned(), authorization: authorization.to_owned() }
+    }
+
+    pub(crate) fn authorization(&self) -> &str {
+        &self.authorization
+    }
+
+    pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        self.http
+            .request(method.parse().expect("a method"), format!("{}{path}", self.url))
+            .header("user-agent", "harmonia-test")
+            .header("accept", "application/json")
+            .header("authorization", &self.authorization)
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.request(method, path);
+        let request = if body.is_null() { request } else { request.json(body) };
+        let response = request.send().await.expect("it answers");
+        let status = response.status().as_u16();
+        let bytes = response.bytes().await.expect("a body");
+        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        self.send("GET", path, &Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.send("POST", path, body).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.send("PATCH", path, body).await
+    }
+}
+
+
+
+/// A token of the app, signed by node: `from` and `until` in seconds from now.
+pub(crate) fn jwt(forge: &FakeGithub, from: i64, until: i64) -> String {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let claims = json!({ "iss": forge.app_id().to_string(), "iat": now + from, "exp": now + until });
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&json!({ "alg": "RS256", "typ": "JWT" })), part(&claims));
+    let script = "const c=require('crypto');let s='';process.stdin.on('data',d=>s+=d).on('end',()=>{const{k,d}=JSON.parse(s);\
+                  process.stdout.write(c.sign('RSA-SHA256',Buffer.from(d),k).toString('base64url'))})";
+    let mut node = Command::new("node")
+        .args(["-e", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("node starts");
+    let input = json!({ "k": forge.private_key(), "d": signed }).to_string();
+    node.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("node reads");
+    let output = node.wait_with_output().expect("node ends");
+    assert!(output.status.success());
+    format!("{signed}.{}", String::from_utf8(output.stdout).expect("base64"))
+}
