@@ -23,6 +23,7 @@ pub mod retry;
 mod secret;
 pub mod signer_api;
 pub mod state;
+pub mod status;
 pub mod token;
 pub mod trust;
 

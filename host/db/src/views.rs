@@ -11,7 +11,6 @@ mod evaluations;
 mod logs;
 mod projects;
 mod queue;
-mod verdict;
 mod why;
 
 pub use logs::{LogAttempt, LogMark, LogState, LogTailView};

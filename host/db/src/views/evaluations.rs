@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use harmonia_core::api::{Attr, AttrCounts, AttrState, Evaluation, EvaluationDetail, JobCounts};
+use harmonia_core::status::{Facts, verdict};
 use harmonia_core::{EvalId, JobId, Timestamp};
 
-use super::verdict::{Facts, verdict};
 use super::{count, state};
 use crate::{Db, DbError};
 

@@ -1,23 +1,29 @@
 //! What an evaluation and its builds amount to. Pure: [`verdict`].
 
-use harmonia_core::EvalStatus;
-use harmonia_core::api::{AttrCounts, Verdict};
+use crate::api::{AttrCounts, Verdict};
+use crate::state::EvalStatus;
 
 /// What the verdict depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "four facts of the row, each a condition of its own")]
-pub(super) struct Facts {
-    pub(super) status: EvalStatus,
-    pub(super) complete: bool,
-    pub(super) allow_empty: bool,
-    pub(super) is_superseded: bool,
+pub struct Facts {
+    /// Where the evaluation itself stands.
+    pub status: EvalStatus,
+    /// Every name has a result or an error.
+    pub complete: bool,
+    /// No attribute at all is fine.
+    pub allow_empty: bool,
+    /// Nobody waits for its builds any more.
+    pub is_superseded: bool,
     /// It stands for another evaluation of the same tree.
-    pub(super) is_reuse: bool,
-    pub(super) counts: AttrCounts,
+    pub is_reuse: bool,
+    /// Its attributes by state.
+    pub counts: AttrCounts,
 }
 
 /// Green only under every condition of invariant 5 (database.md); red only when nothing runs any more, so that who
 /// waits for the end sees all failures.
-pub(super) fn verdict(facts: &Facts) -> Verdict {
+pub fn verdict(facts: &Facts) -> Verdict {
     let counts = &facts.counts;
     let is_building = counts.pending + counts.building > 0;
     match facts.status {
