@@ -99,7 +99,8 @@ impl App {
     /// A new token of an installation, kept until shortly before it expires. `wishes` may ask for less than all that the App
     /// may do.
     fn mint(&self, installation: u64, name: &str, wishes: &Value) -> Result<Secret, Error> {
-        let url = http::url(&self.server.api_url, &["app", "installations", &installation.to_string(), "access_tokens"]);
+        let url =
+            http::url(&self.server.api_url, &["app", "installations", &installation.to_string(), "access_tokens"]);
         let hosts = [self.server.api_host(), self.server.html_host()];
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let mut answer =

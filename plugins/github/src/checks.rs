@@ -94,7 +94,11 @@ fn find(api: &Api, status: &Status) -> Result<Option<Run>, Error> {
         _ => url,
     };
     let found: FoundRuns = api.get(&url)?.json()?;
-    Ok(found.check_runs.iter().max_by_key(|run| run.id).map(|run| Run { id: run.id, completed: run.status == "completed" }))
+    Ok(found
+        .check_runs
+        .iter()
+        .max_by_key(|run| run.id)
+        .map(|run| Run { id: run.id, completed: run.status == "completed" }))
 }
 
 fn key(status: &Status) -> String {

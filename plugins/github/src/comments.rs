@@ -37,7 +37,8 @@ pub(crate) fn post(api: &Api, repository: &RepositoryRef, number: u64, key: &str
 
 /// Invisible in what people read; a key cannot end it.
 fn marker(key: &str) -> String {
-    let safe: String = key.chars().map(|c| if c.is_ascii_alphanumeric() || "-_./:".contains(c) { c } else { '_' }).collect();
+    let safe: String =
+        key.chars().map(|c| if c.is_ascii_alphanumeric() || "-_./:".contains(c) { c } else { '_' }).collect();
     format!("<!-- harmonia-ci {} -->", safe.replace("--", "-_"))
 }
 

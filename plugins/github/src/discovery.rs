@@ -80,7 +80,8 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
 fn repositories_of(app: App, installation: u64, page: u32) -> Result<Vec<Repository>, Error> {
     let api = Api::for_installation(app, installation)?;
     let url = http::url(&api.server().api_url, &["installation", "repositories"]);
-    let found: Repositories = api.get(&http::query(&url, &[("per_page", "100"), ("page", &page.to_string())]))?.json()?;
+    let found: Repositories =
+        api.get(&http::query(&url, &[("per_page", "100"), ("page", &page.to_string())]))?.json()?;
     Ok(found.repositories)
 }
 

@@ -26,17 +26,20 @@ struct Github;
 impl Plugin for Github {
     fn describe() -> Description {
         let server = Server::from_settings();
-        let description =
-            Description::new("github", env!("CARGO_PKG_VERSION"), "GitHub and GitHub Enterprise, through a GitHub App.")
-                .required_setting("app_id", "Id (or client id) of the GitHub App.")
-                .setting("api_url", "API of GitHub Enterprise, as https://ghe.example.org/api/v3; default: api.github.com.")
-                .setting("html_url", "Pages of GitHub Enterprise; default: derived from api_url.")
-                .setting("status_kind", "check-runs (default: with a summary and a Re-run button) or statuses.")
-                .setting("client_id", "Client id of the App, for login; without it nobody logs in through it.")
-                .required_secret("webhook", "Secret of the App's webhook.")
-                .required_secret("key", "Private key of the App (PEM).")
-                .secret("client_secret", "Client secret of the App, for login.")
-                .host(&server.api_host());
+        let description = Description::new(
+            "github",
+            env!("CARGO_PKG_VERSION"),
+            "GitHub and GitHub Enterprise, through a GitHub App.",
+        )
+        .required_setting("app_id", "Id (or client id) of the GitHub App.")
+        .setting("api_url", "API of GitHub Enterprise, as https://ghe.example.org/api/v3; default: api.github.com.")
+        .setting("html_url", "Pages of GitHub Enterprise; default: derived from api_url.")
+        .setting("status_kind", "check-runs (default: with a summary and a Re-run button) or statuses.")
+        .setting("client_id", "Client id of the App, for login; without it nobody logs in through it.")
+        .required_secret("webhook", "Secret of the App's webhook.")
+        .required_secret("key", "Private key of the App (PEM).")
+        .secret("client_secret", "Client secret of the App, for login.")
+        .host(&server.api_host());
         description.host(&server.html_host())
     }
 }
@@ -77,7 +80,8 @@ impl Branches for Github {
 
     fn tree_hash(repository: RepositoryRef, commit: String) -> Result<String, Error> {
         let api = Api::for_repository(&repository)?;
-        let found: model::GitCommit = api.get(&api.repository_url(&repository, &["git", "commits", &commit])?)?.json()?;
+        let found: model::GitCommit =
+            api.get(&api.repository_url(&repository, &["git", "commits", &commit])?)?.json()?;
         Ok(found.tree.sha)
     }
 }

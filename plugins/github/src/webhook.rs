@@ -68,7 +68,8 @@ struct HeadCommit {
 }
 
 fn push(payload: &PushPayload) -> Result<Vec<Event>, Error> {
-    let reference = match (payload.reference.strip_prefix("refs/heads/"), payload.reference.strip_prefix("refs/tags/")) {
+    let reference = match (payload.reference.strip_prefix("refs/heads/"), payload.reference.strip_prefix("refs/tags/"))
+    {
         (Some(branch), _) => Reference::Branch(branch.to_owned()),
         (_, Some(tag)) => Reference::Tag(tag.to_owned()),
         _ => return Err(Error::Invalid(format!("`{}` is neither branch nor tag", payload.reference))),

@@ -10,8 +10,8 @@ use harmonia_plugin_github::webhook::events;
 fn examples() -> Vec<(String, Value)> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fake-forges/node_modules/@octokit/webhooks-examples/api.github.com/index.json");
-    let text = std::fs::read(&file)
-        .unwrap_or_else(|error| panic!("{} is missing ({error}): run ./dev setup", file.display()));
+    let text =
+        std::fs::read(&file).unwrap_or_else(|error| panic!("{} is missing ({error}): run ./dev setup", file.display()));
     let found: Vec<Value> = serde_json::from_slice(&text).expect("JSON");
     found
         .iter()
@@ -43,8 +43,19 @@ fn every_published_example_is_understood() {
         let said = read(event, payload);
         let concerns_us = matches!(
             event.as_str(),
-            "push" | "ping" | "merge_group" | "installation" | "installation_repositories" | "installation_target"
-                | "member" | "membership" | "organization" | "pull_request" | "repository" | "team" | "team_add"
+            "push"
+                | "ping"
+                | "merge_group"
+                | "installation"
+                | "installation_repositories"
+                | "installation_target"
+                | "member"
+                | "membership"
+                | "organization"
+                | "pull_request"
+                | "repository"
+                | "team"
+                | "team_add"
         );
         let rerequested = payload["action"] == "rerequested" && event.starts_with("check_");
         let on_a_pull_request = event == "issue_comment" && !payload["issue"]["pull_request"].is_null();
@@ -115,11 +126,9 @@ fn pull_requests_say_what_happened() {
 
 #[test]
 fn comments_count_on_pull_requests_only() {
-    for (action, meant) in [
-        ("created", CommentAction::Created),
-        ("edited", CommentAction::Edited),
-        ("deleted", CommentAction::Deleted),
-    ] {
+    for (action, meant) in
+        [("created", CommentAction::Created), ("edited", CommentAction::Edited), ("deleted", CommentAction::Deleted)]
+    {
         let mut payload = example("issue_comment", action);
         payload["issue"]["pull_request"] = json!({"url": "x"});
         let [Event::Comment(comment)] = &read("issue_comment", &payload)[..] else { panic!("one comment") };
@@ -134,7 +143,9 @@ fn comments_count_on_pull_requests_only() {
 fn reruns_merge_groups_and_installations() {
     let [Event::Rerun(rerun)] = &read("check_run", &example("check_run", "rerequested"))[..] else { panic!("rerun") };
     assert!(rerun.context.is_some() && !rerun.user.is_empty());
-    let [Event::Rerun(rerun)] = &read("check_suite", &example("check_suite", "rerequested"))[..] else { panic!("rerun") };
+    let [Event::Rerun(rerun)] = &read("check_suite", &example("check_suite", "rerequested"))[..] else {
+        panic!("rerun")
+    };
     assert!(rerun.context.is_none());
 
     let mut group = example("merge_group", "checks_requested");
@@ -146,7 +157,9 @@ fn reruns_merge_groups_and_installations() {
     assert!(found.destroyed);
 
     let removed = read("installation", &example("installation", "deleted"));
-    assert!(matches!(&removed[..], [Event::RepositoriesRemoved(gone), Event::Discover, Event::PermissionsChanged(None)] if !gone.is_empty()));
+    assert!(
+        matches!(&removed[..], [Event::RepositoriesRemoved(gone), Event::Discover, Event::PermissionsChanged(None)] if !gone.is_empty())
+    );
     assert!(matches!(&read("installation", &example("installation", "created"))[..], [Event::Discover]));
     let removed = read("installation_repositories", &example("installation_repositories", "removed"));
     assert!(matches!(&removed[..], [Event::RepositoriesRemoved(gone)] if !gone.is_empty()));

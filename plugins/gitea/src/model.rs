@@ -1,0 +1,275 @@
+//! What of the instance's JSON we read, and what it means. Shapes: the API description that Gitea and Forgejo publish about
+//! themselves (`/swagger.v1.json`).
+
+use harmonia_plugin::forge::{BranchHead, Permission, PullRequest, Repository as ForgeRepository, RepositoryRef};
+use serde::Deserialize;
+
+/// Stands for accounts that were deleted.
+const GHOST: &str = "Ghost";
+
+/// A user or an organisation.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Account {
+    /// Its name.
+    pub login: String,
+}
+
+/// The name of an account that may be gone.
+pub fn login_of(account: Option<&Account>) -> String {
+    account.map_or_else(|| GHOST.to_owned(), |account| account.login.clone())
+}
+
+/// A repository, as far as everything tells.
+#[derive(Debug, Clone, Deserialize)]
+pub struct NamedRepository {
+    /// Stable id.
+    pub id: u64,
+    /// `owner/name`.
+    pub full_name: String,
+}
+
+impl NamedRepository {
+    /// What the host calls it by.
+    pub fn to_ref(&self) -> RepositoryRef {
+        RepositoryRef { id: self.id.to_string(), full_name: self.full_name.clone() }
+    }
+}
+
+/// A repository with its properties.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the shape is the instance's")]
+pub struct Repository {
+    id: u64,
+    owner: Account,
+    name: String,
+    full_name: String,
+    clone_url: String,
+    html_url: String,
+    #[serde(default)]
+    default_branch: String,
+    private: bool,
+    #[serde(default)]
+    internal: bool,
+    #[serde(default)]
+    archived: bool,
+    #[serde(default)]
+    empty: bool,
+    #[serde(default)]
+    topics: Option<Vec<String>>,
+    permissions: Option<OwnPermissions>,
+}
+
+/// What the token's user may do.
+#[derive(Debug, Clone, Deserialize)]
+struct OwnPermissions {
+    #[serde(default)]
+    push: bool,
+}
+
+impl Repository {
+    /// Whether we can report to it, and it has anything to build.
+    pub fn is_useful(&self) -> bool {
+        !self.empty && self.permissions.as_ref().is_none_or(|permissions| permissions.push)
+    }
+}
+
+impl From<Repository> for ForgeRepository {
+    fn from(found: Repository) -> Self {
+        Self {
+            id: found.id.to_string(),
+            owner: found.owner.login,
+            name: found.name,
+            full_name: found.full_name,
+            clone_url: found.clone_url,
+            html_url: found.html_url,
+            default_branch: found.default_branch,
+            // Internal: only for users of the instance.
+            is_private: found.private || found.internal,
+            is_archived: found.archived,
+            topics: found.topics.unwrap_or_default(),
+        }
+    }
+}
+
+/// A pull request.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Pull {
+    number: u64,
+    title: String,
+    user: Option<Account>,
+    state: String,
+    /// Older instances only mark the title.
+    draft: Option<bool>,
+    labels: Option<Vec<Label>>,
+    head: End,
+    base: End,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Label {
+    name: String,
+}
+
+/// Head or base of a pull request.
+#[derive(Debug, Clone, Deserialize)]
+struct End {
+    #[serde(rename = "ref")]
+    branch: String,
+    sha: String,
+    /// None: the fork is gone.
+    repo: Option<NamedRepository>,
+}
+
+impl Pull {
+    /// Whether it is a draft.
+    pub fn is_draft(&self) -> bool {
+        self.draft.unwrap_or(false) || is_work_in_progress(&self.title)
+    }
+}
+
+/// Whether a title marks a draft: the prefixes that instances know unless they are configured otherwise.
+pub fn is_work_in_progress(title: &str) -> bool {
+    let title = title.trim_start().to_ascii_uppercase();
+    ["WIP:", "[WIP]"].iter().any(|prefix| title.starts_with(prefix))
+}
+
+impl From<Pull> for PullRequest {
+    fn from(found: Pull) -> Self {
+        Self {
+            is_draft: found.is_draft(),
+            number: found.number,
+            title: found.title,
+            author: login_of(found.user.as_ref()),
+            is_open: found.state == "open",
+            labels: found.labels.unwrap_or_default().into_iter().map(|label| label.name).collect(),
+            head_commit: found.head.sha,
+            head_branch: found.head.branch,
+            head_repository: found.head.repo.map(|repository| repository.to_ref()),
+            base_branch: found.base.branch,
+            base_commit: found.base.sha,
+            head_ref: format!("refs/pull/{}/head", found.number),
+        }
+    }
+}
+
+/// `GET /repos/{owner}/{repo}/branches/{branch}`.
+#[derive(Debug, Deserialize)]
+pub struct Branch {
+    commit: Commit,
+}
+
+#[derive(Debug, Deserialize)]
+struct Commit {
+    id: String,
+    message: String,
+    author: Option<Person>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Person {
+    name: Option<String>,
+    username: Option<String>,
+}
+
+impl Branch {
+    /// The newest commit, by whoever the instance says, else whoever git says.
+    pub fn into_head(self) -> BranchHead {
+        let author =
+            self.commit.author.and_then(|person| person.username.filter(|name| !name.is_empty()).or(person.name));
+        BranchHead {
+            commit: self.commit.id,
+            author: author.unwrap_or_else(|| GHOST.to_owned()),
+            message: self.commit.message,
+        }
+    }
+}
+
+/// `GET /repos/{owner}/{repo}/git/commits/{sha}`.
+#[derive(Debug, Deserialize)]
+pub struct FullCommit {
+    commit: CommitBody,
+}
+
+#[derive(Debug, Deserialize)]
+struct CommitBody {
+    tree: Tree,
+}
+
+#[derive(Debug, Deserialize)]
+struct Tree {
+    sha: String,
+}
+
+impl FullCommit {
+    /// Hash of its tree.
+    pub fn into_tree_hash(self) -> String {
+        self.commit.tree.sha
+    }
+}
+
+/// `GET /repos/{owner}/{repo}/collaborators/{collaborator}/permission`.
+#[derive(Debug, Deserialize)]
+pub struct Collaborator {
+    permission: String,
+}
+
+impl Collaborator {
+    /// What it means here; what is not known is nothing.
+    pub fn permission(&self) -> Permission {
+        match self.permission.as_str() {
+            "owner" | "admin" => Permission::Admin,
+            "write" => Permission::Write,
+            "read" => Permission::Read,
+            _ => Permission::None,
+        }
+    }
+}
+
+/// The `page` parameter of a link to the next page.
+pub fn page_of(link: &str) -> Option<String> {
+    let (_, query) = link.split_once('?')?;
+    let page = query.split('&').find_map(|pair| pair.strip_prefix("page="))?;
+    (!page.is_empty() && page.bytes().all(|byte| byte.is_ascii_digit())).then(|| page.to_owned())
+}
+
+/// Hides a comment's key in it; a key cannot end the hiding.
+pub fn marker(key: &str) -> String {
+    let safe: String =
+        key.chars().map(|c| if c.is_ascii_alphanumeric() || "-_./:".contains(c) { c } else { '_' }).collect();
+    format!("<!-- harmonia-ci {} -->", safe.replace("--", "-_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_never_guessed_upwards() {
+        for (said, meant) in [
+            ("owner", Permission::Admin),
+            ("admin", Permission::Admin),
+            ("write", Permission::Write),
+            ("read", Permission::Read),
+            ("none", Permission::None),
+            ("Write", Permission::None),
+            ("", Permission::None),
+        ] {
+            assert_eq!(Collaborator { permission: said.to_owned() }.permission(), meant, "{said}");
+        }
+    }
+
+    #[test]
+    fn drafts_are_marked_in_the_title() {
+        for (title, draft) in
+            [("WIP: x", true), ("[wip] x", true), (" wip:x", true), ("Wipe it", false), ("x WIP:", false)]
+        {
+            assert_eq!(is_work_in_progress(title), draft, "{title}");
+        }
+    }
+
+    #[test]
+    fn a_key_stays_hidden() {
+        assert_eq!(marker("head-changed/abc"), "<!-- harmonia-ci head-changed/abc -->");
+        assert_eq!(marker("a --> <b>").matches("-->").count(), 1);
+    }
+}
