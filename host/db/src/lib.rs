@@ -10,12 +10,14 @@ mod connection;
 mod deliveries;
 mod error;
 mod evaluations;
+mod intake;
 mod limits;
 mod listen;
 mod maintenance;
 mod migrate;
 mod nodes;
 mod paths;
+mod plugin_kv;
 mod projects;
 mod queue;
 mod repositories;
@@ -33,6 +35,9 @@ pub use evaluations::{
     GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind, Walk,
 };
 pub use harmonia_core::retry::RetryPolicy;
+pub use intake::{
+    AskedPermission, BranchKey, BranchState, EvaluationRequest, Requested, RerunCandidate, SavedPullRequest,
+};
 pub use listen::{Channel, Listener, Notice};
 pub use maintenance::{ChoreLock, Deleted, Reaped, Repaired, Violation};
 pub use migrate::Migrated;
@@ -42,6 +47,8 @@ pub use paths::{
     UnfinishedPublication,
 };
 pub use projects::{ForgeProject, HookTarget, PollSource, PollTarget};
-pub use queue::{ClaimedJob, FailOutcome, JobLimits, LogTail, QueueHeads};
+pub use queue::{
+    Booking, ClaimedJob, DecayDue, FailOutcome, JobLimits, LogTail, QueueHeads, RecordedJob, UnchargedAttempt,
+};
 pub use repositories::{PageSaved, RepositoryFilter, RepositoryId, Sync};
 pub use statistics::AttemptStatistics;

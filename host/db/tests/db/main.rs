@@ -1,14 +1,19 @@
 //! The database layer against a real PostgreSQL. `world` is what tests are written with; `model`, `pairs` and
 //! `histories` are the property tests of the state machine.
 
+mod deliveries;
 mod evaluations;
 mod healing;
 mod histories;
+mod intake;
 mod listen;
 mod model;
 mod nodes;
 mod pairs;
+mod plugin_kv;
+mod projects;
 mod queue;
+mod repositories;
 mod roles;
 mod schema;
 mod world;

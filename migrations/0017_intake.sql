@@ -1,0 +1,208 @@
+-- From what a delivery says to an evaluation: asking for one, superseding, closing. Requests of one project go one after
+-- the other (its row is locked), so that deliveries on several frontends lead to one evaluation.
+
+-- The newest delivery that had arrived before the forge was asked: what it said later outweighs what it said earlier.
+ALTER TABLE pull_requests ADD COLUMN as_of bigint NOT NULL DEFAULT 0;
+
+CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
+-- What was asked before such a delivery arrived is not to be relied on.
+CREATE INDEX webhook_deliveries_permissions ON webhook_deliveries (forge, received_at)
+    WHERE jsonb_path_exists(events, '$[*]."permissions-changed"');
+
+-- Takes from ended evaluations what they held, and returns the roots they wanted: their own, or those they reused.
+CREATE FUNCTION release_roots(p_evals bigint[]) RETURNS text[]
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_roots text[];
+BEGIN
+    SELECT array_agg(DISTINCT drv_path) INTO v_roots FROM (
+        SELECT a.drv_path FROM evaluations e JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
+        WHERE e.id = ANY (p_evals) AND a.drv_path IS NOT NULL
+        UNION ALL SELECT drv_path FROM eval_holds WHERE eval_id = ANY (p_evals)) r;
+    DELETE FROM eval_holds WHERE eval_id = ANY (p_evals);
+    RETURN coalesce(v_roots, '{}');
+END
+$$;
+
+-- As before, and for evaluations that reuse another's attributes.
+CREATE OR REPLACE FUNCTION end_evaluations(p_evals bigint[], p_by bigint, p_error text) RETURNS text[]
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM FROM evaluations WHERE id = ANY (p_evals) ORDER BY id FOR NO KEY UPDATE;
+    PERFORM pg_notify('claims', left(claimed_by, 200)) FROM evaluations WHERE id = ANY (p_evals) AND status = 'running';
+    UPDATE evaluations SET superseded_by = p_by,
+        status = CASE WHEN p_by IS NULL OR status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
+        skipped_reason = CASE WHEN p_by IS NULL THEN NULL ELSE skipped_reason END,
+        error = CASE WHEN p_by IS NULL OR status IN ('queued', 'running') THEN p_error ELSE error END,
+        claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
+    WHERE id = ANY (p_evals);
+    PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
+    RETURN release_roots(p_evals);
+END
+$$;
+
+-- Whether a delivery that arrived after `p_seen` told that the branch, tag or pull request is gone or closed.
+CREATE FUNCTION told_of_end(p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint)
+RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM projects p
+        JOIN repositories r ON r.id = p.repository_id
+        JOIN webhook_deliveries d ON d.forge = r.forge AND d.id > p_seen
+        CROSS JOIN LATERAL (SELECT jsonb_build_object('id', r.external_id) AS repository) i
+        WHERE p.id = p_project AND CASE
+            WHEN p_pr_number IS NOT NULL THEN d.events @> jsonb_build_array(jsonb_build_object('pull-request', jsonb_build_object(
+                'repository', i.repository, 'action', 'closed', 'pull_request', jsonb_build_object('number', p_pr_number))))
+            ELSE d.events @> jsonb_build_array(jsonb_build_object('push', jsonb_build_object('repository', i.repository,
+                    'reference', jsonb_build_object(CASE WHEN p_is_tag THEN 'tag' ELSE 'branch' END, p_branch), 'deleted', true)))
+                OR d.events @> jsonb_build_array(jsonb_build_object('merge-group', jsonb_build_object(
+                    'repository', i.repository, 'branch', p_branch, 'destroyed', true)))
+        END)
+$$;
+
+-- Makes sure that there is an evaluation. `outcome`:
+-- existing   there is one of this commit, and nothing newer of its branch
+-- reused     its tree was evaluated before: a skipped evaluation shows those results
+-- queued     a new one
+-- moved      the branch is not as it was when the forge was asked (`p_newest`, `p_seen`): ask again
+-- late       nothing was asked, and a later delivery was evaluated
+-- inactive   the project is disabled, or its repository is gone
+CREATE FUNCTION request_evaluation(
+    p_project bigint, p_url text, p_commit text, p_branch text, p_is_tag boolean,
+    p_pr_number bigint, p_pr_author text, p_pr_head_ref text, p_pr_base_branch text, p_pr_base text,
+    p_title text, p_author text, p_tree_hash text, p_reuse_key text, p_delivery bigint,
+    p_supersede boolean, p_new_attempt boolean, p_was_asked boolean, p_newest bigint, p_seen bigint,
+    OUT outcome text, OUT id bigint, OUT superseded bigint[]
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_enabled boolean;
+    v_existing evaluations;
+    v_newest bigint;
+    v_reused bigint;
+    v_roots text[];
+BEGIN
+    superseded := '{}';
+    SELECT p.enabled AND NOT EXISTS (SELECT FROM repositories r WHERE r.id = p.repository_id AND r.removed_at IS NOT NULL)
+    INTO v_enabled FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE OF p;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'project %', p_project USING ERRCODE = 'HC002';
+    END IF;
+    IF NOT v_enabled THEN
+        outcome := 'inactive';
+        RETURN;
+    END IF;
+
+    -- Whatever became of it: a delivery that comes again changes nothing. What was asked for by hand is another thing.
+    SELECT e.* INTO v_existing FROM evaluations e
+    WHERE e.project_id = p_project AND e.commit_sha = p_commit AND e.branch = p_branch AND e.is_tag = p_is_tag
+        AND e.pr_number IS NOT DISTINCT FROM p_pr_number AND e.pr_base_branch IS NOT DISTINCT FROM p_pr_base_branch
+        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.attrs_requested IS NULL AND NOT e.dirty
+        AND NOT (p_supersede AND EXISTS (
+            SELECT FROM evaluations n
+            WHERE n.project_id = p_project AND n.branch = p_branch AND n.is_tag = p_is_tag AND n.id > e.id
+                AND n.pr_number IS NOT DISTINCT FROM p_pr_number
+                AND (n.commit_sha IS DISTINCT FROM p_commit OR n.pr_base_branch IS DISTINCT FROM p_pr_base_branch)))
+    ORDER BY e.id DESC LIMIT 1;
+    IF FOUND AND (NOT p_new_attempt OR v_existing.status IN ('queued', 'running') OR v_existing.delivery_id = p_delivery) THEN
+        outcome := 'existing';
+        id := v_existing.id;
+        UPDATE pull_requests r SET waiting = NULL
+        WHERE r.project_id = p_project AND r.number = p_pr_number AND r.head_commit = p_commit AND r.waiting IS NOT NULL;
+        RETURN;
+    END IF;
+
+    SELECT max(e.id) INTO v_newest FROM evaluations e
+    WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag
+        AND e.pr_number IS NOT DISTINCT FROM p_pr_number;
+    IF p_was_asked THEN
+        IF (p_supersede AND v_newest IS DISTINCT FROM p_newest)
+            OR told_of_end(p_project, p_branch, p_is_tag, p_pr_number, p_seen)
+        THEN
+            outcome := 'moved';
+            RETURN;
+        END IF;
+    ELSIF p_supersede AND EXISTS (
+        SELECT FROM evaluations e
+        WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag
+            AND e.pr_number IS NOT DISTINCT FROM p_pr_number AND e.delivery_id > p_delivery)
+        OR told_of_end(p_project, p_branch, p_is_tag, p_pr_number, p_delivery)
+    THEN
+        outcome := 'late';
+        RETURN;
+    END IF;
+
+    IF p_tree_hash IS NOT NULL AND p_reuse_key IS NOT NULL AND p_pr_number IS NULL AND NOT p_new_attempt THEN
+        PERFORM lock_withdrawals(); -- what it wants must not be withdrawn meanwhile
+        SELECT e.id INTO v_reused FROM evaluations e
+        WHERE e.project_id = p_project AND e.tree_hash = p_tree_hash AND e.status = 'succeeded' AND e.complete
+            AND e.embeds_commit = false AND e.reuse_key = p_reuse_key
+            AND e.pr_number IS NULL AND e.attrs_requested IS NULL AND NOT e.dirty
+            AND NOT EXISTS (
+                SELECT FROM eval_attrs a LEFT JOIN build_jobs j USING (drv_path)
+                WHERE a.eval_id = e.id AND (a.error IS NOT NULL OR NOT coalesce(
+                    j.status IN ('pending', 'building', 'uploading', 'succeeded'), drv_available(a.drv_path, false))))
+        ORDER BY e.id DESC LIMIT 1;
+    END IF;
+
+    INSERT INTO evaluations (project_id, source_kind, flake_url, commit_sha, branch, is_tag, tree_hash,
+        pr_number, pr_author, pr_head_sha, pr_head_ref, pr_base_branch, pr_base_sha,
+        commit_title, commit_author, delivery_id, status, skipped_reason, reuses_eval_id, complete, finished_at, attempt)
+    VALUES (p_project, 'git', p_url, p_commit, p_branch, p_is_tag, p_tree_hash,
+        p_pr_number, p_pr_author, CASE WHEN p_pr_number IS NOT NULL THEN p_commit END, p_pr_head_ref, p_pr_base_branch, p_pr_base,
+        p_title, p_author, p_delivery, CASE WHEN v_reused IS NULL THEN 'queued' ELSE 'skipped' END,
+        'the same tree as evaluation ' || v_reused, v_reused, v_reused IS NOT NULL,
+        CASE WHEN v_reused IS NOT NULL THEN now() END, next_eval_attempt(p_project, p_commit, p_branch))
+    RETURNING evaluations.id INTO id;
+    outcome := CASE WHEN v_reused IS NULL THEN 'queued' ELSE 'reused' END;
+
+    SELECT array_agg(e.id ORDER BY e.id) INTO superseded FROM evaluations e
+    WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag AND e.id <> request_evaluation.id
+        AND e.pr_number IS NOT DISTINCT FROM p_pr_number
+        AND (p_supersede OR e.commit_sha = p_commit)
+        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped');
+    superseded := coalesce(superseded, '{}');
+    IF cardinality(superseded) > 0 THEN
+        PERFORM lock_withdrawals();
+        v_roots := end_evaluations(superseded, id, 'superseded by a newer evaluation of its branch');
+        PERFORM cancel_unwanted(v_roots, false, 'no evaluation wants it any more');
+    END IF;
+    UPDATE pull_requests r SET waiting = NULL
+    WHERE r.project_id = p_project AND r.number = p_pr_number AND r.head_commit = p_commit AND r.waiting IS NOT NULL;
+    PERFORM pg_notify('evaluations', id::text);
+END
+$$;
+
+-- A branch, tag or pull request is gone: what of its evaluations has not ended is cancelled, and none of them wants jobs any
+-- more. Those that a delivery after `p_seen` asked for know better and stay.
+CREATE FUNCTION close_evaluations(
+    p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint, p_reason text
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_evals bigint[];
+BEGIN
+    PERFORM FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE;
+    PERFORM lock_withdrawals();
+    SELECT array_agg(e.id) INTO v_evals FROM (
+        SELECT id FROM evaluations
+        WHERE project_id = p_project AND branch = p_branch AND is_tag = p_is_tag AND pr_number IS NOT DISTINCT FROM p_pr_number
+            AND superseded_by IS NULL AND closed_at IS NULL AND coalesce(delivery_id, 0) <= p_seen
+        ORDER BY id FOR NO KEY UPDATE) e;
+    IF v_evals IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM pg_notify('claims', left(claimed_by, 200)) FROM evaluations WHERE id = ANY (v_evals) AND status = 'running';
+    UPDATE evaluations SET closed_at = now(),
+        error = CASE WHEN status IN ('queued', 'running') THEN p_reason ELSE error END,
+        status = CASE WHEN status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
+        claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
+    WHERE id = ANY (v_evals);
+    PERFORM cancel_unwanted(release_roots(v_evals), false, 'no evaluation wants it any more');
+    PERFORM pg_notify('evaluations', e::text) FROM unnest(v_evals) AS e;
+    RETURN cardinality(v_evals);
+END
+$$;
+
+SELECT grant_to('EXECUTE ON FUNCTION ' || f, '{frontend}')
+FROM unnest(ARRAY['request_evaluation', 'close_evaluations']) AS f;
