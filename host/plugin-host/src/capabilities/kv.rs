@@ -57,3 +57,40 @@ impl CallState {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::testing::Plan;
+
+    #[tokio::test]
+    async fn values_are_the_plugins_own_and_bounded() {
+        let world = Plan::default().limits(|limits| limits.kv_operations_per_call = 7).world();
+        let mut call = world.call();
+        assert_eq!(call.kv_get("k").await.expect("read"), None);
+        let version = call.kv_set("k", b"v".to_vec(), None, WriteCondition::Absent).await.expect("written");
+        let stored = world.shared.store.get("test-forge".to_owned(), "k".to_owned()).await.expect("read");
+        assert_eq!(stored, Some(StoredValue { value: b"v".to_vec(), version }), "under the plugin's name");
+        let conflict = call.kv_set("k", b"w".to_vec(), Some(60), WriteCondition::Version(version + 1)).await;
+        assert_eq!(conflict, Err(PluginStoreError::Conflict));
+        call.kv_delete("k").await.expect("deleted");
+        let always = WriteCondition::Always;
+        for (key, value, name) in [
+            ("k".repeat(513), Vec::new(), "limits.kv_key_bytes"),
+            ("k".to_owned(), vec![0; 64 * 1024 + 1], "limits.kv_value_bytes"),
+            ("a\0b".to_owned(), Vec::new(), "NUL"),
+        ] {
+            match call.kv_set(&key, value, None, always).await {
+                Err(PluginStoreError::Limit(text)) => assert!(text.contains(name), "{text}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        call.kv_set(&"k".repeat(512), vec![0; 64 * 1024], None, always).await.expect("just fits");
+        for _ in 0..2 {
+            call.kv_get("k").await.expect("read");
+        }
+        let error = call.kv_get("k").await.expect_err("too many").to_string();
+        assert!(error.contains("limits.kv_operations_per_call"), "{error}");
+        world.call().kv_get("k").await.expect("another call");
+    }
+}

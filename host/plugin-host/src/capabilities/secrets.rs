@@ -313,24 +313,21 @@ impl CallState {
         Ok(SecretText::new(text.to_owned()))
     }
 
-    /// Whether a secret that the host exposes may go to all of these hosts (as in `allow_hosts`); an empty list is refused.
+    /// Whether a secret that the host exposes may go to all of these hosts (as in a secret's `hosts`: without scheme or port,
+    /// wherever `allow_hosts` has this host). An empty list is refused.
     pub fn check_hosts(&self, secret: &SecretHandle, hosts: &[String]) -> Result<(), SecretError> {
         if hosts.is_empty() {
             return Err(SecretError::Unusable("the plugin names no host for the secret".to_owned()));
         }
         for text in hosts {
-            let shown: String = text.chars().take(200).collect();
-            let grant: super::HostGrant =
-                text.parse().map_err(|error| SecretError::Unusable(format!("{error}")))?;
-            let Some(target) = grant.target() else {
-                return Err(SecretError::Unusable(format!("`{shown}` is not one host")));
-            };
-            if super::http::find(&self.shared.grants.allow_hosts, &target).is_none() {
+            let host: BoundHost = text.parse().map_err(|error| SecretError::Unusable(format!("{error}")))?;
+            let targets = host.targets(&self.shared.grants.allow_hosts);
+            if targets.is_empty() {
                 let key = self.shared.grants.key("allow_hosts");
-                return Err(SecretError::NotGranted(format!("`{shown}` is not granted: add it to {key}")));
+                return Err(SecretError::NotGranted(format!("`{text}` is not granted: add it to {key}")));
             }
-            if !secret.may_go_to(&target) {
-                return Err(SecretError::NotGranted(self.shared.unbound(secret, &target)));
+            if let Some(target) = targets.iter().find(|target| !secret.may_go_to(target)) {
+                return Err(SecretError::NotGranted(self.shared.unbound(secret, target)));
             }
         }
         Ok(())

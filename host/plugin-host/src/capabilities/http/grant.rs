@@ -240,14 +240,6 @@ impl HostGrant {
         self.scheme == target.scheme && self.port == target.port && self.host.matches(&target.host)
     }
 
-    /// What it grants, where that is one host.
-    pub(in crate::capabilities) fn target(&self) -> Option<Target> {
-        match &self.host {
-            HostPattern::Exactly(host) => Some(Target { scheme: self.scheme, host: host.clone(), port: self.port }),
-            HostPattern::Below(_) => None,
-        }
-    }
-
     /// The address, where the grant is one.
     fn address(&self) -> Option<IpAddr> {
         match &self.host {
@@ -297,6 +289,13 @@ impl BoundHost {
         self.scheme.is_none_or(|scheme| scheme == target.scheme)
             && self.port.is_none_or(|port| port == target.port)
             && self.host.matches(&target.host)
+    }
+
+    /// Everything at this one host that is granted; nothing for `*.`.
+    pub(in crate::capabilities) fn targets(&self, grants: &[HostGrant]) -> Vec<Target> {
+        let HostPattern::Exactly(host) = &self.host else { return Vec::new() };
+        let within = grants.iter().filter(|grant| self.is_within(grant));
+        within.map(|grant| Target { scheme: grant.scheme, host: host.clone(), port: grant.port }).collect()
     }
 
     /// Whether the grant allows something at this host.

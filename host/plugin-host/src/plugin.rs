@@ -1,0 +1,116 @@
+//! One loaded plugin: its program, linked with its grants. Start at [`Plugin::load`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use harmonia_core::Clock;
+use harmonia_core::plugin::PluginKind;
+use harmonia_core::policy::Policy;
+use harmonia_core::ports::{Forge, PluginStore, Reporter};
+use tokio::sync::Semaphore;
+
+use crate::call::{Caller, Network};
+use crate::capabilities::{HttpClient, Shared};
+use crate::description::{self, Description};
+use crate::engine::Engines;
+use crate::error::LoadError;
+use crate::limits::{CALL_LIMITS, POLICY_LIMITS};
+use crate::loader::{Program, import_problems};
+use crate::spec::PluginSpec;
+use crate::stats::Stats;
+use crate::wasi::WasiGrant;
+use crate::{forge, imports, reporter, scheduler};
+
+/// What all plugins of a node share.
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) engines: Arc<Engines>,
+    pub(crate) store: Arc<dyn PluginStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) http: HttpClient,
+    pub(crate) scratch_folder: PathBuf,
+    /// Of all calls.
+    pub(crate) network: Network,
+}
+
+/// A plugin behind the port of its kind.
+pub(crate) enum Adapter {
+    Forge(Arc<dyn Forge>),
+    Reporter(Arc<dyn Reporter>),
+    Scheduler(Arc<dyn Policy>),
+}
+
+/// A plugin that can be called.
+pub(crate) struct Plugin {
+    pub(crate) spec: PluginSpec,
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) adapter: Adapter,
+    pub(crate) description: Description,
+}
+
+impl Plugin {
+    /// Links a program with the grants of `spec`, checks that it fits the contract, and asks it what it is.
+    pub(crate) async fn load(
+        world: &World,
+        spec: PluginSpec,
+        program: Arc<Program>,
+        stats: Arc<Stats>,
+    ) -> Result<Self, LoadError> {
+        let caller = Arc::new(link(world, &spec, program, stats)?);
+        let description =
+            description::describe(&caller).await.map_err(|error| LoadError::Describe(Box::new(error)))?;
+        description.check_parameters(&spec)?;
+        let adapter = adapter(&caller).await?;
+        Ok(Self { spec, caller, adapter, description })
+    }
+
+    pub(crate) fn kind(&self) -> PluginKind {
+        self.caller.program.contract.kind
+    }
+}
+
+/// Checks what a program imports against what is granted, and links it.
+pub(crate) fn link(
+    world: &World,
+    spec: &PluginSpec,
+    program: Arc<Program>,
+    stats: Arc<Stats>,
+) -> Result<Caller, LoadError> {
+    let kind = program.contract.kind;
+    let problems = import_problems(&program.imports, kind, spec.wasi, &spec.name);
+    if !problems.is_empty() {
+        return Err(LoadError::Imports(problems));
+    }
+    let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
+    let with_wasi = program.contract.wants_wasi;
+    let engine = world.engines.engine(program.is_pooled);
+    let linker = imports::linker(engine, kind, with_wasi).map_err(mismatch)?;
+    let instances = linker.instantiate_pre(&program.component).map_err(mismatch)?;
+    description::check(&instances).map_err(mismatch)?;
+    let base = if kind == PluginKind::Scheduler { POLICY_LIMITS } else { CALL_LIMITS };
+    let limits = spec.limits.call.apply(base);
+    Ok(Caller {
+        name: spec.name.clone(),
+        instances,
+        limits,
+        // Only those who import one pay for one.
+        wasi: if with_wasi { spec.wasi } else { WasiGrant::None },
+        scratch_folder: world.scratch_folder.clone(),
+        engines: world.engines.clone(),
+        shared: Shared::new(spec.grants(), world.store.clone(), world.clock.clone(), world.http.clone()),
+        stats,
+        clock: world.clock.clone(),
+        calls: Arc::new(Semaphore::new(limits.concurrent_calls_max)),
+        network: world.network,
+        program,
+    })
+}
+
+async fn adapter(caller: &Arc<Caller>) -> Result<Adapter, LoadError> {
+    let caller = caller.clone();
+    Ok(match caller.program.contract.kind {
+        PluginKind::Forge => Adapter::Forge(Arc::new(forge::v0_1::Adapter::new(caller).await?)),
+        PluginKind::Reporter => Adapter::Reporter(Arc::new(reporter::v0_1::Adapter::new(caller).await?)),
+        PluginKind::Scheduler => Adapter::Scheduler(Arc::new(scheduler::v0_1::Adapter::new(caller).await?)),
+    })
+}

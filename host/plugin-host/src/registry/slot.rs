@@ -1,0 +1,147 @@
+//! The place of one configured plugin: what runs there now, and what is wanted there.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use harmonia_core::Timestamp;
+use harmonia_core::plugin::{PluginKind, PluginStatus};
+
+use crate::plugin::Plugin;
+use crate::spec::PluginSpec;
+use crate::stats::Stats;
+
+/// Tells that a file is another one than before, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None`: there is no such file.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Self {
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) stats: Arc<Stats>,
+    state: RwLock<State>,
+}
+
+struct State {
+    plugin: Option<Arc<Plugin>>,
+    /// As last configured; the running one may be an older one.
+    wanted: PluginSpec,
+    /// File and configuration of the last try, whatever became of it.
+    tried: Option<Option<Stamp>>,
+    /// Why what is wanted does not run.
+    problem: Option<String>,
+}
+
+impl Slot {
+    pub(super) fn new(spec: PluginSpec, stats: Stats) -> Self {
+        Self {
+            name: spec.name.clone(),
+            stats: Arc::new(stats),
+            state: RwLock::new(State {
+                plugin: None,
+                wanted: spec,
+                tried: None,
+                problem: Some("it was not loaded yet".into()),
+            }),
+        }
+    }
+
+    /// Whether this configuration, with the file as it is, was tried already.
+    pub(super) fn is_up_to_date(&self, spec: &PluginSpec) -> bool {
+        let stamp = Stamp::of(&spec.path);
+        self.read(|state| state.wanted == *spec && state.tried == Some(stamp))
+    }
+
+    pub(super) fn wanted(&self) -> PluginSpec {
+        self.read(|state| state.wanted.clone())
+    }
+
+    /// What runs; the error says why nothing does.
+    pub(super) fn plugin(&self) -> Result<Arc<Plugin>, String> {
+        self.read(|state| match &state.plugin {
+            Some(plugin) => Ok(plugin.clone()),
+            None => {
+                let problem = state.problem.as_deref().unwrap_or("it is not configured");
+                Err(format!("plugin {} is not loaded: {problem}", self.name))
+            }
+        })
+    }
+
+    pub(super) fn kind(&self) -> Option<PluginKind> {
+        self.read(|state| state.plugin.as_ref().map(|plugin| plugin.kind()))
+    }
+
+    /// A new one runs from now on; who calls the old one finishes there.
+    pub(super) fn take(&self, plugin: Plugin, stamp: Option<Stamp>) {
+        self.stats.replaced();
+        self.write(|state| {
+            state.wanted = plugin.spec.clone();
+            state.plugin = Some(Arc::new(plugin));
+            state.tried = Some(stamp);
+            state.problem = None;
+        });
+    }
+
+    /// What is wanted cannot run; what ran goes on.
+    pub(super) fn refuse(&self, spec: PluginSpec, stamp: Option<Stamp>, reason: String) {
+        self.stats.refused_load(reason.clone());
+        self.write(|state| {
+            state.wanted = spec;
+            state.tried = Some(stamp);
+            state.problem = Some(reason);
+        });
+    }
+
+    /// Nobody configures it any more.
+    pub(super) fn remove(&self) {
+        self.write(|state| {
+            state.plugin = None;
+            state.problem = Some("it is not configured any more".into());
+        });
+    }
+
+    pub(super) fn status(&self, now: Timestamp) -> PluginStatus {
+        let metrics = self.stats.metrics(&self.name);
+        self.read(|state| {
+            let plugin = state.plugin.as_ref();
+            PluginStatus {
+                name: self.name.clone(),
+                kind: plugin.map(|plugin| plugin.kind()),
+                program: plugin.map_or_else(String::new, |plugin| {
+                    format!("{} {}", plugin.description.name, plugin.description.version)
+                }),
+                sha256: plugin.map_or_else(String::new, |plugin| plugin.caller.program.sha256.clone()),
+                calls: metrics.calls,
+                failures: metrics.failures,
+                broken_for_s: self.stats.broken_for_s(now),
+                last_error: state.problem.clone().or_else(|| self.stats.last_error()),
+                exports: plugin.map_or_else(Vec::new, |plugin| plugin.caller.program.contract.exports.clone()),
+            }
+        })
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, write: impl FnOnce(&mut State)) {
+        write(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}

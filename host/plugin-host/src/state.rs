@@ -1,0 +1,98 @@
+//! What a call's store holds: the plugin's capabilities, its handles, and the bounds it is held to.
+
+use std::time::Instant;
+
+use wasmtime::component::ResourceTable;
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
+
+use crate::capabilities::CallState;
+use crate::engine::TICK_MS;
+use crate::limits::{CallLimits, HANDLES_MAX, LimitReached};
+use crate::wasi::Wasi;
+
+/// Data of one call's store.
+pub(crate) struct State {
+    pub(crate) capabilities: CallState,
+    pub(crate) table: ResourceTable,
+    pub(crate) wasi: Option<Box<Wasi>>,
+    bounds: Bounds,
+}
+
+/// How a call gives way to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Yielding {
+    /// Every tick, to the other tasks of its thread.
+    EveryTick,
+    /// Never: whoever calls waits on its thread.
+    Never,
+}
+
+impl State {
+    pub(crate) fn new(capabilities: CallState, wasi: Option<Box<Wasi>>, limits: CallLimits) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        Self { capabilities, table, wasi, bounds: Bounds { limits, memory_bytes: 0 } }
+    }
+
+    /// A store that holds its guest to the limits.
+    pub(crate) fn into_store(self, engine: &wasmtime::Engine, yielding: Yielding) -> Store<Self> {
+        let limits = self.bounds.limits;
+        let mut store = Store::new(engine, self);
+        store.limiter(|state| &mut state.bounds);
+        store.set_hostcall_fuel(limits.output_bytes_max);
+        store.set_epoch_deadline(1);
+        let started = Instant::now();
+        let mut ticks = 0;
+        store.epoch_deadline_callback(move |_| {
+            // Called at most once a tick, and only while the guest itself runs: this counts its processor time.
+            ticks += 1;
+            if ticks * TICK_MS > limits.cpu_ms_max {
+                return Err(LimitReached::Cpu(limits.cpu_ms_max).into());
+            }
+            if started.elapsed().as_millis() > u128::from(limits.wall_ms_max) {
+                return Err(LimitReached::Wall(limits.wall_ms_max).into());
+            }
+            Ok(match yielding {
+                Yielding::EveryTick => UpdateDeadline::Yield(1),
+                Yielding::Never => UpdateDeadline::Continue(1),
+            })
+        });
+        store
+    }
+}
+
+struct Bounds {
+    limits: CallLimits,
+    /// Of all memories.
+    memory_bytes: usize,
+}
+
+// Errors, not refusals: a guest that cannot grow ends with a message that names the bound, instead of one of its own.
+impl ResourceLimiter for Bounds {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        self.memory_bytes = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        if self.memory_bytes > self.limits.memory_bytes_max {
+            return Err(LimitReached::Memory(self.limits.memory_bytes_max).into());
+        }
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > self.limits.table_elements_max {
+            return Err(LimitReached::Table(self.limits.table_elements_max).into());
+        }
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances_max
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.instances_max
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.instances_max
+    }
+}

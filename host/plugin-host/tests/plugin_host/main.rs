@@ -1,0 +1,8 @@
+//! The plugin host with real components, written as text, called through core's ports.
+
+mod calls;
+mod limits;
+mod loading;
+mod policy;
+mod reload;
+mod support;
