@@ -40,6 +40,13 @@ const events = new Set([
 const kept = { components: {}, "x-webhooks": {} };
 const at = (pointer) => pointer.slice(2).split("/").reduce((value, key) => value?.[key], api);
 
+// An account is a user or an enterprise; this one place of the description says "and".
+const account = api.paths["/app/installations"].get.responses["200"].content["application/json"].schema.items?.properties?.account;
+if (account?.allOf?.[1]?.title === "Enterprise") {
+  account.anyOf = account.allOf;
+  delete account.allOf;
+}
+
 // Keeps everything that `value` refers to, through any number of references.
 function keep(value) {
   if (Array.isArray(value)) return value.forEach(keep);

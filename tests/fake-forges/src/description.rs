@@ -10,7 +10,8 @@ mod unknown;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jsonschema::{Draft, Validator};
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{Draft, ValidationError, Validator};
 use serde_json::{Map, Value, json};
 
 use path::Template;
@@ -207,7 +208,9 @@ impl Description {
 
     fn violations_of(&self, key: &str, schema: &Value, value: &Value) -> Vec<String> {
         let validator = self.validator(key, schema);
-        validator.iter_errors(value).map(|error| format!("{}: {}", error.instance_path(), short(&error.to_string()))).collect()
+        let mut sentences = Vec::new();
+        validator.iter_errors(value).for_each(|error| explain(&error, &mut sentences));
+        sentences
     }
 
     fn validator(&self, key: &str, schema: &Value) -> Arc<Validator> {
@@ -250,6 +253,22 @@ fn collect(definitions: &Map<String, Value>, schema: &Value, needed: &mut Map<St
 /// The definition that this schema stands for.
 pub(crate) fn reference(schema: &Value) -> Option<&str> {
     schema.get("$ref")?.as_str()?.strip_prefix("#/definitions/")
+}
+
+/// Of alternatives, the one that comes nearest explains most.
+fn explain(error: &ValidationError<'_>, sentences: &mut Vec<String>) {
+    if let ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } = error.kind() {
+        let meant = context.iter().min_by_key(|errors| errors.len() + errors.iter().filter(|error| is_type(error)).count() * 10);
+        if let Some(errors) = meant {
+            errors.iter().for_each(|error| explain(error, sentences));
+            return;
+        }
+    }
+    sentences.push(format!("{}: {}", error.instance_path(), short(&error.to_string())));
+}
+
+fn is_type(error: &ValidationError<'_>) -> bool {
+    matches!(error.kind(), ValidationErrorKind::Type { .. })
 }
 
 /// Messages quote the whole value.

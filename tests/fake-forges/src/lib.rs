@@ -5,14 +5,13 @@
 //!
 //! Never here: anything of ours that is being tested. Signatures, tokens and payloads come from the forges' own libraries
 //! and examples (package.json, installed by `./dev setup`), so that a mistake of ours cannot confirm itself.
-#![warn(unreachable_pub)]
 
 mod delivery;
 mod description;
 mod faults;
 mod files;
 mod forge;
-
+mod gitea;
 mod github;
 mod helper;
 mod json;
@@ -23,7 +22,7 @@ mod world;
 pub use delivery::{CommentAction, Delivery, Event, InstallationAction, PullRequestAction, RepositoryAction};
 pub use faults::{Effect, Faults, Gate, When};
 pub use forge::{Recorded, WorldGuard};
-
+pub use gitea::FakeGitea;
 pub use github::FakeGithub;
 pub use world::{
     Account, CheckRun, Code, Comment, Commit, CommitStatus, Hook, Installation, Label, Permission, PullRequest, Repository,

@@ -200,7 +200,7 @@ fn hyper_response(response: Response, cut_off: bool) -> hyper::Response<Answer> 
     let body = Bytes::from(response.body);
     let announced = body.len() as u64;
     let rest = if cut_off { body.slice(..body.len() / 2) } else { body };
-    builder.body(Answer { rest: Some(rest), announced, cut_off }).expect("headers of answers are well formed")
+    builder.body(Answer { rest: Some(rest), announced, cut_off, flushed: false }).expect("headers of answers are well formed")
 }
 
 /// A body of which, for a fault, half is missing.
@@ -208,16 +208,23 @@ struct Answer {
     rest: Option<Bytes>,
     announced: u64,
     cut_off: bool,
+    flushed: bool,
 }
 
 impl Body for Answer {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         match this.rest.take() {
             Some(rest) if !rest.is_empty() => Poll::Ready(Some(Ok(Frame::data(rest)))),
+            // What is there is sent before the rest is missing.
+            _ if this.cut_off && !this.flushed => {
+                this.flushed = true;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
             _ if this.cut_off => Poll::Ready(Some(Err(std::io::Error::other("cut off on purpose")))),
             _ => Poll::Ready(None),
         }

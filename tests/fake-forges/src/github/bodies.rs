@@ -36,7 +36,9 @@ impl Github {
     pub(super) fn account(&self, world: &World, login: &str) -> Value {
         let mut value = self.description.example("issue-comment")["user"].clone();
         self.localise(&mut value, "octocat/Hello-World", "octocat/Hello-World");
-        replace_text(&mut value, &[("/octocat", &format!("/{login}"))]);
+        // `app[bot]` is written so in addresses.
+        let written = login.replace('[', "%5B").replace(']', "%5D");
+        replace_text(&mut value, &[("/octocat", &format!("/{written}"))]);
         let account = world.account(login);
         let id = account.map_or(0, |account| account.id);
         let kind = match account {
@@ -107,6 +109,8 @@ impl Github {
             for unrelated in ["template_repository", "parent", "source"] {
                 crate::json::remove(&mut value, &format!("/{unrelated}"));
             }
+            // The example lacks it, the description requires it.
+            set(&mut value, "/language", Value::Null);
         }
         self.patch_repository(world, repository, &mut value);
         value
@@ -133,6 +137,20 @@ impl Github {
                 ("/clone_url", json!(clone_url)),
             ],
         );
+        if value["homepage"] == "" {
+            value["homepage"] = Value::Null;
+        }
+        // Some examples are older than these fields, which every repository has by now.
+        for (name, now) in [
+            ("has_discussions", json!(false)),
+            ("is_template", json!(false)),
+            ("web_commit_signoff_required", json!(false)),
+            ("allow_forking", json!(true)),
+        ] {
+            if value.get(name).is_none() {
+                value[name] = now;
+            }
+        }
     }
 
     /// As the git database has it, without the forge's accounts.
@@ -162,6 +180,9 @@ impl Github {
         replace_text(&mut value, &[(&example, &commit.sha)]);
         let parents: Vec<Value> = commit.parents.iter().map(|sha| self.parent(repository, sha, "commits")).collect();
         // Commits by people without an account have no account.
+        let url = format!("{}/contents/file1.txt?ref={}", self.api_of(repository), commit.sha);
+        // The example lacks what the description requires.
+        patch(&mut value, [("/files/0/sha", json!(commit.tree)), ("/files/0/contents_url", json!(url))]);
         let account = world.account(&commit.author).map(|_| self.account(world, &commit.author)).unwrap_or_default();
         patch(
             &mut value,
@@ -299,6 +320,7 @@ impl Github {
                 ("/permission", json!(permission.level())),
                 ("/role_name", json!(permission.role())),
                 ("/user", self.account(world, login)),
+                ("/user/role_name", json!(permission.role())),
             ],
         );
         value
@@ -314,7 +336,7 @@ impl Github {
                 ("/node_id", node_id("SC", status.id)),
                 ("/state", json!(status.state)),
                 ("/description", json!(status.description)),
-                ("/target_url", json!(status.target_url)),
+                ("/target_url", if status.target_url.is_empty() { Value::Null } else { json!(status.target_url) }),
                 ("/context", json!(status.context)),
                 ("/created_at", timestamp(status.created_at)),
                 ("/updated_at", timestamp(status.created_at)),

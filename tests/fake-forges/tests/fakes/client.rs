@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use harmonia_fake_forges::FakeGithub;
 use serde_json::{Value, json};
 
@@ -61,17 +61,28 @@ pub(crate) fn jwt(forge: &FakeGithub, from: i64, until: i64) -> String {
     let claims = json!({ "iss": forge.app_id().to_string(), "iat": now + from, "exp": now + until });
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({ "alg": "RS256", "typ": "JWT" })), part(&claims));
-    let script = "const c=require('crypto');let s='';process.stdin.on('data',d=>s+=d).on('end',()=>{const{k,d}=JSON.parse(s);\
-                  process.stdout.write(c.sign('RSA-SHA256',Buffer.from(d),k).toString('base64url'))})";
+    let script = "process.stdout.write(c.sign('RSA-SHA256',Buffer.from(i.data,'base64'),i.key).toString('base64url'))";
+    let signature = node(script, &json!({ "key": forge.private_key(), "data": STANDARD.encode(&signed) }));
+    format!("{signed}.{signature}")
+}
+
+/// HMAC-SHA256 in hexadecimal.
+pub(crate) fn hmac_sha256(secret: &str, body: &[u8]) -> String {
+    let script = "process.stdout.write(c.createHmac('sha256',i.secret).update(Buffer.from(i.data,'base64')).digest('hex'))";
+    node(script, &json!({ "secret": secret, "data": STANDARD.encode(body) }))
+}
+
+/// Runs a line of JavaScript with `c` the crypto module and `i` the input: neither the fakes' signer nor ours.
+fn node(script: &str, input: &Value) -> String {
+    let whole = format!("const c=require('crypto');let s='';process.stdin.on('data',d=>s+=d).on('end',()=>{{const i=JSON.parse(s);{script}}})");
     let mut node = Command::new("node")
-        .args(["-e", script])
+        .args(["-e", &whole])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("node starts");
-    let input = json!({ "k": forge.private_key(), "d": signed }).to_string();
-    node.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("node reads");
+    node.stdin.take().expect("a pipe").write_all(input.to_string().as_bytes()).expect("node reads");
     let output = node.wait_with_output().expect("node ends");
     assert!(output.status.success());
-    format!("{signed}.{}", String::from_utf8(output.stdout).expect("base64"))
+    String::from_utf8(output.stdout).expect("text")
 }

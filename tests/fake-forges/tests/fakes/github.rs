@@ -139,7 +139,7 @@ async fn headers_and_tokens_are_checked() {
         ("Authorization is missing", plain.get(url("/repos/acme/site")).header("user-agent", "test")),
         ("never issued", plain.get(url("/repos/acme/site")).header("user-agent", "t").header("authorization", "Bearer nonsense")),
         ("API version", client.request("GET", "/repos/acme/site").header("x-github-api-version", "2020-01-01")),
-        ("Accept", client.request("GET", "/repos/acme/site").header("accept", "application/xml")),
+        ("Accept", plain.get(url("/repos/acme/site")).header("user-agent", "t").header("accept", "application/xml")),
         ("content-type", client.request("POST", "/repos/acme/site/statuses/x").header("content-type", "text/plain").body("{}")),
     ];
     for (expected, request) in bad {

@@ -2,4 +2,5 @@
 
 mod client;
 mod deliveries;
+mod gitea;
 mod github;
