@@ -4,6 +4,7 @@
 ALTER TABLE forge_syncs
     ADD COLUMN requested_at timestamptz, -- something changed: a sync that began before is followed by another
     ADD COLUMN not_before timestamptz, -- the forge asked to wait, or the last try failed
+    ADD COLUMN previous_started_at timestamptz, -- of the last complete sync
     ADD COLUMN seen integer NOT NULL DEFAULT 0, -- repositories of the sync under way
     ADD COLUMN attempts integer NOT NULL DEFAULT 0; -- failures in a row
 
@@ -120,7 +121,8 @@ END
 $$;
 
 -- One page of a sync: its repositories and where it goes on, at once. `held` false: another node has the sync, nothing was
--- written. Without a next page the sync is over, and what it did not see is gone.
+-- written. Without a next page the sync is over. A list that changes while it is read page by page can miss an entry, so
+-- what was not seen is gone only when the sync before did not see it either; the one that makes sure follows at once.
 CREATE FUNCTION save_sync_page(
     p_forge text, p_node text, p_leased_until timestamptz, p_repositories jsonb, p_next text, p_lease interval,
     p_every interval, OUT held boolean, OUT leased_until timestamptz, OUT removed bigint
@@ -144,12 +146,16 @@ BEGIN
         RETURN;
     END IF;
     UPDATE repositories r SET removed_at = now()
-    WHERE r.forge = p_forge AND r.removed_at IS NULL AND (r.last_synced IS NULL OR r.last_synced < v_sync.started_at);
+    WHERE r.forge = p_forge AND r.removed_at IS NULL
+        AND coalesce(r.last_synced, '-infinity') < least(v_sync.started_at, v_sync.previous_started_at)
+        AND v_sync.previous_started_at IS NOT NULL;
     GET DIAGNOSTICS removed = ROW_COUNT;
     UPDATE forge_syncs s SET cursor = NULL, started_at = NULL, finished_at = now(), attempts = 0, last_error = NULL,
         repositories = s.seen + jsonb_array_length(p_repositories), seen = 0, leased_by = NULL, leased_until = NULL,
-        not_before = NULL,
-        wanted_at = CASE WHEN s.requested_at > s.started_at THEN now() ELSE now() + p_every END
+        not_before = NULL, previous_started_at = s.started_at,
+        wanted_at = CASE WHEN s.requested_at > s.started_at OR EXISTS (
+            SELECT FROM repositories r WHERE r.forge = p_forge AND r.removed_at IS NULL
+                AND coalesce(r.last_synced, '-infinity') < v_sync.started_at) THEN now() ELSE now() + p_every END
     WHERE s.forge = p_forge;
 END
 $$;

@@ -31,8 +31,7 @@
 mod projects;
 
 pub use projects::{
-    AddProject, ClonePassword, CredentialRequest, DeliveryInfo, HookInfo, ProjectAdded, ProjectChanges,
-    ProjectSettings, RepositoryInfo,
+    AddProject, DeliveryInfo, HookInfo, ProjectAdded, ProjectChanges, ProjectSettings, RepositoryInfo,
 };
 
 use serde::{Deserialize, Serialize};
@@ -420,6 +419,9 @@ pub struct Node {
     pub version: String,
     /// Why it claims nothing, when it says so.
     pub paused: Option<String>,
+    /// What the scheduling policy last failed with there; jobs go first in, first out meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_error: Option<String>,
     /// Last heartbeat.
     #[serde(with = "time::serde::rfc3339")]
     pub last_seen: Timestamp,

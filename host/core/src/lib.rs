@@ -18,6 +18,7 @@ pub mod plugin;
 pub mod policy;
 pub mod ports;
 pub mod project_config;
+pub mod project_name;
 pub mod reporter;
 pub mod retry;
 mod secret;

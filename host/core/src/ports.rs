@@ -1,7 +1,7 @@
 //! Ports: what one crate needs of another without knowing it. `ci` wires them.
 //!
 //! [`Forge`], [`Reporter`] and [`crate::policy::Policy`] are what plugins are to the rest of the host; [`Plugins`] finds
-//! them; [`PluginStore`] is what plugins need of the database.
+//! them; [`RemoteHeads`] is for repositories without forge; [`PluginStore`] is what plugins need of the database.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -76,6 +76,21 @@ pub trait Forge: Send + Sync {
 pub trait Reporter: Send + Sync {
     /// Tells one thing. Calling twice with the same key does no harm.
     fn report(&self, notification: Notification) -> PortFuture<'_, Result<(), ReportError>>;
+}
+
+/// Where a branch of a plain git repository is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteHead {
+    /// Branch.
+    pub branch: String,
+    /// Full hash of its newest commit.
+    pub commit: String,
+}
+
+/// Asks plain git repositories where their branches are, without fetching anything.
+pub trait RemoteHeads: Send + Sync {
+    /// The head of a branch, or of the one that the remote's HEAD names. Errors are sentences for people.
+    fn head(&self, url: String, branch: Option<String>) -> PortFuture<'_, Result<RemoteHead, String>>;
 }
 
 /// The plugins of this node, as they are configured now (a reload may change them between two calls).

@@ -42,7 +42,7 @@ pub struct Sync {
 pub enum PageSaved {
     /// Go on with the next one.
     More,
-    /// That was the last: so many repositories are gone that were there before.
+    /// That was the last: so many repositories are gone, since the sync before did not see them either.
     Complete {
         /// Repositories not seen.
         removed: u64,
@@ -84,13 +84,23 @@ impl Db {
         .map(|_| ())
     }
 
-    /// Takes one due sync of these forges for `lease`: a new one, or one that stopped half-way.
+    /// Takes one due sync of these forges for `lease`: a new one, or one that stopped half-way. A forge that was never
+    /// synced is due.
     pub async fn begin_sync(
         &self,
         node: &NodeId,
         forges: &[String],
         lease: Duration,
     ) -> Result<Option<Sync>, DbError> {
+        self.run("note forges", || {
+            sqlx::query!(
+                "INSERT INTO forge_syncs (forge) SELECT DISTINCT f FROM unnest($1::text[]) AS f
+                 WHERE NOT EXISTS (SELECT FROM forge_syncs s WHERE s.forge = f) ON CONFLICT DO NOTHING",
+                forges
+            )
+            .execute(&self.pool)
+        })
+        .await?;
         let row = self
             .run("begin a sync", || {
                 sqlx::query!(

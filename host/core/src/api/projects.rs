@@ -1,10 +1,9 @@
-//! Wire types of projects: repositories, settings, deliveries, clone credentials.
+//! Wire types of projects: repositories, settings, deliveries.
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::forge::PullRequestTrust;
-use crate::ids::EvalId;
 
 /// A repository that a forge told of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,22 +199,4 @@ pub struct DeliveryInfo {
     /// When it ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<Timestamp>,
-}
-
-/// Body of `POST /internal/clone-credential`, sent with the evaluation's claim token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CredentialRequest {
-    /// The evaluation whose sources are fetched.
-    pub evaluation: EvalId,
-}
-
-/// Answer of `POST /internal/clone-credential`. Not `Debug`: the password must not be printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClonePassword {
-    /// User.
-    pub user: String,
-    /// Password.
-    pub password: String,
-    /// Hosts that git may send it to.
-    pub hosts: Vec<String>,
 }
