@@ -6,6 +6,7 @@
 
 mod annotations;
 mod attributes;
+mod dead_letter;
 pub mod delivery;
 mod describe;
 mod evaluation;
@@ -23,6 +24,7 @@ use crate::forge::{Annotation, CommitStatus, RepositoryRef, StatusState};
 use crate::ids::{EvalId, JobId};
 use crate::state::{EvalStatus, FailureKind};
 
+pub use dead_letter::{DeadLetter, DeadLetterKind, ParseDeadLetterKindError};
 pub use describe::DESCRIPTION_CHARS_MAX;
 pub use notifications::{Told, ToldNow, notifications};
 pub use verdict::{Facts, verdict};

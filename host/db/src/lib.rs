@@ -16,12 +16,14 @@ mod listen;
 mod maintenance;
 mod migrate;
 mod nodes;
+mod outbox;
 mod paths;
 mod plugin_kv;
 mod projects;
 mod queue;
 mod repositories;
 mod statistics;
+mod statuses;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tokens;
@@ -42,6 +44,7 @@ pub use listen::{Channel, Listener, Notice};
 pub use maintenance::{ChoreLock, Deleted, Reaped, Repaired, Violation};
 pub use migrate::Migrated;
 pub use nodes::{HeartbeatAnswer, NodeRegistration, Released, SignerNode};
+pub use outbox::DueNotification;
 pub use paths::{
     AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
     UnfinishedPublication,
@@ -52,3 +55,4 @@ pub use queue::{
 };
 pub use repositories::{PageSaved, RepositoryFilter, RepositoryId, Sync};
 pub use statistics::AttemptStatistics;
+pub use statuses::{Answer, ComputedReport, DueStatus, OwedComment, PauseKind, ReportOutcome, ReportTarget};

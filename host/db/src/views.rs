@@ -13,6 +13,7 @@ mod projects;
 mod queue;
 mod why;
 
+pub(crate) use evaluations::attr_state;
 pub use logs::{LogAttempt, LogMark, LogState, LogTailView};
 
 use std::str::FromStr;

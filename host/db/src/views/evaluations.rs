@@ -281,7 +281,8 @@ fn share_outputs(mut attrs: Vec<Attr>) -> Vec<Attr> {
     attrs
 }
 
-fn attr_state(has_error: bool, cached: bool, status: Option<&str>) -> Result<AttrState, DbError> {
+/// Where an attribute stands, from its own row and its job's status.
+pub(crate) fn attr_state(has_error: bool, cached: bool, status: Option<&str>) -> Result<AttrState, DbError> {
     use harmonia_core::JobStatus;
     if has_error {
         return Ok(AttrState::Error);

@@ -1,0 +1,238 @@
+//! What is due at forges, under a lease. Start at [`Db::claim_statuses`].
+//!
+//! A lease is a name that nobody else has, so that who lost it writes nothing. It is longer than a call may take: when it
+//! ends without an answer, its holder is gone, nobody knows what the forge heard, and the status is asserted twice.
+
+use std::time::Duration;
+
+use harmonia_core::NodeId;
+use harmonia_core::forge::{CommitStatus, RepositoryRef};
+use harmonia_core::status::delivery::Next;
+
+use crate::connection::{Db, interval};
+use crate::error::DbError;
+use crate::queue::text;
+
+/// After a lease that ended without an answer, the status is asserted once more so long after it was delivered: by then
+/// the forge has worked off what it may have heard late.
+const ASSERT_AFTER: Duration = Duration::from_secs(30);
+
+/// A status to be sent by the node that claimed it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DueStatus {
+    /// Its row.
+    pub id: i64,
+    /// What to send.
+    pub status: CommitStatus,
+    /// Failed tries before.
+    pub failures: u32,
+    digest: Vec<u8>,
+    lease: String,
+}
+
+/// How a try ended that was no success, and what is to be remembered of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer<'a> {
+    /// What follows.
+    pub next: Next,
+    /// What was said, for people.
+    pub error: &'a str,
+}
+
+/// Whom a pause concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseKind {
+    /// A forge.
+    Forge,
+    /// A reporter.
+    Reporter,
+}
+
+impl PauseKind {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forge => "forge",
+            Self::Reporter => "reporter",
+        }
+    }
+}
+
+/// A name for a lease that nobody else has.
+pub(crate) fn new_lease(node: &NodeId) -> String {
+    format!("{node} {:016x}", rand::random::<u64>())
+}
+
+/// What an answer means for a row: delay of the next try, whether it counts as failed try, whether it may have happened,
+/// whether it is given up.
+pub(crate) struct Consequence {
+    pub(crate) after: Duration,
+    pub(crate) counts: bool,
+    pub(crate) is_ambiguous: bool,
+    pub(crate) is_dead: bool,
+}
+
+impl Consequence {
+    pub(crate) fn of(next: Next) -> Self {
+        match next {
+            Next::Again { after, is_ambiguous } => Self { after, counts: true, is_ambiguous, is_dead: false },
+            Next::Pause { during } => Self { after: during, counts: false, is_ambiguous: false, is_dead: false },
+            Next::Dead => Self { after: Duration::ZERO, counts: true, is_ambiguous: false, is_dead: true },
+        }
+    }
+}
+
+impl Db {
+    /// Takes up to `limit` statuses that are due at this forge, unless it asked to be left alone. Nobody else gets them
+    /// until `lease` has passed.
+    pub async fn claim_statuses(
+        &self,
+        node: &NodeId,
+        forge: &str,
+        limit: u32,
+        lease: Duration,
+    ) -> Result<Vec<DueStatus>, DbError> {
+        let name = new_lease(node);
+        let rows = self
+            .run("claim statuses", || {
+                sqlx::query!(
+                    r#"UPDATE commit_statuses s SET leased_by = $1, leased_until = now() + $2,
+                           asserts = CASE WHEN s.leased_by IS NULL THEN s.asserts ELSE 1 END
+                       FROM (
+                           SELECT d.id, r.external_id, r.full_name FROM commit_statuses d
+                           JOIN repositories r ON r.id = d.repository_id
+                           WHERE d.dead_at IS NULL AND (d.ambiguous OR d.delivered_digest IS DISTINCT FROM d.desired_digest)
+                               AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
+                               AND r.forge = $3 AND r.removed_at IS NULL
+                               AND NOT EXISTS (SELECT FROM delivery_pauses p
+                                   WHERE p.kind = 'forge' AND p.name = $3 AND p.until > now())
+                           ORDER BY d.next_attempt_at, d.id LIMIT $4
+                           FOR NO KEY UPDATE OF d SKIP LOCKED
+                       ) due
+                       WHERE s.id = due.id
+                       RETURNING s.id, s.commit_sha, s.context, s.desired_state, s.desired_description, s.desired_url,
+                           s.desired_summary, s.desired_annotations, s.desired_started_at, s.desired_finished_at,
+                           s.desired_digest, s.attempts, due.external_id, due.full_name"#,
+                    name,
+                    interval(lease),
+                    forge,
+                    i64::from(limit)
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                let corrupt = |what: &str| DbError::Corrupt { what: format!("{what} of status {}", row.id) };
+                let status = CommitStatus {
+                    repository: RepositoryRef { id: row.external_id, full_name: row.full_name },
+                    commit: row.commit_sha,
+                    context: row.context,
+                    state: row.desired_state.parse().map_err(|()| corrupt("state"))?,
+                    description: row.desired_description,
+                    target_url: row.desired_url,
+                    summary: row.desired_summary,
+                    annotations: serde_json::from_value(row.desired_annotations).map_err(|_| corrupt("annotations"))?,
+                    started_at: row.desired_started_at,
+                    finished_at: row.desired_finished_at,
+                };
+                let failures = u32::try_from(row.attempts).unwrap_or(0);
+                Ok(DueStatus { id: row.id, status, failures, digest: row.desired_digest, lease: name.clone() })
+            })
+            .collect()
+    }
+
+    /// The forge has it. `false`: the lease was lost, so that it will be asserted again.
+    pub async fn status_delivered(&self, due: &DueStatus) -> Result<bool, DbError> {
+        let stored = self
+            .run("store that a status was delivered", || {
+                sqlx::query!(
+                    "UPDATE commit_statuses SET delivered_digest = $3, delivered_state = $4, delivered_description = $5,
+                         delivered_url = $6, delivered_at = now(), attempts = 0, last_error = NULL,
+                         leased_by = NULL, leased_until = NULL, ambiguous = asserts > 0, asserts = greatest(asserts - 1, 0),
+                         next_attempt_at = CASE WHEN asserts > 0 AND desired_digest = $3 THEN now() + $7
+                             ELSE next_attempt_at END
+                     WHERE id = $1 AND leased_by = $2",
+                    due.id,
+                    due.lease,
+                    due.digest,
+                    due.status.state.as_str(),
+                    due.status.description,
+                    due.status.target_url.as_deref(),
+                    interval(ASSERT_AFTER)
+                )
+                .execute(&self.pool)
+            })
+            .await?
+            .rows_affected()
+            == 1;
+        if !stored {
+            self.status_doubtful(due).await?;
+        }
+        Ok(stored)
+    }
+
+    /// The forge said no, or nothing. `false`: the lease was lost.
+    pub async fn status_failed(&self, due: &DueStatus, answer: Answer<'_>) -> Result<bool, DbError> {
+        let then = Consequence::of(answer.next);
+        let stored = self
+            .run("store that a status was not delivered", || {
+                sqlx::query!(
+                    "UPDATE commit_statuses SET last_error = left($3, 2000), attempts = attempts + $4,
+                         ambiguous = ambiguous OR $5, next_attempt_at = now() + $6,
+                         -- What was refused for good may have changed meanwhile.
+                         dead_at = CASE WHEN $7 AND desired_digest = $8 THEN now() END,
+                         leased_by = NULL, leased_until = NULL
+                     WHERE id = $1 AND leased_by = $2",
+                    due.id,
+                    due.lease,
+                    text(answer.error),
+                    i32::from(then.counts),
+                    then.is_ambiguous,
+                    interval(then.after),
+                    then.is_dead,
+                    due.digest,
+                )
+                .execute(&self.pool)
+            })
+            .await?
+            .rows_affected()
+            == 1;
+        if !stored {
+            self.status_doubtful(due).await?;
+        }
+        Ok(stored)
+    }
+
+    /// Somebody sent this without holding the lease any more.
+    async fn status_doubtful(&self, due: &DueStatus) -> Result<(), DbError> {
+        self.run("store that a status is in doubt", || {
+            sqlx::query!("UPDATE commit_statuses SET ambiguous = true, asserts = 1 WHERE id = $1", due.id)
+                .execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Nothing is sent there for so long.
+    pub async fn pause_deliveries(
+        &self,
+        kind: PauseKind,
+        name: &str,
+        during: Duration,
+        reason: &str,
+    ) -> Result<(), DbError> {
+        self.run("leave a forge or reporter alone", || {
+            sqlx::query!(
+                "INSERT INTO delivery_pauses AS p (kind, name, until, reason) VALUES ($1, $2, now() + $3, left($4, 2000))
+                 ON CONFLICT (kind, name) DO UPDATE SET until = greatest(p.until, excluded.until), reason = excluded.reason",
+                kind.as_str(),
+                name,
+                interval(during),
+                text(reason)
+            )
+            .execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+}
