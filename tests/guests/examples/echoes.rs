@@ -1,0 +1,3 @@
+//! Answers what it was asked.
+
+harmonia_test_guests::guest!(|argument| Ok(argument.to_owned()));
