@@ -163,8 +163,8 @@ impl Description {
     pub(crate) fn check_response(&self, operation: &Operation, status: u16, body: &[u8]) -> Vec<String> {
         let name = operation.name();
         let Some(expected) = operation.responses.get(&status) else {
-            // Many errors are common to all operations and not repeated in each.
-            return if status >= 400 { Vec::new() } else { vec![format!("{name} never answers {status}")] };
+            // Redirects and many errors are common to all operations and not repeated in each.
+            return if status >= 300 { Vec::new() } else { vec![format!("{name} never answers {status}")] };
         };
         let Some(schema) = expected else {
             return if body.is_empty() { Vec::new() } else { vec![format!("{name} answers {status} without a body")] };

@@ -299,6 +299,10 @@ impl Github {
         };
         let response = self.route(request, &found, &caller, &query);
         for objection in self.description.check_response(found.operation, response.status, &response.body) {
+            // Published as an object, but null once a fork is deleted, as everybody who reads pull requests learns.
+            if objection.ends_with("/head/repo: null is not of type \"object\"") {
+                continue;
+            }
             self.core.violation(request, &format!("mistake of the fake: {objection}"));
         }
         conditional(request, response)

@@ -286,9 +286,11 @@ impl Github {
         let head = pull.head_repository.and_then(|id| world.repositories.get(&id));
         self.patch_side(world, value, "/head", head, (&pull.head_branch, &pull.head_commit));
         self.patch_side(world, value, "/base", Some(repository), (&pull.base_branch, &pull.base_commit));
-        // Without the fork nobody knows whose it was.
-        let from = head.map_or("unknown repository".to_owned(), |head| format!("{}:{}", head.owner, pull.head_branch));
-        set(value, "/head/label", from);
+        if head.is_none() {
+            // The fork is gone, but not whose it was.
+            set(value, "/head/user", self.account(world, &pull.author));
+            set(value, "/head/label", format!("{}:{}", pull.author, pull.head_branch));
+        }
     }
 
     fn patch_side(&self, world: &World, value: &mut Value, side: &str, repository: Option<&Repository>, at: (&str, &str)) {
@@ -297,7 +299,6 @@ impl Github {
         set(value, &format!("{side}/sha"), sha);
         let Some(repository) = repository else {
             set(value, &format!("{side}/repo"), Value::Null);
-            set(value, &format!("{side}/user"), Value::Null);
             return;
         };
         set(value, &format!("{side}/label"), format!("{}:{branch}", repository.owner));

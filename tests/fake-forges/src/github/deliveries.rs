@@ -348,12 +348,11 @@ impl Github {
         set(value, "/installation/app_slug", self.slug);
         if let Some(installation) = world.installations.get(&id) {
             let body = self.installation(world, installation);
-            for member in ["account", "target_id", "target_type", "permissions", "repository_selection", "access_tokens_url", "html_url"] {
+            for member in ["created_at", "updated_at", "account", "target_id", "target_type", "permissions", "repository_selection", "access_tokens_url", "html_url"] {
                 value["installation"][member] = body[member].clone();
             }
-            if value["installation"].get("suspended_at").is_some() {
-                value["installation"]["suspended_at"] = body["suspended_at"].clone();
-                value["installation"]["suspended_by"] = body["suspended_by"].clone();
+            for member in ["suspended_at", "suspended_by"] {
+                value["installation"][member] = body[member].clone();
             }
             value["sender"] = body["account"].clone();
         }
