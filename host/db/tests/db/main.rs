@@ -1,6 +1,7 @@
 //! The database layer against a real PostgreSQL. `world` is what tests are written with; `model`, `pairs` and
 //! `histories` are the property tests of the state machine.
 
+mod charging;
 mod deliveries;
 mod evaluations;
 mod healing;
