@@ -25,19 +25,19 @@ use harmonia_core::ports::PluginStore;
 use zeroize::Zeroizing;
 
 pub use grants::{Grants, SecretGrant};
-pub use harmonia_core::ports::{PluginStoreError, StoredValue, WriteCondition};
-pub use http::{
-    Auth, Capture, Header, HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClientOptions, HttpError,
-    HttpRequest, HttpResponse, Method, Place, Resolver, SystemResolver,
-};
+pub use http::{HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClientOptions, Resolver, SystemResolver};
 pub use limits::CapabilityLimits;
-pub use log::Level;
-pub use secrets::{SecretError, SecretHandle};
+
+pub(crate) use http::{Auth, Capture, Header, HttpError, HttpRequest, Method, Place};
+pub(crate) use log::Level;
+pub(crate) use secrets::SecretError;
+#[expect(unreachable_pub, reason = "the bindings of the contract re-export the type behind `resource secret`")]
+pub use secrets::SecretHandle;
 
 use redact::Redactor;
 
 /// What lives as long as a plugin is loaded.
-pub struct Shared {
+pub(crate) struct Shared {
     grants: Grants,
     store: Arc<dyn PluginStore>,
     clock: Arc<dyn Clock>,
@@ -52,7 +52,12 @@ pub struct Shared {
 
 impl Shared {
     /// For a plugin with these grants.
-    pub fn new(grants: Grants, store: Arc<dyn PluginStore>, clock: Arc<dyn Clock>, http: HttpClient) -> Arc<Self> {
+    pub(crate) fn new(
+        grants: Grants,
+        store: Arc<dyn PluginStore>,
+        clock: Arc<dyn Clock>,
+        http: HttpClient,
+    ) -> Arc<Self> {
         Arc::new(Self {
             grants,
             store,
@@ -63,11 +68,6 @@ impl Shared {
             held_back: http::HeldBack::default(),
             line_rate: log::LineRate::default(),
         })
-    }
-
-    /// What the plugin was granted.
-    pub fn grants(&self) -> &Grants {
-        &self.grants
     }
 }
 
@@ -92,7 +92,7 @@ impl Opened {
 }
 
 /// What one call of a plugin may still do, and the secrets that it has in hand.
-pub struct CallState {
+pub(crate) struct CallState {
     shared: Arc<Shared>,
     network: bool,
     /// Every secret that this call opened, captured or derived.
@@ -117,7 +117,7 @@ struct CachedRedactor {
 
 impl CallState {
     /// At the beginning of a call. `network`: whether it may send requests.
-    pub fn new(shared: Arc<Shared>, network: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, network: bool) -> Self {
         Self {
             shared,
             network,
@@ -133,17 +133,17 @@ impl CallState {
     }
 
     /// Milliseconds since 1970-01-01 00:00:00 UTC.
-    pub fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.shared.clock.now().unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
     }
 
     /// A setting of the configuration.
-    pub fn setting(&self, name: &str) -> Option<String> {
+    pub(crate) fn setting(&self, name: &str) -> Option<String> {
         self.shared.grants.settings.get(name).cloned()
     }
 
     /// The text without any secret that this call has in hand or that the plugin ever opened.
-    pub fn redact(&self, text: &str) -> String {
+    pub(crate) fn redact(&self, text: &str) -> String {
         self.redactor().text(text)
     }
 

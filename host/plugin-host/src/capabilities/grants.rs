@@ -35,14 +35,10 @@ pub struct SecretGrant {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 enum SecretGrantForm {
     Path(PathBuf),
-    #[serde(rename_all = "snake_case")]
-    Table {
-        file: PathBuf,
-        hosts: Option<Vec<String>>,
-    },
+    Table { file: PathBuf, hosts: Option<Vec<String>> },
 }
 
 impl From<SecretGrantForm> for SecretGrant {
@@ -92,6 +88,8 @@ mod tests {
         let secrets = serde_json::from_str::<Configuration>(text).expect("it parses").secrets;
         assert_eq!(secrets["a"], SecretGrant { file: "/a".into(), hosts: None });
         assert_eq!(secrets["b"], SecretGrant { file: "/b".into(), hosts: Some(vec!["h".to_owned()]) });
+        let unknown = r#"{"secrets": {"a": {"file": "/a", "host": ["h"]}}}"#;
+        assert!(serde_json::from_str::<Configuration>(unknown).is_err(), "not silently unbound");
         assert_eq!(secrets["c"], SecretGrant { file: "/c".into(), hosts: None });
     }
 }

@@ -17,7 +17,7 @@ pub use address::{Resolver, SystemResolver};
 pub use client::{HttpClient, HttpClientError, HttpClientOptions};
 pub use grant::{HostGrant, HostGrantError};
 
-pub(super) use grant::{Binding, BoundHost, Target, find};
+pub(super) use grant::{Binding, BoundHost, Target};
 pub(super) use limiter::HeldBack;
 
 use super::secrets::SecretHandle;
@@ -25,7 +25,7 @@ use super::{CallState, Shared};
 
 /// Request method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
+pub(crate) enum Method {
     /// `GET`.
     Get,
     /// `HEAD`.
@@ -42,7 +42,7 @@ pub enum Method {
 
 /// A header field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// Name; compared without case.
     pub name: String,
     /// Value without line breaks.
@@ -51,7 +51,7 @@ pub struct Header {
 
 /// Where a secret goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Into a header; its value is what stands before the secret.
     Header(Header),
     /// As password of basic authentication with this user.
@@ -62,7 +62,7 @@ pub enum Place {
 
 /// A secret that goes out with a request.
 #[derive(Debug, Clone)]
-pub struct Auth {
+pub(crate) struct Auth {
     /// Which.
     pub secret: SecretHandle,
     /// Where.
@@ -71,7 +71,7 @@ pub struct Auth {
 
 /// A field of a JSON answer that becomes a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capture {
+pub(crate) struct Capture {
     /// JSON pointer (RFC 6901) of a string.
     pub pointer: String,
     /// Hosts that it may be sent to; empty: who answered.
@@ -80,7 +80,7 @@ pub struct Capture {
 
 /// What to send.
 #[derive(Debug, Clone)]
-pub struct HttpRequest {
+pub(crate) struct HttpRequest {
     /// Method.
     pub method: Method,
     /// Absolute URL.
@@ -97,7 +97,7 @@ pub struct HttpRequest {
 
 /// What came back, without secrets.
 #[derive(Debug, Clone)]
-pub struct HttpResponse {
+pub(crate) struct HttpResponse {
     /// HTTP status code.
     pub status: u16,
     /// Names in lower case.
@@ -110,7 +110,7 @@ pub struct HttpResponse {
 
 /// Why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HttpError {
+pub(crate) enum HttpError {
     /// Not granted; the text names the missing grant.
     #[error("{0}")]
     Denied(String),
@@ -149,7 +149,7 @@ const ERROR_BYTES_MAX: usize = 2048;
 
 impl CallState {
     /// Sends one request and reads the whole answer.
-    pub async fn http_send(&mut self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    pub(crate) async fn http_send(&mut self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let result = self.send(request).await;
         // Libraries put URLs and headers into their errors; what leaves is searched like any answer.
         result.map_err(|error| error.with_text(|text| super::log::head(&self.redact(text), ERROR_BYTES_MAX).to_owned()))
@@ -183,7 +183,9 @@ impl Shared {
                 format!("{origin} is not bound to `{host}`: add it to {key}")
             }
             Origin::Captured => {
-                format!("{origin} is not bound to `{host}`: name the host when capturing it, or grant it to what it repeats")
+                format!(
+                    "{origin} is not bound to `{host}`: name the host when capturing it, or grant it to what it repeats"
+                )
             }
             Origin::Derived => format!("{origin} is not bound to `{host}`, because its key is not"),
         }

@@ -8,14 +8,14 @@ use super::CallState;
 
 impl CallState {
     /// Value and version of a key; `None` when absent or expired.
-    pub async fn kv_get(&mut self, key: &str) -> Result<Option<StoredValue>, PluginStoreError> {
+    pub(crate) async fn kv_get(&mut self, key: &str) -> Result<Option<StoredValue>, PluginStoreError> {
         self.check_kv(key, 0)?;
         let (store, plugin) = (&self.shared.store, self.shared.grants.plugin.clone());
         store.get(plugin, key.to_owned()).await
     }
 
     /// Writes a value, for `lifetime_s` seconds (`None`: until deleted), and gives its version.
-    pub async fn kv_set(
+    pub(crate) async fn kv_set(
         &mut self,
         key: &str,
         value: Vec<u8>,
@@ -29,7 +29,7 @@ impl CallState {
     }
 
     /// Removes a key; it may be absent.
-    pub async fn kv_delete(&mut self, key: &str) -> Result<(), PluginStoreError> {
+    pub(crate) async fn kv_delete(&mut self, key: &str) -> Result<(), PluginStoreError> {
         self.check_kv(key, 0)?;
         let (store, plugin) = (&self.shared.store, self.shared.grants.plugin.clone());
         store.delete(plugin, key.to_owned()).await

@@ -10,7 +10,7 @@ use super::CallState;
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// For whoever looks for a fault.
     Debug,
     /// Of interest.
@@ -92,7 +92,7 @@ pub(super) fn head(text: &str, bytes_max: usize) -> &str {
 
 impl CallState {
     /// Writes one line with the plugin's name.
-    pub fn log(&mut self, level: Level, message: &str) {
+    pub(crate) fn log(&mut self, level: Level, message: &str) {
         let limits = self.limits();
         let (lines_max, lines_per_minute, bytes_max) =
             (limits.log_lines_per_call, limits.log_lines_per_minute, limits.log_line_bytes);

@@ -50,9 +50,10 @@ impl Redactor {
         all.extend(sent.map(<[u8]>::to_vec));
         let forms: Vec<_> = all.into_iter().filter(|form| !form.is_empty()).map(Zeroizing::new).collect();
         let needles = forms.iter().map(|form| &form[..form.len().min(NEEDLE_BYTES_MAX)]);
-        let search = match forms.is_empty() {
-            true => Search::Nothing,
-            false => AhoCorasick::new(needles).map_or(Search::Impossible, Search::For),
+        let search = if forms.is_empty() {
+            Search::Nothing
+        } else {
+            AhoCorasick::new(needles).map_or(Search::Impossible, Search::For)
         };
         Self { forms, search }
     }

@@ -30,7 +30,7 @@ const KEPT_NAME_BYTES_MAX: usize = 256;
 
 /// Why a secret could not be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SecretError {
+pub(crate) enum SecretError {
     /// No such grant; the text names it.
     #[error("{0}")]
     NotGranted(String),
@@ -47,6 +47,7 @@ pub enum SecretError {
 
 /// A secret that somebody may use. Cheap to clone; its bytes are wiped when the last clone is gone.
 #[derive(Clone)]
+#[expect(unreachable_pub, reason = "the bindings of the contract re-export the type behind `resource secret`")]
 pub struct SecretHandle(Arc<Secret>);
 
 struct Secret {
@@ -237,21 +238,21 @@ impl Shared {
 
 impl CallState {
     /// Opens a secret of the plugin's configuration.
-    pub fn open_secret(&mut self, name: &str) -> Result<SecretHandle, SecretError> {
+    pub(crate) fn open_secret(&mut self, name: &str) -> Result<SecretHandle, SecretError> {
         let secret = self.shared.open_secret(name)?;
         self.know(&secret)?;
         Ok(secret)
     }
 
     /// A secret that an earlier call kept under this name; `None` when there is none or its time is over.
-    pub fn kept_secret(&mut self, name: &str) -> Option<SecretHandle> {
+    pub(crate) fn kept_secret(&mut self, name: &str) -> Option<SecretHandle> {
         let secret = self.shared.kept_secret(name)?;
         self.know(&secret).ok()?;
         Some(secret)
     }
 
     /// Whether `mac` is the HMAC-SHA256 of `data` under the secret. Takes as long for every wrong one.
-    pub fn verify_hmac_sha256(&self, secret: &SecretHandle, data: &[u8], mac: &[u8]) -> bool {
+    pub(crate) fn verify_hmac_sha256(&self, secret: &SecretHandle, data: &[u8], mac: &[u8]) -> bool {
         if secret.is_expired(self.shared.clock.now()) || mac.len() != 32 {
             return false;
         }
@@ -260,14 +261,14 @@ impl CallState {
     }
 
     /// RSASSA-PKCS1-v1_5 signature with SHA-256.
-    pub fn sign_rs256(&self, secret: &SecretHandle, data: &[u8]) -> Result<Vec<u8>, SecretError> {
+    pub(crate) fn sign_rs256(&self, secret: &SecretHandle, data: &[u8]) -> Result<Vec<u8>, SecretError> {
         self.check_alive(secret)?;
         self.check_limit("sign_bytes", "bytes to sign", data.len(), self.limits().sign_bytes)?;
         secret.sign_rs256(data)
     }
 
     /// A JSON Web Token as a new secret, bound like its key.
-    pub fn derive_jwt_rs256(
+    pub(crate) fn derive_jwt_rs256(
         &mut self,
         secret: &SecretHandle,
         claims: &str,
@@ -293,7 +294,7 @@ impl CallState {
     }
 
     /// Keeps a captured or derived secret for later calls on this node.
-    pub fn keep(&mut self, secret: &SecretHandle, name: &str, lifetime_s: u32) -> Result<(), SecretError> {
+    pub(crate) fn keep(&mut self, secret: &SecretHandle, name: &str, lifetime_s: u32) -> Result<(), SecretError> {
         self.check_alive(secret)?;
         if let Origin::Granted(granted) = secret.origin() {
             let text = format!("the secret `{granted}` is granted and need not be kept: open it again");
@@ -306,7 +307,7 @@ impl CallState {
     }
 
     /// The secret itself, for the host's own use: a clone credential that goes to git. `Unusable`: it is no text.
-    pub fn expose(&self, secret: &SecretHandle) -> Result<SecretText, SecretError> {
+    pub(crate) fn expose(&self, secret: &SecretHandle) -> Result<SecretText, SecretError> {
         self.check_alive(secret)?;
         let text = std::str::from_utf8(secret.bytes())
             .map_err(|_| SecretError::Unusable(format!("{} is no text", secret.origin())))?;
@@ -315,7 +316,7 @@ impl CallState {
 
     /// Whether a secret that the host exposes may go to all of these hosts (as in a secret's `hosts`: without scheme or port,
     /// wherever `allow_hosts` has this host). An empty list is refused.
-    pub fn check_hosts(&self, secret: &SecretHandle, hosts: &[String]) -> Result<(), SecretError> {
+    pub(crate) fn check_hosts(&self, secret: &SecretHandle, hosts: &[String]) -> Result<(), SecretError> {
         if hosts.is_empty() {
             return Err(SecretError::Unusable("the plugin names no host for the secret".to_owned()));
         }

@@ -96,12 +96,14 @@ pub(super) struct World {
     pub(super) folder: tempfile::TempDir,
 }
 
+/// Name, contents, hosts.
+type PlannedSecret = (&'static str, Vec<u8>, Option<Vec<String>>);
+
 /// What a test grants.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) hosts: Vec<String>,
-    /// Name, contents, hosts.
-    pub(super) secrets: Vec<(&'static str, Vec<u8>, Option<Vec<String>>)>,
+    pub(super) secrets: Vec<PlannedSecret>,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) limits: super::CapabilityLimits,
     pub(super) names: Names,
@@ -148,7 +150,8 @@ impl Plan {
         let options = HttpClientOptions { resolver: Arc::new(self.names), extra_roots_pem: self.roots_pem };
         let client = HttpClient::new(&options).expect("a client");
         let clock = SetClock::new();
-        let shared = Shared::new(grants, Arc::new(MemoryStore::default()), Arc::clone(&clock) as Arc<dyn Clock>, client);
+        let shared =
+            Shared::new(grants, Arc::new(MemoryStore::default()), Arc::clone(&clock) as Arc<dyn Clock>, client);
         World { shared, clock, folder }
     }
 }
@@ -314,7 +317,8 @@ async fn serve(
 pub(super) fn answer(status: u16, headers: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let mut text =
-        format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len()).into_bytes();
+        format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len())
+            .into_bytes();
     text.extend_from_slice(body);
     text
 }

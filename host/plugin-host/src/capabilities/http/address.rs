@@ -47,13 +47,12 @@ impl AddressClass {
             [224..=239, ..] => Self::Multicast,
             [255, 255, 255, 255] => Self::Broadcast,
             // "This network", IETF protocols, examples, the 6to4 relays, benchmarks, examples, class E.
-            [0, ..]
+            [0 | 240..=255, ..]
             | [192, 0, 0 | 2, _]
             | [192, 88, 99, _]
             | [198, 18 | 19, ..]
             | [198, 51, 100, _]
-            | [203, 0, 113, _]
-            | [240..=255, ..] => Self::Reserved,
+            | [203, 0, 113, _] => Self::Reserved,
             _ => Self::Public,
         }
     }
@@ -66,18 +65,16 @@ impl AddressClass {
         match address.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0] => Self::Unspecified,
             [0, 0, 0, 0, 0, 0, 0, 1] => Self::Loopback,
-            // Mapped, and the NAT64 prefix of RFC 6052.
-            [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-            // 6to4.
-            [0x2002, high, low, ..] => v4(high, low),
-            // NAT64 within a network (RFC 8215).
-            [0x64, 0xff9b, 1, ..] => Self::Private,
-            // Unique local, site local.
-            [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Self::Private,
+            // Mapped, the NAT64 prefix of RFC 6052, 6to4.
+            [0, 0, 0, 0, 0, 0xffff, high, low]
+            | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+            | [0x2002, high, low, ..] => v4(high, low),
+            // NAT64 within a network (RFC 8215), unique local, site local.
+            [0x64, 0xff9b, 1, ..] | [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => Self::Private,
             [0xfe80..=0xfebf, ..] => Self::LinkLocal,
             [0xff00..=0xffff, ..] => Self::Multicast,
             // IETF protocols (Teredo among them), examples.
-            [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Reserved,
+            [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Reserved,
             [0x2000..=0x3fff, ..] => Self::Public,
             _ => Self::Reserved,
         }
@@ -132,9 +129,9 @@ pub struct SystemResolver;
 
 impl Resolver for SystemResolver {
     fn resolve(&self, name: String) -> PortFuture<'_, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move {
-            Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.map(|address| address.ip()).collect())
-        })
+        Box::pin(
+            async move { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.map(|address| address.ip()).collect()) },
+        )
     }
 }
 
@@ -187,7 +184,10 @@ mod tests {
     #[test]
     fn special_addresses_are_known() {
         let cases = [
-            (AddressClass::Public, "1.1.1.1 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1"),
+            (
+                AddressClass::Public,
+                "1.1.1.1 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1",
+            ),
             (AddressClass::Public, "169.253.0.1 172.15.255.255 172.32.0.0 192.167.0.1 192.169.0.1 223.255.255.255"),
             (AddressClass::Public, "2606:4700::1111 2a00:: 64:ff9b::101:101 ::ffff:8.8.8.8 2002:808:808::1"),
             (AddressClass::Loopback, "127.0.0.1 127.255.255.255 ::1 ::ffff:127.0.0.1 64:ff9b::7f00:1 2002:7f00:1::"),
@@ -198,8 +198,14 @@ mod tests {
             (AddressClass::Multicast, "224.0.0.1 239.255.255.255 ff02::1 ::ffff:224.0.0.1"),
             (AddressClass::Broadcast, "255.255.255.255 ::ffff:255.255.255.255"),
             (AddressClass::Unspecified, "0.0.0.0 :: ::ffff:0.0.0.0"),
-            (AddressClass::Reserved, "0.0.0.1 192.0.0.1 192.0.2.1 192.88.99.1 198.18.0.1 198.51.100.1 203.0.113.9 240.0.0.1"),
-            (AddressClass::Reserved, "::2 ::127.0.0.1 100:: 2001::1 2001:db8::1 3fff:0:1:: 4000:: 5f00:: 64:ff9b:0:1::"),
+            (
+                AddressClass::Reserved,
+                "0.0.0.1 192.0.0.1 192.0.2.1 192.88.99.1 198.18.0.1 198.51.100.1 203.0.113.9 240.0.0.1",
+            ),
+            (
+                AddressClass::Reserved,
+                "::2 ::127.0.0.1 100:: 2001::1 2001:db8::1 3fff:0:1:: 4000:: 5f00:: 64:ff9b:0:1::",
+            ),
         ];
         for (expected, addresses) in cases {
             for address in addresses.split(' ') {

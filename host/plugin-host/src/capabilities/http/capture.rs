@@ -76,8 +76,10 @@ impl CallState {
         // An answer may repeat a secret that we know. Captured, it must not get further than it could before.
         let opened = self.shared.opened.all();
         for known in self.secrets.iter().chain(opened.values()) {
-            if contains(text.as_bytes(), known.bytes()) {
-                let more: Vec<_> = known.bindings().iter().filter(|binding| !bindings.contains(binding)).cloned().collect();
+            // Where captured ones may go was the plugin's own choice.
+            if *known.origin() != Origin::Captured && contains(text.as_bytes(), known.bytes()) {
+                let more: Vec<_> =
+                    known.bindings().iter().filter(|binding| !bindings.contains(binding)).cloned().collect();
                 bindings.extend(more);
             }
         }

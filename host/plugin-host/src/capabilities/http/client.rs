@@ -41,15 +41,14 @@ pub struct HttpClient {
 }
 
 /// How long a connection waits for its next request.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// Connections that wait, for each host.
 const IDLE_CONNECTIONS_MAX: usize = 8;
 
 impl HttpClient {
     /// Makes a client; reads the operating system's certificate authorities.
     pub fn new(options: &HttpClientOptions) -> Result<Self, HttpClientError> {
-        let roots =
-            reqwest::Certificate::from_pem_bundle(&options.extra_roots_pem).map_err(HttpClientError::Roots)?;
+        let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots_pem).map_err(HttpClientError::Roots)?;
         // One client a policy, because a resolver is told the name and nothing else.
         let client = |policy| {
             let resolver = CheckedResolver { resolver: Arc::clone(&options.resolver), policy };

@@ -3,9 +3,7 @@
 use std::error::Error;
 
 use harmonia_core::chain;
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION,
-};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION};
 use reqwest::{Method, Response};
 use url::Url;
 
@@ -151,7 +149,9 @@ impl CallState {
         let most = self.limits().response_header_bytes;
         if bytes > most {
             let key = self.shared.grants.limit("response_header_bytes");
-            return Err(HttpError::Limit(format!("{target} answers with {bytes} bytes of headers, at most {most}: {key}")));
+            return Err(HttpError::Limit(format!(
+                "{target} answers with {bytes} bytes of headers, at most {most}: {key}"
+            )));
         }
         // A compressed answer could not be searched for secrets, and could be a bomb.
         let is_plain = |value: &str| value.trim().is_empty() || value.trim().eq_ignore_ascii_case("identity");

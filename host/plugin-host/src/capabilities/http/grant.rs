@@ -278,8 +278,8 @@ impl FromStr for BoundHost {
     fn from_str(text: &str) -> Result<Self, HostGrantError> {
         // The marker is about addresses, so it says nothing here; it is taken so that an entry can be copied.
         let rest = text.strip_prefix(PRIVATE).unwrap_or(text);
-        let Parts { scheme, host, port } = Parts::parse(rest)
-            .map_err(|reason| HostGrantError { text: text.chars().take(200).collect(), reason })?;
+        let Parts { scheme, host, port } =
+            Parts::parse(rest).map_err(|reason| HostGrantError { text: text.chars().take(200).collect(), reason })?;
         Ok(Self { scheme, host, port })
     }
 }

@@ -82,9 +82,8 @@ fn retry_after_s(text: &str, now: Timestamp) -> Option<i64> {
     if let Ok(seconds) = text.parse::<i64>() {
         return Some(seconds);
     }
-    let format = format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
+    let format =
+        format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
     let date = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
     Some(date.unix_timestamp() - now.unix_timestamp())
 }
@@ -100,9 +99,9 @@ mod tests {
     const NOW: Timestamp = datetime!(2026-11-22 01:00:00 UTC);
 
     fn wait(status: u16, headers: &[(&'static str, &str)]) -> Option<i64> {
-        let headers = headers.iter().map(|(name, value)| {
-            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"))
-        });
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value")));
         asked_wait_s(status, &headers.collect(), NOW)
     }
 
@@ -124,8 +123,7 @@ mod tests {
     #[test]
     fn a_host_is_held_back_until_its_time_and_no_longer_than_the_bound() {
         let held = HeldBack::default();
-        let headers: HeaderMap =
-            [(RETRY_AFTER, HeaderValue::from_static("999999999"))].into_iter().collect();
+        let headers: HeaderMap = [(RETRY_AFTER, HeaderValue::from_static("999999999"))].into_iter().collect();
         held.learn("a:443", 429, &headers, NOW, 3600);
         assert_eq!(held.wait_s("a:443", NOW), Some(3600));
         assert_eq!(held.wait_s("a:443", NOW + Duration::from_millis(3_598_500)), Some(2));

@@ -44,7 +44,9 @@ impl BodyKind {
 pub(super) fn header_value(prefix: &str, secret: &[u8]) -> Result<HeaderValue, HttpError> {
     let text = Zeroizing::new([prefix.as_bytes(), secret].concat());
     let mut value = HeaderValue::from_bytes(&text).map_err(|_| {
-        HttpError::Invalid("the secret, or what stands before it, cannot stand in a header: it has a line break".to_owned())
+        HttpError::Invalid(
+            "the secret, or what stands before it, cannot stand in a header: it has a line break".to_owned(),
+        )
     })?;
     value.set_sensitive(true);
     Ok(value)
@@ -68,7 +70,9 @@ pub(super) fn fill_body(
         match (found.next(), found.next()) {
             (Some((at, _)), None) => places.push((at, needle.len(), *secret)),
             (None, _) => return Err(HttpError::Invalid(format!("the placeholder {placeholder} is not in the body"))),
-            _ => return Err(HttpError::Invalid(format!("the placeholder {placeholder} is in the body more than once"))),
+            _ => {
+                return Err(HttpError::Invalid(format!("the placeholder {placeholder} is in the body more than once")));
+            }
         }
     }
     places.sort_unstable_by_key(|(at, ..)| *at);

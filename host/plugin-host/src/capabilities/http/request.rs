@@ -1,8 +1,6 @@
 //! Checks a guest's request before anything is sent. Start at [`check`].
 
-use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
-};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
 use super::capture::{self, Checked};
@@ -73,7 +71,8 @@ pub(super) fn check(state: &mut CallState, request: HttpRequest) -> Result<Check
 
     let mut url = Url::parse(&url).map_err(|error| HttpError::Invalid(format!("the URL is none: {error}")))?;
     url.set_fragment(None);
-    let target = Target::of(&url).map_err(|reason| HttpError::Invalid(format!("the URL cannot be called: {reason}")))?;
+    let target =
+        Target::of(&url).map_err(|reason| HttpError::Invalid(format!("the URL cannot be called: {reason}")))?;
     // Said before anything of the secrets is, and again at every hop.
     state.granted(&target)?;
     for auth in &auth {

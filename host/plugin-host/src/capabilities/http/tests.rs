@@ -160,8 +160,19 @@ async fn a_malformed_request_says_how() {
         assert!(text.contains(reason), "{text}");
     }
     for name in [
-        "Host", "Content-Length", "transfer-encoding", "Connection", "COOKIE", "Proxy-Authorization", "Range", "TE",
-        "Accept-Encoding", "Upgrade", "bad name", "", "a\r\nb",
+        "Host",
+        "Content-Length",
+        "transfer-encoding",
+        "Connection",
+        "COOKIE",
+        "Proxy-Authorization",
+        "Range",
+        "TE",
+        "Accept-Encoding",
+        "Upgrade",
+        "bad name",
+        "",
+        "a\r\nb",
     ] {
         let request = HttpRequest { headers: vec![header(name, "x")], ..get(server.url("/")) };
         invalid(world.call().http_send(request).await);

@@ -65,7 +65,7 @@ fn a_long_secret_goes_with_all_its_length() {
 fn a_text_made_to_be_slow_is_replaced_as_a_whole() {
     let secret = "a".repeat(64 * 1024);
     let redactor = redactor(&[&secret]);
-    let text = vec![b'a'; 4 << 20];
+    let text = vec![b'a'; 1 << 20];
     let clean = redactor.bytes(&text).expect("found");
     assert_eq!(clean, MARK.as_bytes());
 }
@@ -76,7 +76,10 @@ fn json_is_searched_behind_needless_escapes() {
     let text = r#"{"big":12345678901234567890,"a":"\u0068unter22","hunter2\u0032":[{"x":"a\u0068unter22b"}]}"#;
     let clean = String::from_utf8(redactor.json(text.as_bytes()).expect("found")).expect("text");
     let value: serde_json::Value = serde_json::from_str(&clean).expect("JSON");
-    assert_eq!(value, serde_json::json!({"big": 12_345_678_901_234_567_890_u64, "a": MARK, MARK: [{"x": "a[secret]b"}]}));
+    assert_eq!(
+        value,
+        serde_json::json!({"big": 12_345_678_901_234_567_890_u64, "a": MARK, MARK: [{"x": "a[secret]b"}]})
+    );
     let harmless = r#"{"a":"\u00e9","z":1,"b":1.10}"#;
     assert_eq!(redactor.json(harmless.as_bytes()), None, "not written anew without need");
     assert_eq!(redactor.json(b"{\"a\": \"\\u00e9 no JSON"), None);
@@ -88,7 +91,7 @@ fn is_taken(secret: &str) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn no_secret_survives(
@@ -98,7 +101,7 @@ proptest! {
         order in prop::collection::vec((0_usize..5, 0_usize..8), 0..12),
     ) {
         prop_assume!(secrets.iter().all(|secret| is_taken(secret)));
-        let redactor = Redactor::new(secrets.iter().map(|secret| secret.as_bytes()), std::iter::empty());
+        let redactor = Redactor::new(secrets.iter().map(String::as_bytes), std::iter::empty());
         let written = |secret: &str, how: usize| match how {
             0 | 1 => secret.to_owned(),
             2 => { let quoted = serde_json::to_string(secret).expect("JSON"); quoted[1..quoted.len() - 1].to_owned() }

@@ -117,9 +117,13 @@ fn tokens_are_signed_and_stay_secret() {
             assert!(call.derive_jwt_rs256(&secret, claims, lifetime_s).is_err(), "{claims} {lifetime_s}");
         }
         let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(4096));
-        assert!(matches!(call.derive_jwt_rs256(&secret, &large, 60), Err(SecretError::Limit(text)) if text.contains("claims_bytes")));
+        assert!(
+            matches!(call.derive_jwt_rs256(&secret, &large, 60), Err(SecretError::Limit(text)) if text.contains("claims_bytes"))
+        );
         let large = vec![0; 64 * 1024 + 1];
-        assert!(matches!(call.sign_rs256(&secret, &large), Err(SecretError::Limit(text)) if text.contains("sign_bytes")));
+        assert!(
+            matches!(call.sign_rs256(&secret, &large), Err(SecretError::Limit(text)) if text.contains("sign_bytes"))
+        );
     }
     for name in ["text", "broken"] {
         let secret = call.open_secret(name).expect("opened");
@@ -197,8 +201,7 @@ fn a_secret_goes_to_git_only_where_it_is_bound() {
         .bound_secret("bound", "two-secret", &["a.example"])
         .world();
     let mut call = world.call();
-    let (anywhere, bound) =
-        (call.open_secret("anywhere").expect("opened"), call.open_secret("bound").expect("opened"));
+    let (anywhere, bound) = (call.open_secret("anywhere").expect("opened"), call.open_secret("bound").expect("opened"));
     let hosts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     call.check_hosts(&anywhere, &hosts(&["a.example", "x.c.example"])).expect("granted");
     call.check_hosts(&bound, &hosts(&["a.example"])).expect("bound");
@@ -220,8 +223,8 @@ fn a_secret_goes_to_git_only_where_it_is_bound() {
 #[test]
 fn handles_are_for_every_thread() {
     fn check<T: Send + Sync + Clone>() {}
+    fn check_send<T: Send>() {}
     check::<SecretHandle>();
     check::<Arc<Shared>>();
-    fn check_send<T: Send>() {}
     check_send::<CallState>();
 }

@@ -80,7 +80,8 @@ fn a_grant_prints_as_it_is_written() {
 
 #[test]
 fn a_target_suggests_the_grant_that_would_allow_it() {
-    for url in ["https://a.example/", "http://a.example/", "https://a.example:1/", "http://[::1]:3/", "http://1.2.3.4/"] {
+    for url in ["https://a.example/", "http://a.example/", "https://a.example:1/", "http://[::1]:3/", "http://1.2.3.4/"]
+    {
         let target = target(url);
         assert!(grant(&target.as_grant()).matches(&target), "{url}");
     }

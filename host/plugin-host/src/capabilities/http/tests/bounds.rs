@@ -96,7 +96,10 @@ async fn a_slow_drip_ends_with_a_timeout() {
         let result = world.call().http_send(get(server.url(path))).await;
         let took = begun.elapsed();
         // A broken first line is noticed before the time is over.
-        assert!(matches!(result, Err(HttpError::Timeout)) || path == "/status" && result.is_err(), "{path}: {result:?}");
+        assert!(
+            matches!(result, Err(HttpError::Timeout)) || path == "/status" && result.is_err(),
+            "{path}: {result:?}"
+        );
         assert!(took < Duration::from_secs(5), "{path}: {took:?}");
     }
 }

@@ -1,9 +1,9 @@
 //! Secrets in requests and answers: a guest never sees one.
 
-use super::{denied, invalid, limited};
+use super::{HttpResponse, denied, invalid, limited};
 use crate::capabilities::redact::MARK;
 use crate::capabilities::testing::{Plan, Server, answer, capture, get, header};
-use crate::capabilities::{Auth, CallState, HttpError, HttpRequest, HttpResponse, Method, Place, SecretHandle};
+use crate::capabilities::{Auth, CallState, HttpError, HttpRequest, Method, Place, SecretHandle};
 
 fn bearer(secret: &SecretHandle) -> Auth {
     Auth { secret: secret.clone(), place: Place::Header(header("Authorization", "Bearer ")) }
@@ -53,7 +53,11 @@ async fn secrets_go_where_they_are_placed() {
         ("line break", HttpRequest { auth: vec![place(Place::Header(header("X", "a\r\nb")))], ..get(server.url("/")) }),
         (
             "set twice",
-            HttpRequest { headers: vec![header("authorization", "x")], auth: vec![bearer(&secret)], ..get(server.url("/")) },
+            HttpRequest {
+                headers: vec![header("authorization", "x")],
+                auth: vec![bearer(&secret)],
+                ..get(server.url("/"))
+            },
         ),
     ] {
         let text = invalid(call.http_send(request).await);
@@ -83,7 +87,8 @@ async fn an_answer_that_repeats_a_secret_is_cleaned() {
         let url: String = url::form_urlencoded::byte_serialize(plain.as_bytes()).collect();
         let json = serde_json::to_string(plain).expect("JSON");
         let odd = r"\u00763ry\/s3cret+\u0022\u00e9";
-        let body = format!(r#"{{"head":{},"json":{json},"odd":"{odd}","url":"{url}"}}"#, serde_json::json!(authorization));
+        let body =
+            format!(r#"{{"head":{},"json":{json},"odd":"{odd}","url":"{url}"}}"#, serde_json::json!(authorization));
         answer(200, &format!("X-Echo: {authorization}\r\nX-Url: https://x/?t={url}\r\n"), body)
     })
     .await;
@@ -165,7 +170,9 @@ async fn a_captured_secret_is_bound_to_who_answered_or_to_named_hosts() {
     denied(call.http_send(HttpRequest { auth: vec![bearer(&away)], ..get(one.url("/")) }).await);
     let count = one.received().len();
     match take(&mut call, &["evil.example"]).await {
-        Err(HttpError::Denied(text)) => assert!(text.contains("evil.example") && text.contains("allow_hosts"), "{text}"),
+        Err(HttpError::Denied(text)) => {
+            assert!(text.contains("evil.example") && text.contains("allow_hosts"), "{text}");
+        }
         other => panic!("{other:?}"),
     }
     assert!(matches!(take(&mut call, &["evil.example/x"]).await, Err(HttpError::Invalid(_))));
@@ -180,11 +187,15 @@ async fn capturing_does_not_free_a_secret_from_its_hosts() {
     })
     .await;
     let two = Server::new(|_| answer(200, "", "")).await;
-    let world = Plan::hosts(&[&one.grant(), &two.grant()]).bound_secret("token", "bound-token", &[&one.grant()]).world();
+    let world =
+        Plan::hosts(&[&one.grant(), &two.grant()]).bound_secret("token", "bound-token", &[&one.grant()]).world();
     let mut call = world.call();
     let secret = call.open_secret("token").expect("opened");
-    let request =
-        HttpRequest { auth: vec![bearer(&secret)], capture: vec![capture("/echo", &[&two.grant()])], ..get(one.url("/")) };
+    let request = HttpRequest {
+        auth: vec![bearer(&secret)],
+        capture: vec![capture("/echo", &[&two.grant()])],
+        ..get(one.url("/"))
+    };
     let captured = call.http_send(request).await.expect("an answer").captured.remove(0).expect("captured");
     denied(call.http_send(HttpRequest { auth: vec![bearer(&captured)], ..get(two.url("/")) }).await);
     assert!(two.received().is_empty());
@@ -200,7 +211,8 @@ async fn what_cannot_be_kept_secret_is_not_given_at_all() {
     .await;
     let world = Plan::hosts(&[&server.grant()]).world();
     let mut call = world.call();
-    let take = |path: &str, pointer: &str| HttpRequest { capture: vec![capture(pointer, &[])], ..get(server.url(path)) };
+    let take =
+        |path: &str, pointer: &str| HttpRequest { capture: vec![capture(pointer, &[])], ..get(server.url(path)) };
     match call.http_send(take("/short", "/token")).await {
         Err(HttpError::Unavailable(text)) => assert!(text.contains("/token") && !text.contains("abc"), "{text}"),
         other => panic!("{other:?}"),

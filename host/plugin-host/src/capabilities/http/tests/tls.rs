@@ -42,7 +42,8 @@ impl Authority {
 }
 
 async fn call(server: &Server, roots_pem: &str) -> Result<Vec<u8>, HttpError> {
-    let mut plan = Plan::hosts(&[&format!("private:forge.example:{}", server.port)]).name("forge.example", &["127.0.0.1"]);
+    let mut plan =
+        Plan::hosts(&[&format!("private:forge.example:{}", server.port)]).name("forge.example", &["127.0.0.1"]);
     plan.roots_pem = roots_pem.as_bytes().to_vec();
     let url = format!("https://forge.example:{}/", server.port);
     plan.world().call().http_send(get(url)).await.map(|response| response.body)
@@ -57,13 +58,11 @@ async fn only_good_certificates_are_trusted() {
     let wrong_name = Server::tls(ours.server("other.example", |_| {}), hello).await;
     let expired = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let too_late = Server::tls(ours.server("forge.example", expired), hello).await;
-    let plain = Server::new(hello).await;
     for (server, roots, what) in [
         (&good, "", "an unknown authority"),
         (&good, other.pem.as_str(), "another authority"),
         (&wrong_name, ours.pem.as_str(), "another name"),
         (&too_late, ours.pem.as_str(), "expired"),
-        (&plain, ours.pem.as_str(), "no TLS"),
     ] {
         let count = server.received().len();
         match call(server, roots).await {
