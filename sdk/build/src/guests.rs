@@ -29,7 +29,30 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Cargo's target folder.
     pub(crate) target: PathBuf,
+    /// The newest `rust-version` that a guest names.
+    pub(crate) rust_version: Option<String>,
     pub(crate) guests: Vec<Guest>,
+}
+
+impl Workspace {
+    fn new(metadata: &Metadata) -> Self {
+        let root = metadata.workspace_root.clone();
+        Self { root, target: metadata.target_directory.clone(), rust_version: None, guests: Vec::new() }
+    }
+
+    fn add(&mut self, package: &Package, guests: Vec<Guest>) {
+        if !guests.is_empty() {
+            let newest = |one: &String, other: &String| minor_version(one).cmp(&minor_version(other));
+            self.rust_version = self.rust_version.take().into_iter().chain(package.rust_version.clone()).max_by(newest);
+        }
+        self.guests.extend(guests);
+    }
+}
+
+/// Major and minor version of `1.95`, `1.95.0`.
+pub(crate) fn minor_version(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// One module to be.
@@ -66,6 +89,7 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Package {
     id: String,
+    rust_version: Option<String>,
     name: String,
     manifest_path: PathBuf,
     dependencies: Vec<Dependency>,
@@ -103,24 +127,23 @@ struct OurMetadata {
 pub(crate) fn find(build: &Build) -> Result<Vec<Workspace>, BuildError> {
     if build.all {
         let metadata = metadata(Path::new("."))?;
-        let guests = metadata.packages.iter().flat_map(|package| guests(package, true)).collect();
-        return Ok(vec![Workspace { root: metadata.workspace_root, target: metadata.target_directory, guests }]);
+        let mut workspace = Workspace::new(&metadata);
+        for package in &metadata.packages {
+            workspace.add(package, guests(package, true));
+        }
+        return Ok(vec![workspace]);
     }
     let mut workspaces: BTreeMap<PathBuf, Workspace> = BTreeMap::new();
     for folder in &build.folders {
         let metadata = metadata(folder)?;
         let manifest = folder.join("Cargo.toml").canonicalize().ok();
         let package = metadata.packages.iter().find(|package| package.manifest_path.canonicalize().ok() == manifest);
-        let found = package.map(|package| guests(package, build.examples)).unwrap_or_default();
-        if found.is_empty() {
+        let found = package.map(|package| (package, guests(package, build.examples)));
+        let Some((package, found)) = found.filter(|(_, found)| !found.is_empty()) else {
             return Err(BuildError::NoPlugin(folder.clone()));
-        }
-        let empty = || Workspace {
-            root: metadata.workspace_root.clone(),
-            target: metadata.target_directory.clone(),
-            guests: Vec::new(),
         };
-        workspaces.entry(metadata.workspace_root.clone()).or_insert_with(empty).guests.extend(found);
+        let root = metadata.workspace_root.clone();
+        workspaces.entry(root).or_insert_with(|| Workspace::new(&metadata)).add(package, found);
     }
     Ok(workspaces.into_values().collect())
 }

@@ -92,7 +92,7 @@ pub struct Built {
 pub fn build(build: &Build) -> Result<Vec<Result<Built, BuildError>>, BuildError> {
     let mut results = Vec::new();
     for workspace in guests::find(build)? {
-        let toolchain = toolchain::choose(&workspace.root)?;
+        let toolchain = toolchain::choose(&workspace)?;
         eprintln!("compiling {} guests with {toolchain}", workspace.guests.len());
         let target = workspace.target.join("guests");
         let out = build.out.clone().unwrap_or_else(|| workspace.target.join("plugins"));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::BuildError;
+use crate::guests::{Workspace, minor_version};
 
 /// Imports nothing by itself, in contrast to the WASI targets.
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
@@ -33,14 +34,16 @@ impl fmt::Display for Toolchain {
 }
 
 /// The first way that works, in this order: the target is installed; Debian's packages are; rustup can install the target.
-pub(crate) fn choose(workspace: &Path) -> Result<Toolchain, BuildError> {
+pub(crate) fn choose(workspace: &Workspace) -> Result<Toolchain, BuildError> {
+    let rust_version = workspace.rust_version.as_deref();
+    let workspace = &workspace.root;
     let mut reasons = Vec::new();
     let active = Active::find(workspace);
     match active.as_ref().map_err(Clone::clone).and_then(Active::with_target) {
         Ok(toolchain) => return Ok(toolchain),
         Err(reason) => reasons.push(reason),
     }
-    match debian(active.as_ref().ok()) {
+    match debian(active.as_ref().ok(), rust_version) {
         Ok(toolchain) => return Ok(toolchain),
         Err(reason) => reasons.push(reason),
     }
@@ -93,12 +96,17 @@ fn holds_std(folder: &Path) -> bool {
 }
 
 /// Debian ships no linker with it: rustup's toolchains do.
-fn debian(active: Option<&Active>) -> Result<Toolchain, String> {
+fn debian(active: Option<&Active>, rust_version: Option<&str>) -> Result<Toolchain, String> {
     const INSTALL: &str = "apt-get install rustc-web cargo-web rust-web-src";
     for program in [DEBIAN_RUSTC, DEBIAN_CARGO] {
         if !Path::new(program).exists() {
             return Err(format!("there is no {program} (on Debian: {INSTALL})"));
         }
+    }
+    let version = ask(Command::new(DEBIAN_RUSTC).arg("--version"))?;
+    let version = version.split_whitespace().nth(1).unwrap_or_default();
+    if let Some(needed) = rust_version.filter(|needed| minor_version(version) < minor_version(needed)) {
+        return Err(format!("{DEBIAN_RUSTC} is {version}, and the plugins need {needed}"));
     }
     let sysroot = ask(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]))?;
     let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock");

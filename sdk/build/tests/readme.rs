@@ -25,7 +25,8 @@ fn a_newcomer_gets_a_running_plugin() {
     let blocks = shell_blocks(&page);
     assert!(blocks.len() >= 6, "the page has lost its commands: {blocks:#?}");
     // One shell for all of them, as a person would have; each is shown before it runs.
-    let script = format!("set -euo pipefail\n{}\n", blocks.join("\n"));
+    // What it compiled goes, as its folder does: the next run has another.
+    let script = format!("set -euo pipefail\n{}\ncargo clean --quiet -p my-chat\n", blocks.join("\n"));
 
     let server = std::env::var_os("HARMONIA_CI_BIN").map_or_else(|| target().join("debug/harmonia-ci"), PathBuf::from);
     assert!(server.exists(), "there is no {}: cargo build -p harmonia-ci, or run ./dev test", server.display());
