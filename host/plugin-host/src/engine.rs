@@ -25,8 +25,8 @@ pub const TICK_MS: u64 = 5;
 const CALL_STACK_BYTES: usize = STACK_BYTES_MAX + (3 << 20);
 /// Most memory of a guest in the pool; more goes to the other engine.
 pub(crate) const POOLED_MEMORY_BYTES_MAX: usize = 1 << 30;
-/// Most elements of a table in the pool.
-const POOLED_TABLE_ELEMENTS_MAX: usize = 20_000;
+/// Most elements of a table in the pool: address space only, memory when they are used.
+pub(crate) const POOLED_TABLE_ELEMENTS_MAX: usize = 200_000;
 
 /// Both engines, their ticker and the cache of compiled code. One a process.
 pub(crate) struct Engines {

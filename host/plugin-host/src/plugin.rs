@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::call::{Caller, Network};
 use crate::capabilities::{HttpClient, Shared};
 use crate::description::{self, Description};
-use crate::engine::Engines;
+use crate::engine::{Engines, POOLED_MEMORY_BYTES_MAX, POOLED_TABLE_ELEMENTS_MAX};
 use crate::error::LoadError;
 use crate::limits::{CALL_LIMITS, POLICY_LIMITS};
 use crate::loader::{Program, import_problems};
@@ -88,7 +88,12 @@ pub(crate) fn link(
     let instances = linker.instantiate_pre(&program.component).map_err(mismatch)?;
     description::check(&instances).map_err(mismatch)?;
     let base = if kind == PluginKind::Scheduler { POLICY_LIMITS } else { CALL_LIMITS };
-    let limits = spec.limits.call.apply(base);
+    let mut limits = spec.limits.call.apply(base);
+    if program.is_pooled {
+        // A slot has no more; here the guest is told which bound that is.
+        limits.memory_bytes_max = limits.memory_bytes_max.min(POOLED_MEMORY_BYTES_MAX);
+        limits.table_elements_max = limits.table_elements_max.min(POOLED_TABLE_ELEMENTS_MAX);
+    }
     Ok(Caller {
         name: spec.name.clone(),
         instances,

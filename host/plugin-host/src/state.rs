@@ -77,6 +77,10 @@ impl ResourceLimiter for Bounds {
         Ok(true)
     }
 
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(LimitReached::Memory(self.memory_bytes).into())
+    }
+
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         if desired > self.limits.table_elements_max {
             return Err(LimitReached::Table(self.limits.table_elements_max).into());

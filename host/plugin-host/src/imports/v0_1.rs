@@ -3,6 +3,7 @@
 use harmonia_core::ports::{PluginStoreError, WriteCondition};
 use wasmtime::component::{HasData, Linker, Resource};
 
+use self::bindings::Secret;
 use self::bindings::harmonia::plugin::{clock, http, kv, log, secrets, settings};
 use crate::capabilities::{self, CallState, Level, SecretHandle};
 use crate::state::State;
@@ -18,8 +19,11 @@ pub(crate) mod bindings {
             "harmonia:plugin/kv": async | trappable,
             default: trappable,
         },
-        with: { "harmonia:plugin/secrets.secret": crate::capabilities::SecretHandle },
+        with: { "harmonia:plugin/secrets.secret": crate::imports::v0_1::bindings::Secret },
     });
+
+    /// What stands behind a guest's handle.
+    pub struct Secret(pub(crate) crate::capabilities::SecretHandle);
 }
 
 struct Ours;
@@ -45,23 +49,23 @@ pub(crate) fn add_pure(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 impl State {
     /// Hands a secret to the guest.
-    fn lend(&mut self, secret: SecretHandle) -> wasmtime::Result<Resource<SecretHandle>> {
-        Ok(self.table.push(secret)?)
+    fn lend(&mut self, secret: SecretHandle) -> wasmtime::Result<Resource<Secret>> {
+        Ok(self.table.push(Secret(secret))?)
     }
 
-    fn secret(&self, handle: &Resource<SecretHandle>) -> wasmtime::Result<SecretHandle> {
-        Ok(self.table.get(handle)?.clone())
+    fn secret(&self, handle: &Resource<Secret>) -> wasmtime::Result<SecretHandle> {
+        Ok(self.table.get(handle)?.0.clone())
     }
 
     /// Takes back a secret that the guest returned.
-    pub(crate) fn take(&mut self, handle: Resource<SecretHandle>) -> wasmtime::Result<SecretHandle> {
-        Ok(self.table.delete(handle)?)
+    pub(crate) fn take(&mut self, handle: Resource<Secret>) -> wasmtime::Result<SecretHandle> {
+        Ok(self.table.delete(handle)?.0)
     }
 
     fn lend_result(
         &mut self,
         secret: Result<SecretHandle, capabilities::SecretError>,
-    ) -> wasmtime::Result<Result<Resource<SecretHandle>, secrets::SecretError>> {
+    ) -> wasmtime::Result<Result<Resource<Secret>, secrets::SecretError>> {
         match secret {
             Ok(secret) => Ok(Ok(self.lend(secret)?)),
             Err(error) => Ok(Err(error.into())),
@@ -107,12 +111,12 @@ impl From<capabilities::SecretError> for secrets::SecretError {
 }
 
 impl secrets::Host for State {
-    fn open(&mut self, name: String) -> wasmtime::Result<Result<Resource<SecretHandle>, secrets::SecretError>> {
+    fn open(&mut self, name: String) -> wasmtime::Result<Result<Resource<Secret>, secrets::SecretError>> {
         let secret = self.capabilities.open_secret(&name);
         self.lend_result(secret)
     }
 
-    fn kept(&mut self, name: String) -> wasmtime::Result<Option<Resource<SecretHandle>>> {
+    fn kept(&mut self, name: String) -> wasmtime::Result<Option<Resource<Secret>>> {
         let secret = self.capabilities.kept_secret(&name);
         secret.map(|secret| self.lend(secret)).transpose()
     }
@@ -121,7 +125,7 @@ impl secrets::Host for State {
 impl secrets::HostSecret for State {
     fn verify_hmac_sha256(
         &mut self,
-        secret: Resource<SecretHandle>,
+        secret: Resource<Secret>,
         data: Vec<u8>,
         mac: Vec<u8>,
     ) -> wasmtime::Result<bool> {
@@ -131,7 +135,7 @@ impl secrets::HostSecret for State {
 
     fn sign_rs256(
         &mut self,
-        secret: Resource<SecretHandle>,
+        secret: Resource<Secret>,
         data: Vec<u8>,
     ) -> wasmtime::Result<Result<Vec<u8>, secrets::SecretError>> {
         let secret = self.secret(&secret)?;
@@ -140,10 +144,10 @@ impl secrets::HostSecret for State {
 
     fn derive_jwt_rs256(
         &mut self,
-        secret: Resource<SecretHandle>,
+        secret: Resource<Secret>,
         claims: String,
         lifetime_s: u32,
-    ) -> wasmtime::Result<Result<Resource<SecretHandle>, secrets::SecretError>> {
+    ) -> wasmtime::Result<Result<Resource<Secret>, secrets::SecretError>> {
         let secret = self.secret(&secret)?;
         let token = self.capabilities.derive_jwt_rs256(&secret, &claims, lifetime_s);
         self.lend_result(token)
@@ -151,7 +155,7 @@ impl secrets::HostSecret for State {
 
     fn keep(
         &mut self,
-        secret: Resource<SecretHandle>,
+        secret: Resource<Secret>,
         name: String,
         lifetime_s: u32,
     ) -> wasmtime::Result<Result<(), secrets::SecretError>> {
@@ -159,7 +163,7 @@ impl secrets::HostSecret for State {
         Ok(self.capabilities.keep(&secret, &name, lifetime_s).map_err(Into::into))
     }
 
-    fn drop(&mut self, secret: Resource<SecretHandle>) -> wasmtime::Result<()> {
+    fn drop(&mut self, secret: Resource<Secret>) -> wasmtime::Result<()> {
         self.table.delete(secret)?;
         Ok(())
     }

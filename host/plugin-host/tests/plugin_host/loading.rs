@@ -41,7 +41,8 @@ async fn components_are_refused_by_name_with_what_to_do() {
     let mut pinned = world.spec("pinned", &reporter("", ""));
     pinned.sha256 = Some("00".repeat(32));
     assert!(world.refusal(pinned).await.contains("but sha256 pins 0000"));
-    let bad = world.spec("Bad/Name", &[]);
+    let mut bad = world.spec("bad", &[]);
+    bad.name = "Bad/Name".into();
     assert!(world.refusal(bad).await.contains("no name for a plugin"));
 }
 
@@ -78,11 +79,14 @@ async fn a_guest_that_fails_to_start_is_refused() {
 #[tokio::test]
 async fn guests_too_big_for_the_pool_run_beside_it() {
     let world = World::new();
-    let guest = reporter("(table 60000 60000 funcref)", "");
-    world.load(world.spec("big", &guest)).await;
+    let guest = reporter("(table 250000 250000 funcref)", "");
+    let refused = world.refusal(world.spec("big", &guest)).await;
+    assert!(refused.contains("elements in a table") && refused.contains("table_elements_max"), "{refused}");
+    let mut spec = world.spec("big", &guest);
+    spec.limits.call.table_elements_max = Some(300_000);
+    world.load(spec.clone()).await;
     assert_eq!(world.host.reporter("big").expect("loaded").report(notification("k")).await, Ok(()));
-    let spins = reporter("(table 60000 60000 funcref)", "(loop (br 0))");
-    let mut spec = world.spec("big", &spins);
+    world.write("big", &reporter("(table 250000 250000 funcref)", "(loop (br 0))"));
     spec.limits.call.cpu_ms_max = Some(50);
     world.load(spec).await;
     let error = world.host.reporter("big").expect("loaded").report(notification("k")).await.expect_err("stopped");

@@ -11,10 +11,10 @@ use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
 /// A clock that tests move.
-pub struct TestClock(Mutex<Timestamp>);
+pub(crate) struct TestClock(Mutex<Timestamp>);
 
 impl TestClock {
-    pub fn advance(&self, seconds: i64) {
+    pub(crate) fn advance(&self, seconds: i64) {
         *self.0.lock().expect("no test panics with it") += time::Duration::seconds(seconds);
     }
 }
@@ -26,14 +26,14 @@ impl Clock for TestClock {
 }
 
 /// A host with a folder of its own.
-pub struct World {
-    pub host: PluginHost,
-    pub clock: Arc<TestClock>,
-    pub folder: tempfile::TempDir,
+pub(crate) struct World {
+    pub(crate) host: PluginHost,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let clock = Arc::new(TestClock(Mutex::new(time::macros::datetime!(2026-01-01 00:00 UTC))));
         let host = PluginHost::new(HostOptions {
@@ -48,25 +48,25 @@ impl World {
     }
 
     /// Writes a component into the folder.
-    pub fn write(&self, name: &str, component: &[u8]) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, component: &[u8]) -> PathBuf {
         let path = self.folder.path().join(format!("{name}.wasm"));
         std::fs::write(&path, component).expect("written");
         path
     }
 
     /// A plugin of this component with nothing granted.
-    pub fn spec(&self, name: &str, component: &[u8]) -> PluginSpec {
+    pub(crate) fn spec(&self, name: &str, component: &[u8]) -> PluginSpec {
         PluginSpec::new(name, self.write(name, component))
     }
 
     /// Loads one plugin.
-    pub async fn load(&self, spec: PluginSpec) {
+    pub(crate) async fn load(&self, spec: PluginSpec) {
         let report = self.host.reload(vec![spec]).await;
         assert!(report.refused.is_empty(), "{report:?}");
     }
 
     /// Why this plugin is refused.
-    pub async fn refusal(&self, spec: PluginSpec) -> String {
+    pub(crate) async fn refusal(&self, spec: PluginSpec) -> String {
         let report = self.host.reload(vec![spec]).await;
         let [(_, error)] = report.refused.as_slice() else { panic!("not refused: {report:?}") };
         harmonia_core::chain(error)
@@ -78,7 +78,7 @@ fn wit(package: &str) -> PathBuf {
 }
 
 /// A component of a core module, in text, and the imports and exports of a world.
-pub fn component(world: &str, core: &str) -> Vec<u8> {
+pub(crate) fn component(world: &str, core: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
     for package in ["plugin/0.1", "forge/0.1", "reporter/0.1", "scheduler/0.1"] {
         resolve.push_dir(wit(package)).expect("the contract parses");
@@ -114,12 +114,12 @@ const COMMON: &str = r#"
 "#;
 
 /// A reporter whose `report` is `body`: at 1024 lies `ok`. `more` stands before it.
-pub fn reporter(more: &str, body: &str) -> Vec<u8> {
+pub(crate) fn reporter(more: &str, body: &str) -> Vec<u8> {
     reporter_with("", more, body)
 }
 
 /// [`reporter`] with further imports.
-pub fn reporter_with(imports: &str, more: &str, body: &str) -> Vec<u8> {
+pub(crate) fn reporter_with(imports: &str, more: &str, body: &str) -> Vec<u8> {
     let (functions, rest): (Vec<&str>, Vec<&str>) =
         more.lines().partition(|line| line.trim_start().starts_with("(import"));
     let module = format!(
@@ -134,7 +134,7 @@ pub fn reporter_with(imports: &str, more: &str, body: &str) -> Vec<u8> {
 }
 
 /// A forge that takes webhooks: `body` with the parameters headers (pointer, length) and body (pointer, length).
-pub fn webhooks(imports: &str, imported: &str, body: &str) -> Vec<u8> {
+pub(crate) fn webhooks(imports: &str, imported: &str, body: &str) -> Vec<u8> {
     let module = format!(
         r#"(module {imported} {COMMON}
             (func (export "harmonia:forge/webhooks@0.1.0#parse") (param i32 i32 i32 i32) (result i32)
@@ -145,7 +145,7 @@ pub fn webhooks(imports: &str, imported: &str, body: &str) -> Vec<u8> {
 }
 
 /// A policy: bodies of `rank` (result pointer at 1024; parameters 0..8, candidates at 6 and 7), `charge` and `decay`.
-pub fn policy(rank: &str, charge: &str, decay: &str) -> Vec<u8> {
+pub(crate) fn policy(rank: &str, charge: &str, decay: &str) -> Vec<u8> {
     let module = format!(
         r#"(module {COMMON}
             (func (export "harmonia:scheduler/policy@0.1.0#rank")
@@ -158,7 +158,7 @@ pub fn policy(rank: &str, charge: &str, decay: &str) -> Vec<u8> {
     component(&format!("{DESCRIPTION} export harmonia:scheduler/policy@0.1.0;"), &module)
 }
 
-pub fn notification(key: &str) -> Notification {
+pub(crate) fn notification(key: &str) -> Notification {
     Notification {
         key: key.to_owned(),
         kind: NotificationKind::BuildsFailed,
@@ -177,6 +177,6 @@ pub fn notification(key: &str) -> Notification {
     }
 }
 
-pub fn delivery(body: &[u8]) -> WebhookRequest {
+pub(crate) fn delivery(body: &[u8]) -> WebhookRequest {
     WebhookRequest { headers: vec![("x-event".into(), "push".into())], body: body.to_vec() }
 }
