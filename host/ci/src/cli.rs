@@ -57,6 +57,9 @@ pub(crate) struct UpArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8060")]
     pub(crate) listen: SocketAddr,
+    /// Further configuration (TOML), such as plugins; what `up` brings along itself is not taken from it
+    #[arg(long, value_name = "FILE", env = "HARMONIA_CI_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
     /// Add a small example repository, build it before your eyes, and say how to fetch a result
     #[arg(long)]
     pub(crate) demo: bool,

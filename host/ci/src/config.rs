@@ -35,6 +35,9 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) plugins: Vec<plugins::Plugin>,
+    /// Where it was read from.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// Who this node is and what it does.

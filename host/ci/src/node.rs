@@ -5,6 +5,7 @@
 
 mod heartbeat;
 mod parts;
+pub(crate) mod plugins;
 mod signing;
 
 use std::net::SocketAddr;
@@ -122,6 +123,7 @@ async fn run_roles(
     db.check_schema().await.map_err(|error| Failure::failed(chain(&error)).hint("run `harmonia-ci migrate`"))?;
     let identity = Identity::new(config)?;
     let parts = parts::Parts::new(config, endpoint, db.clone()).await?;
+    let plugins = plugins::NodePlugins::start(config, Arc::new(db.clone())).await?;
     let registration = registration(config, endpoint, &identity);
     let released = db
         .register_node(&registration)
@@ -163,7 +165,7 @@ async fn run_roles(
     let mut spool: Option<Arc<dyn LogSpool>> = None;
     let mut paused = None;
     if config.has(Capability::Builder) {
-        let builder = Builder::new(parts.builder_options(config, &identity)?)
+        let builder = Builder::new(parts.builder_options(config, &identity, Arc::clone(&plugins.policy))?)
             .map_err(|error| Failure::failed(format!("could not start the builder: {}", chain(&error))))?;
         spool = Some(builder.spool());
         paused = Some(builder.paused());
@@ -185,12 +187,14 @@ async fn run_roles(
         });
     }
     let mut helpers = JoinSet::new();
+    helpers.spawn(plugins.clone().follow(config.clone(), background.clone()));
     if config.has(Capability::Frontend) {
         let options = CoordinatorOptions {
             db: db.clone(),
             every: config.intervals.chores.0,
             node_dead_after: config.intervals.node_dead_after.0,
             unsupported_after: config.intervals.unsupported_after.0,
+            policy: Arc::clone(&plugins.policy),
         };
         helpers.spawn(harmonia_coordinator::run(options, background.clone()));
     }

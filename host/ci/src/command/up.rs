@@ -53,7 +53,7 @@ async fn run_in(args: &UpArgs, data: DataDir, stop: Stop) -> Result<(), Failure>
     let secrets = data.secrets()?;
     eprintln!("data in {}", data.path().display());
 
-    let config = load::load(None, &std::env::vars().collect())?;
+    let config = load::load(args.config.as_deref(), &std::env::vars().collect())?;
     let services = tokio::select! {
         started = Services::start(&data, &secrets, &config) => started?,
         () = stop.requested() => return Ok(()),
@@ -194,6 +194,12 @@ fn configure(
     config.signer.key_files = vec![secrets.signing_key_file.clone()];
     // Server and user are one person on one machine.
     config.eval.allow_file_urls = true;
+    // The file that is written lies elsewhere.
+    let specs = node::plugins::specs(&config)?;
+    for (plugin, spec) in config.plugins.iter_mut().zip(specs) {
+        plugin.path = spec.path;
+    }
+    config.file.clone_from(&args.config);
     services.daemon.socket().clone_into(&mut config.store.daemon_socket);
     config.store.root = data.store();
     Ok(config)

@@ -49,7 +49,9 @@ pub(crate) fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) 
     for (variable, text) in environment.iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)) {
         override_key(&mut table, variable, text)?;
     }
-    Config::try_from_table(table)
+    let mut config = Config::try_from_table(table)?;
+    config.file = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    Ok(config)
 }
 
 impl Config {

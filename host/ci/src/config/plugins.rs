@@ -3,11 +3,11 @@
 //! Everything not written here is denied.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use harmonia_plugin_host::PluginSpec;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Bytes, Span};
 
 /// One configured plugin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,9 +29,9 @@ pub(crate) struct Plugin {
     /// Secrets that it may use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) secrets: BTreeMap<String, Secret>,
-    /// Bounds of one call, where they differ from the defaults.
-    #[serde(default, skip_serializing_if = "Limits::is_default")]
-    pub(crate) limits: Limits,
+    /// Bounds of one call, where they differ from the defaults (docs/limits.md).
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub(crate) limits: toml::Table,
     /// Interfaces of WASI that it may import, with nothing in them.
     #[serde(default, skip_serializing_if = "Wasi::is_none")]
     pub(crate) wasi: Wasi,
@@ -56,32 +56,6 @@ pub(crate) enum Secret {
 pub(crate) struct BoundSecret {
     pub(crate) file: PathBuf,
     pub(crate) hosts: Vec<String>,
-}
-
-/// Bounds of one call. `None`: the default (docs/limits.md).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Limits {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) memory: Option<Bytes>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cpu: Option<Span>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) time: Option<Span>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) output: Option<Bytes>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) http_requests: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) http_body: Option<Bytes>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) http_time: Option<Span>,
-}
-
-impl Limits {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// What of WASI a component may import.
@@ -120,6 +94,22 @@ impl AutoEnable {
     }
 }
 
+impl Plugin {
+    /// What the plugin host is to load. A relative path is one of the folder of the configuration's file when there is such
+    /// a file, else one of the plugins that come with the program.
+    pub(crate) fn spec(&self, config_dir: &Path, plugins_dir: Option<&Path>) -> Result<PluginSpec, String> {
+        let mut table = toml::Table::try_from(self).map_err(|error| error.to_string())?;
+        table.remove("auto_enable");
+        let beside = config_dir.join(&self.path);
+        let path = match plugins_dir {
+            Some(dir) if self.path.is_relative() && !beside.exists() => dir.join(&self.path),
+            _ => beside,
+        };
+        table.insert("path".to_owned(), path.display().to_string().into());
+        table.try_into().map_err(|error: toml::de::Error| error.message().trim().to_owned())
+    }
+}
+
 /// Why a list of plugins cannot be used; `None` when it can. Names are parts of addresses, so they are kept simple.
 pub(crate) fn problem(plugins: &[Plugin]) -> Option<String> {
     let mut seen = std::collections::BTreeSet::new();
@@ -136,6 +126,9 @@ pub(crate) fn problem(plugins: &[Plugin]) -> Option<String> {
         }
         if !seen.insert(name) {
             return Some(format!("two plugins are named '{name}'; give each instance a name of its own"));
+        }
+        if let Err(error) = plugin.spec(Path::new("/"), None) {
+            return Some(format!("the plugin '{name}' is configured wrongly: {error}"));
         }
         if let Some(pin) = &plugin.sha256
             && (pin.len() != 64 || !pin.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -171,7 +164,7 @@ mod tests {
             allow_hosts = ["api.example.org"]
             settings = { app_id = "12345" }
             secrets = { webhook = "/run/secrets/hook", key = { file = "/run/secrets/app.pem", hosts = ["api.example.org"] } }
-            limits = { memory = "128MiB", time = "20s" }
+            limits = { memory_bytes_max = 134217728, wall_ms_max = 20000 }
             auto_enable = { topics = ["nix-ci"], names = ["team/*"] }
             [[plugins]]
             name = "forge-two"
@@ -182,7 +175,10 @@ mod tests {
         .expect("valid");
         assert_eq!(plugins[0].secrets["webhook"], Secret::File("/run/secrets/hook".into()));
         assert!(matches!(&plugins[0].secrets["key"], Secret::Bound(bound) if bound.hosts == ["api.example.org"]));
-        assert_eq!(plugins[0].limits.memory, Some(Bytes(128 << 20)));
+        assert_eq!(plugins[0].limits["memory_bytes_max"].as_integer(), Some(128 << 20));
+        let spec = plugins[0].spec(std::path::Path::new("/etc/ci"), None).expect("a plugin");
+        assert_eq!(spec.path, std::path::Path::new("/etc/ci/plugins/forge.wasm"));
+        assert_eq!(spec.limits.call.wall_ms_max, Some(20_000));
         assert_eq!((plugins[1].wasi, problem(&plugins)), (Wasi::Scratch, None));
         // What is written to a file reads back the same.
         let text = toml::to_string(&toml::Table::from_iter([(
@@ -205,6 +201,11 @@ mod tests {
             (vec![plugin("git", None)], "is taken"),
             (vec![plugin("a", None), plugin("a", None)], "two plugins are named 'a'"),
             (vec![plugin("a", Some("12"))], "64 hexadecimal digits"),
+            (
+                vec![Plugin { limits: toml::Table::from_iter([("speed_max".to_owned(), 1.into())]), ..plugin("a", None) }],
+                "speed_max",
+            ),
+            (vec![Plugin { allow_hosts: vec!["not a host".to_owned()], ..plugin("a", None) }], "not a host"),
         ] {
             let problem = problem(&plugins).expect("refused");
             assert!(problem.contains(wanted), "{problem}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harmonia_cache::{ObjectStore, ObjectStoreOptions};
 use harmonia_core::Capability;
-use harmonia_core::policy::FirstInFirstOut;
+use harmonia_core::policy::Policy;
 use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::builder::BuilderOptions;
@@ -62,6 +62,7 @@ pub(crate) async fn connect(config: &Config) -> Result<Db, Failure> {
 
 /// Checks what can be checked without connecting anywhere.
 pub(crate) fn check(config: &Config) -> Result<(), Failure> {
+    super::plugins::specs(config)?;
     database_url(config)?;
     public_keys(config, &secret_keys(config)?)?;
     if config.has(Capability::Signer) {
@@ -149,7 +150,12 @@ impl Parts {
         Ok(Self { db, store, secret_keys, public_keys, cache_url, http, signer })
     }
 
-    pub(super) fn builder_options(&self, config: &Config, identity: &Identity) -> Result<BuilderOptions, Failure> {
+    pub(super) fn builder_options(
+        &self,
+        config: &Config,
+        identity: &Identity,
+        policy: Arc<dyn Policy>,
+    ) -> Result<BuilderOptions, Failure> {
         Ok(BuilderOptions {
             node: identity.node.clone(),
             incarnation: identity.incarnation,
@@ -170,7 +176,7 @@ impl Parts {
             min_free_bytes: config.builder.min_free.0,
             compression_level: COMPRESSION_LEVEL,
             compression_threads: 1,
-            policy: Arc::new(FirstInFirstOut),
+            policy,
         })
     }
 

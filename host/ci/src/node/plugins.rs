@@ -1,0 +1,148 @@
+//! The plugins of this node: which are configured, and how they come and go while the node runs.
+//!
+//! Start at [`NodePlugins::start`]. Every node loads what its own configuration names; a builder needs no more than a policy.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use harmonia_core::SystemClock;
+use harmonia_core::policy::{FirstInFirstOut, Policy};
+use harmonia_core::ports::PluginStore;
+use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost, PluginSpec, ReloadReport};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::exit::{Failure, chain};
+
+/// The policy that is used when no other is configured, among the plugins that come with the program.
+const DEFAULT_POLICY: &str = "scheduler-fair";
+
+/// The plugins of a node.
+#[derive(Clone)]
+pub(crate) struct NodePlugins {
+    pub(crate) host: PluginHost,
+    /// Who orders the queue.
+    pub(crate) policy: Arc<dyn Policy>,
+}
+
+impl NodePlugins {
+    /// Loads what is configured. A plugin that is refused does not keep the node from starting: its status says why, and it
+    /// is tried again when its file changes.
+    pub(crate) async fn start(config: &Config, store: Arc<dyn PluginStore>) -> Result<Self, Failure> {
+        let host = host(&config.node.state_dir, store)?;
+        let mut specs = specs(config)?;
+        log_report(&host.reload(specs.clone()).await);
+        let configured = host.policies().into_iter().next();
+        let name = match (configured, default_policy(config)) {
+            (Some(name), _) => Some(name),
+            (None, Some(spec)) => {
+                specs.push(spec);
+                log_report(&host.reload(specs).await);
+                host.policies().into_iter().next()
+            }
+            (None, None) => None,
+        };
+        let policy: Arc<dyn Policy> = match name {
+            Some(name) => Arc::new(host.policy(name)),
+            None => {
+                tracing::warn!(
+                    "No scheduling policy: jobs are claimed by priority, then first in, first out. \
+                     Set node.plugins_dir to the folder of {DEFAULT_POLICY}.wasm, or configure a policy under [[plugins]]"
+                );
+                Arc::new(FirstInFirstOut)
+            }
+        };
+        Ok(Self { host, policy })
+    }
+
+    /// Follows changes of the plugins' files, and of the configuration's file on SIGHUP, until `stop`.
+    pub(crate) async fn follow(self, config: Config, stop: CancellationToken) {
+        let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
+            tracing::error!("Could not listen for SIGHUP: plugins are reloaded when their files change only");
+            self.host.watch(config.intervals.plugin_reload.0).await;
+            return;
+        };
+        let changes = async {
+            while hangups.recv().await.is_some() {
+                self.reload(&config).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.host.watch(config.intervals.plugin_reload.0) => {}
+            () = changes => {}
+        }
+    }
+
+    /// Reads `[[plugins]]` again. What cannot be read changes nothing.
+    async fn reload(&self, old: &Config) {
+        let environment = std::env::vars().collect();
+        let read = crate::config::load::load(old.file.as_deref(), &environment).map_err(Failure::from);
+        let specs = read.and_then(|config| {
+            let mut specs = specs(&config)?;
+            if self.host.policies().iter().any(|name| name == DEFAULT_POLICY)
+                && !specs.iter().any(|spec| spec.name == DEFAULT_POLICY)
+            {
+                specs.extend(default_policy(&config));
+            }
+            Ok(specs)
+        });
+        match specs {
+            Ok(specs) => {
+                tracing::info!("Read the plugins' configuration again");
+                log_report(&self.host.reload(specs).await);
+            }
+            Err(failure) => tracing::error!("The configuration was not taken: {}", failure.message()),
+        }
+    }
+}
+
+/// An engine for plugins, with its compiled code and scratch files below the state folder.
+pub(crate) fn host(state_dir: &Path, store: Arc<dyn PluginStore>) -> Result<PluginHost, Failure> {
+    let http = HttpClient::new(&HttpClientOptions::default()).map_err(|error| Failure::failed(chain(&error)))?;
+    let options = HostOptions {
+        cache_folder: state_dir.join("plugin-cache"),
+        scratch_folder: state_dir.join("plugin-scratch"),
+        store,
+        clock: Arc::new(SystemClock),
+        http,
+    };
+    PluginHost::new(options).map_err(|error| {
+        Failure::failed(format!("could not start the engine of plugins: {}", chain(&error)))
+            .hint("set node.state_dir to a folder that only this user may write")
+    })
+}
+
+/// What is configured, ready to be loaded.
+pub(crate) fn specs(config: &Config) -> Result<Vec<PluginSpec>, Failure> {
+    if let Some(problem) = crate::config::plugins::problem(&config.plugins) {
+        return Err(Failure::usage(problem));
+    }
+    let base = config.file.as_deref().and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
+    let dir = plugins_dir(config);
+    config.plugins.iter().map(|plugin| plugin.spec(&base, dir.as_deref()).map_err(Failure::usage)).collect()
+}
+
+fn default_policy(config: &Config) -> Option<PluginSpec> {
+    let path = plugins_dir(config)?.join(format!("{DEFAULT_POLICY}.wasm"));
+    path.is_file().then(|| PluginSpec::new(DEFAULT_POLICY, path))
+}
+
+/// The folder with the plugins that come with the program: configured, or where a package or a build puts it.
+pub(crate) fn plugins_dir(config: &Config) -> Option<PathBuf> {
+    if let Some(dir) = &config.node.plugins_dir {
+        return Some(dir.clone());
+    }
+    let program = std::env::current_exe().ok()?;
+    let bin = program.parent()?;
+    ["../lib/harmonia-ci/plugins", "../plugins", "plugins"].iter().map(|place| bin.join(place)).find(|dir| dir.is_dir())
+}
+
+fn log_report(report: &ReloadReport) {
+    for name in &report.loaded {
+        tracing::info!(plugin = %name, "Loaded the plugin {name}");
+    }
+    for (name, error) in &report.refused {
+        tracing::error!(plugin = %name, error = %chain(error), "Refused the plugin {name}: {}", chain(error));
+    }
+}
