@@ -37,24 +37,24 @@ pub fn random_token() -> ClaimToken {
     ClaimToken::from_random(rand::random())
 }
 
-/// Lets time pass for everything that waits to be reported or delivered, by moving it into the past.
+/// Lets time pass for everything that waits to be reported, delivered, synced or polled, by moving it into the past.
 ///
 /// # Panics
 /// When the database does not answer.
 pub async fn time_passes(db: &Db, time: std::time::Duration) {
     let by = crate::connection::interval(time);
     sqlx::query!(
-        "WITH marks AS (UPDATE report_marks SET marked_at = marked_at - $1),
-             computed AS (UPDATE commit_reports SET computed_at = computed_at - $1),
-             pauses AS (UPDATE delivery_pauses SET until = until - $1),
-             statuses AS (UPDATE commit_statuses SET next_attempt_at = next_attempt_at - $1,
-                 leased_until = leased_until - $1, delivered_at = delivered_at - $1, desired_at = desired_at - $1),
-             comments AS (UPDATE forge_comments SET next_attempt_at = next_attempt_at - $1, leased_until = leased_until - $1),
-             notifications AS (UPDATE outbox SET next_attempt_at = next_attempt_at - $1, leased_until = leased_until - $1)
+        "WITH marks AS (UPDATE report_marks SET marked_at = marked_at - $1::interval),
+             computed AS (UPDATE commit_reports SET computed_at = computed_at - $1::interval),
+             pauses AS (UPDATE delivery_pauses SET until = until - $1::interval),
+             statuses AS (UPDATE commit_statuses SET next_attempt_at = next_attempt_at - $1::interval,
+                 leased_until = leased_until - $1::interval, delivered_at = delivered_at - $1::interval, desired_at = desired_at - $1::interval),
+             comments AS (UPDATE forge_comments SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval),
+             notifications AS (UPDATE outbox SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval)
          SELECT 1 AS one",
         by
     )
-    .execute(&db.pool)
+    .fetch_one(&db.pool)
     .await
     .expect("time passes");
 }
