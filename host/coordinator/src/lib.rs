@@ -5,7 +5,15 @@
 //!
 //! Never here: HTTP, object store, WebAssembly, foreign programs.
 
+mod charging;
 mod chores;
 mod health;
+pub mod hooks;
+mod intake;
+pub mod poll;
+mod projects;
+pub mod sync;
 
 pub use chores::{CoordinatorOptions, run};
+pub use intake::{INTAKE_RETRIES, Intake, IntakeOptions, run as run_intake};
+pub use projects::{AutoEnable, ProjectsOptions, run as run_projects};

@@ -1,0 +1,325 @@
+//! Works off what forges delivered: start at [`Intake::step`]. For each event it fetches facts, decides by
+//! `harmonia_core::intake`, and stores. Any frontend may do it, several at once: a delivery is leased, and whatever
+//! follows from it does no harm when done twice.
+//!
+//! What fails for a while is tried again, for more than a day; what cannot succeed is a dead letter that says why.
+
+mod asking;
+mod branches;
+mod pull_requests;
+mod reruns;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use harmonia_core::branches::BranchRules;
+use harmonia_core::forge::{Event, ForgeError, RepositoryRef};
+use harmonia_core::intake::ProjectRules;
+use harmonia_core::ports::{Forge, Plugins};
+use harmonia_core::retry::RetryPolicy;
+use harmonia_core::{NodeId, chain};
+use harmonia_db::{Channel, ClaimedDelivery, Db, DbError, ForgeProject, Requested};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How many deliveries are worked off side by side.
+const CLAIMED_MAX: u32 = 8;
+/// How long a delivery is ours. Longer than [`TIME_MAX`], so that nobody else begins while we still act.
+const LEASE: Duration = Duration::from_mins(5);
+/// Longest that one delivery is worked on before it is put off.
+const TIME_MAX: Duration = Duration::from_mins(4);
+/// How often a forge is asked again because its answer was overtaken.
+const ROUNDS_MAX: u32 = 5;
+/// Longest that a forge can make us wait, whatever it says.
+const WAIT_MAX: Duration = Duration::from_hours(2);
+/// How often a delivery is tried: after 5 s, growing to a quarter of an hour, for more than a day altogether.
+pub const INTAKE_RETRIES: RetryPolicy =
+    RetryPolicy { tries_max: 150, first_delay: Duration::from_secs(5), delay_max: Duration::from_mins(15) };
+
+/// What the loop needs.
+#[derive(Clone)]
+pub struct IntakeOptions {
+    /// The database.
+    pub db: Db,
+    /// The forges.
+    pub plugins: Arc<dyn Plugins>,
+    /// This node's name: who holds a delivery.
+    pub node: NodeId,
+    /// Globs of branches that merge queues write: their states never supersede each other.
+    pub merge_branches: Vec<String>,
+    /// What decides, with a tree, what an evaluation yields; `None`: results are never reused.
+    pub reuse_key: Option<String>,
+    /// When a delivery is tried again ([`INTAKE_RETRIES`]).
+    pub retries: RetryPolicy,
+    /// Time between two looks when nothing tells of work.
+    pub every: Duration,
+}
+
+/// Works off deliveries.
+#[derive(Clone)]
+pub struct Intake {
+    options: IntakeOptions,
+}
+
+/// Why an event could not be worked off.
+#[derive(Debug, thiserror::Error)]
+enum EventError {
+    /// A forge did not answer as it should.
+    #[error("could not {what}")]
+    Forge {
+        /// Completes the sentence.
+        what: String,
+        #[source]
+        source: ForgeError,
+    },
+    /// The plugin may come back.
+    #[error("the forge '{0}' is not configured on this node, or its plugin did not load")]
+    NoForge(String),
+    /// Others were faster, again and again.
+    #[error("{0} changed each time that the forge was asked about it")]
+    Restless(String),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl EventError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Forge { source, .. } => source.is_transient(),
+            Self::NoForge(_) | Self::Restless(_) => true,
+            Self::Db(error) => error.is_transient(),
+        }
+    }
+
+    /// How long the forge wants us to wait.
+    fn asked_wait(&self) -> Duration {
+        match self {
+            Self::Forge { source: ForgeError::RetryAfter(seconds), .. } => {
+                Duration::from_secs(u64::from(*seconds)).min(WAIT_MAX)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// An event that concerns a project, and what is needed to deal with it.
+struct Concern<'a> {
+    delivery: &'a ClaimedDelivery,
+    project: ForgeProject,
+    rules: ProjectRules,
+    forge: Arc<dyn Forge>,
+    /// As the event calls it: after a rename the forge may know it by that name only.
+    repository: &'a RepositoryRef,
+}
+
+/// Works off deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
+pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
+    let intake = Intake::new(options);
+    let mut listener = None;
+    loop {
+        if listener.is_none() {
+            // Before looking, so that nothing is recorded unseen in between. A database that is away is asked again later.
+            listener = intake.options.db.listen(&[Channel::Deliveries]).await.ok();
+        }
+        if let Err(error) = intake.step().await {
+            warn!(error = %chain(&error), "Could not work off deliveries; next try in {:?}", intake.options.every);
+        }
+        let told = async {
+            match &mut listener {
+                Some(listener) => drop(listener.next().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = told => {}
+            () = tokio::time::sleep(intake.options.every) => {}
+        }
+    }
+}
+
+impl Intake {
+    /// Nothing is done until [`Self::step`].
+    pub const fn new(options: IntakeOptions) -> Self {
+        Self { options }
+    }
+
+    /// Works off all deliveries that are due, and returns how many there were.
+    pub async fn step(&self) -> Result<u64, DbError> {
+        let mut count = 0;
+        loop {
+            let claimed = self.options.db.claim_deliveries(&self.options.node, CLAIMED_MAX, LEASE).await?;
+            if claimed.is_empty() {
+                return Ok(count);
+            }
+            count += claimed.len() as u64;
+            for ended in join_all(claimed.iter().map(|delivery| self.work_off(delivery))).await {
+                ended?;
+            }
+        }
+    }
+
+    /// Works off one delivery and says how it ended, unless its lease was lost.
+    async fn work_off(&self, delivery: &ClaimedDelivery) -> Result<(), DbError> {
+        let db = &self.options.db;
+        let Ok((outcomes, errors)) = tokio::time::timeout(TIME_MAX, self.events(delivery)).await else {
+            let error = format!("took longer than {TIME_MAX:?}");
+            return self.put_off(delivery, &error, Duration::ZERO).await;
+        };
+        let texts: Vec<String> = errors.iter().map(|error| chain(error).to_string()).collect();
+        let text = texts.join("; ");
+        if errors.is_empty() {
+            let outcome = outcomes.join("; ");
+            if db.delivery_done(delivery, &outcome).await? {
+                info!(forge.name = delivery.forge, delivery.id = delivery.delivery.id, "{outcome}");
+            }
+            return Ok(());
+        }
+        if errors.iter().any(EventError::is_transient) {
+            // The other events are done again then, to no effect.
+            let wait = errors.iter().map(EventError::asked_wait).max().unwrap_or_default();
+            return self.put_off(delivery, &text, wait).await;
+        }
+        self.give_up(delivery, &text).await
+    }
+
+    async fn put_off(&self, delivery: &ClaimedDelivery, error: &str, wait_min: Duration) -> Result<(), DbError> {
+        // Spread by the row's id: those that failed together do not come back together.
+        let jitter = f64::from((delivery.id.0.unsigned_abs() % 16) as u32) / 16.0;
+        let Some(wait) = self.options.retries.after_failure(delivery.attempts, jitter) else {
+            let error = format!("given up after {} tries: {error}", delivery.attempts);
+            return self.give_up(delivery, &error).await;
+        };
+        let wait = wait.max(wait_min);
+        if self.options.db.delivery_retry(delivery, error, wait).await? {
+            warn!(
+                forge.name = delivery.forge,
+                delivery.id = delivery.delivery.id,
+                attempt = delivery.attempts,
+                error,
+                "Could not work off a delivery, next try in {wait:?}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn give_up(&self, delivery: &ClaimedDelivery, error: &str) -> Result<(), DbError> {
+        if self.options.db.delivery_dead(delivery, error).await? {
+            warn!(
+                forge.name = delivery.forge,
+                delivery.id = delivery.delivery.id,
+                error,
+                "A delivery became a dead letter; replay it when its cause is gone"
+            );
+        }
+        Ok(())
+    }
+
+    /// What came of each event, and what went wrong. One that fails does not keep the others.
+    async fn events(&self, delivery: &ClaimedDelivery) -> (Vec<String>, Vec<EventError>) {
+        let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
+        for event in &delivery.delivery.events {
+            match self.event(delivery, event).await {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(error) => errors.push(error),
+            }
+        }
+        if outcomes.is_empty() && errors.is_empty() {
+            outcomes.push("nothing that concerns us".to_owned());
+        }
+        (outcomes, errors)
+    }
+
+    async fn event(&self, delivery: &ClaimedDelivery, event: &Event) -> Result<String, EventError> {
+        let (db, forge) = (&self.options.db, &delivery.forge);
+        let repository = match event {
+            Event::Push(push) => &push.repository,
+            Event::PullRequest(event) => &event.repository,
+            Event::MergeGroup(group) => &group.repository,
+            Event::Comment(comment) => &comment.repository,
+            Event::Rerun(rerun) => &rerun.repository,
+            Event::RepositoriesChanged(repositories) => {
+                db.upsert_repositories(forge, repositories).await?;
+                // What follows for projects (enabling by pattern) is discovery's.
+                db.request_sync(std::slice::from_ref(forge)).await?;
+                return Ok(format!("{} repositories noted", repositories.len()));
+            }
+            Event::RepositoriesRemoved(repositories) => {
+                let removed = db.repositories_removed(forge, repositories).await?;
+                return Ok(format!("{removed} repositories are gone"));
+            }
+            Event::Discover => {
+                db.request_sync(std::slice::from_ref(forge)).await?;
+                return Ok("discovery asked for".to_owned());
+            }
+            // They were forgotten when the delivery was recorded.
+            Event::PermissionsChanged(_) => return Ok("permissions will be asked again".to_owned()),
+            Event::Ping => return Ok("a sign of life".to_owned()),
+        };
+        let Some(concern) = self.concern(delivery, repository).await? else {
+            return Ok([&repository.full_name, " is no enabled project"].concat());
+        };
+        match event {
+            Event::Push(push) => self.push(&concern, push).await,
+            Event::PullRequest(event) => self.pull_request_event(&concern, event).await,
+            Event::MergeGroup(group) => self.merge_group(&concern, group).await,
+            Event::Comment(comment) => self.comment(&concern, comment).await,
+            Event::Rerun(rerun) => self.rerun(&concern, rerun).await,
+            _ => Ok(String::new()),
+        }
+    }
+
+    /// The enabled project that an event is about.
+    async fn concern<'a>(
+        &self,
+        delivery: &'a ClaimedDelivery,
+        repository: &'a RepositoryRef,
+    ) -> Result<Option<Concern<'a>>, EventError> {
+        let db = &self.options.db;
+        let Some(project) = db.forge_project(&delivery.forge, repository).await? else { return Ok(None) };
+        if !project.enabled {
+            return Ok(None);
+        }
+        if project.repository.full_name != repository.full_name {
+            db.request_sync(std::slice::from_ref(&delivery.forge)).await?;
+        }
+        let forge =
+            self.options.plugins.forge(&delivery.forge).ok_or_else(|| EventError::NoForge(delivery.forge.clone()))?;
+        let patterns = project.branch_patterns.iter().chain(&project.tree_branch_patterns).cloned().collect();
+        let rules = ProjectRules {
+            branches: BranchRules {
+                default_branch: project.default_branch.clone(),
+                patterns,
+                merge_branches: self.options.merge_branches.clone(),
+            },
+            build_tags: project.build_tags,
+            build_drafts: project.build_drafts,
+            pr_enabled: project.pr_enabled,
+            pr_trust: project.pr_trust,
+        };
+        Ok(Some(Concern { delivery, project, rules, forge, repository }))
+    }
+}
+
+/// A sentence about what became of a request.
+fn describe(reason: &str, requested: &Requested) -> String {
+    let ids = |ids: &[harmonia_core::EvalId]| {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        if ids.is_empty() { String::new() } else { [", in place of ", &ids.join(", ")].concat() }
+    };
+    match requested {
+        Requested::Existing(id) => format!("{reason}: there is evaluation {id}"),
+        Requested::Reused { id, superseded } => {
+            format!("{reason}: evaluation {id} shows the results of the same tree{}", ids(superseded))
+        }
+        Requested::Queued { id, superseded } => format!("{reason}: evaluation {id} is queued{}", ids(superseded)),
+        Requested::Moved => format!("{reason}: it moved meanwhile"),
+        Requested::Late => format!("{reason}: a later delivery was evaluated already"),
+        Requested::Inactive => format!("{reason}: the project is disabled, or its repository is gone"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Forges that fail, repositories that move and go, and the loop itself.
+
+use harmonia_core::forge::ForgeError;
+use harmonia_core::forge::PullRequestAction::Opened;
+use harmonia_core::{Clock as _, SystemClock};
+use harmonia_db::RepositoryFilter;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+#[tokio::test]
+async fn a_forge_that_is_down_is_asked_again_and_what_is_done_is_not_done_again() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.forge.head("release/1", B);
+    world
+        .forge
+        .state()
+        .failures
+        .extend([ForgeError::Unavailable("down".to_owned()), ForgeError::Plugin("trapped".to_owned())]);
+    // Of two events, the first fails twice, the second succeeds at once.
+    world.record("1", vec![push("main", A), push("release/1", B)]).await;
+    assert_eq!(world.intake.step().await.expect("step"), 2, "a second try did it");
+    let delivery = world.delivery("1").await;
+    assert_eq!((delivery.state.as_str(), delivery.attempts), ("done", 2));
+    let mut evaluations = world.evaluations().await;
+    evaluations.sort();
+    assert_eq!(evaluations, ["main a queued", "release/1 b queued"]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_forge_that_asks_to_wait_is_left_alone() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.forge.state().failures.push_back(ForgeError::RetryAfter(600));
+    world.record("1", vec![push("main", A)]).await;
+    assert_eq!(world.intake.step().await.expect("step"), 1);
+    let delivery = world.delivery("1").await;
+    assert_eq!(delivery.state, "queued");
+    let wait = delivery.next_attempt_at.expect("a next try") - SystemClock.now();
+    assert!((500..=600).contains(&wait.whole_seconds()), "{wait}");
+    assert!(delivery.error.expect("visible").contains("600 s"));
+    // Absurd waits are bounded.
+    world.forge.state().failures.push_back(ForgeError::RetryAfter(u32::MAX));
+    world.record("2", vec![push("main", A)]).await;
+    world.intake.step().await.expect("step");
+    let wait = world.delivery("2").await.next_attempt_at.expect("a next try") - SystemClock.now();
+    assert!(wait <= super::super::WAIT_MAX, "{wait}");
+}
+
+#[tokio::test]
+async fn patience_ends_and_leaves_a_dead_letter_that_can_be_replayed() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    let down = || ForgeError::Unavailable("no route to host".to_owned());
+    world.forge.state().failures.extend([down(), down(), down(), down()]);
+    world.record("1", vec![push("main", A)]).await;
+    assert_eq!(world.intake.step().await.expect("step"), 4);
+    let delivery = world.delivery("1").await;
+    assert_eq!(delivery.state, "dead");
+    let error = delivery.error.expect("why");
+    assert!(error.contains("after 4 tries") && error.contains("no route to host"), "{error}");
+    assert!(world.db.replay_delivery(delivery.id, "admin").await.expect("replay"));
+    world.intake.step().await.expect("step");
+    assert_eq!(world.delivery("1").await.state, "done");
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+}
+
+#[test]
+fn the_real_patience_outlasts_a_day() {
+    let retries = super::super::INTAKE_RETRIES;
+    let waits = |tries: u32| (1..=tries).filter_map(|tries| retries.after_failure(tries, 0.0)).sum::<Duration>();
+    assert!(waits(retries.tries_max) > Duration::from_hours(24), "{:?}", waits(retries.tries_max));
+    assert!(waits(4) < Duration::from_mins(10), "short outages cost little");
+}
+
+#[tokio::test]
+async fn what_a_forge_refuses_is_a_dead_letter_and_the_other_events_are_done() {
+    for refusal in [ForgeError::Denied("the App lacks contents:read".to_owned()), ForgeError::Invalid("no".to_owned())]
+    {
+        let world = World::new().await;
+        world.forge.head("main", A);
+        world.forge.head("release/1", B);
+        world.forge.state().failures.push_back(refusal.clone());
+        world.record("1", vec![push("main", A), push("release/1", B)]).await;
+        assert_eq!(world.intake.step().await.expect("step"), 1);
+        let delivery = world.delivery("1").await;
+        assert_eq!(delivery.state, "dead");
+        assert!(delivery.error.expect("why").contains(&refusal.to_string()));
+        assert_eq!(world.evaluations().await, ["release/1 b queued"]);
+    }
+}
+
+#[tokio::test]
+async fn a_forge_whose_plugin_is_missing_is_waited_for() {
+    let world = World::new().await;
+    let mut without = options(&world.db, &world.forge, "n");
+    without.plugins = Arc::new(harmonia_core::ports::NoPlugins);
+    without.retries.first_delay = Duration::from_secs(5);
+    without.retries.delay_max = Duration::from_secs(5);
+    world.record("1", vec![push("main", A)]).await;
+    Intake::new(without).step().await.expect("step");
+    let delivery = world.delivery("1").await;
+    assert_eq!(delivery.state, "queued");
+    assert!(delivery.error.expect("why").contains("'forge' is not configured"));
+}
+
+#[tokio::test]
+async fn a_question_that_fails_within_a_pull_request_changes_nothing_yet() {
+    let world = World::new().await;
+    world.forge.pull(&pull(7, "friend", A));
+    world.forge.permit("friend", harmonia_core::forge::Permission::Write);
+    // The pull request is answered, the permission is not; then both.
+    {
+        let mut state = world.forge.state();
+        let forge = Arc::clone(&world.forge);
+        state.meanwhile.push_back(Box::pin(async move {
+            forge.state().failures.push_back(ForgeError::Unavailable("down".to_owned()));
+        }));
+    }
+    world.deliver("1", pull_event(Opened, &pull(7, "friend", A))).await;
+    assert_eq!(world.evaluations().await, ["pull/7 a queued"]);
+    assert_eq!(world.forge.asked(), ["pull 7", "permission friend", "pull 7", "permission friend"]);
+}
+
+#[tokio::test]
+async fn a_renamed_repository_keeps_its_project() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.deliver("1", Event::RepositoriesChanged(vec![forge_repository("o/new")])).await;
+    let renamed = RepositoryRef { full_name: "o/new".to_owned(), ..repository() };
+    let Event::Push(mut event) = push("main", A) else { unreachable!() };
+    event.repository = renamed;
+    world.deliver("2", Event::Push(event)).await;
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+    let project = world.db.forge_project("forge", &repository()).await.expect("read").expect("there");
+    assert_eq!((project.name.as_str(), project.repository.full_name.as_str()), (PROJECT, "o/new"));
+}
+
+#[tokio::test]
+async fn nothing_evaluates_once_the_installation_is_gone() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.forge.pull(&pull(7, "stranger", A));
+    world.deliver("1", Event::RepositoriesRemoved(vec![repository()])).await;
+    world.forge.asked();
+    let outcome = world.deliver("2", push("main", A)).await;
+    assert!(outcome.contains("its repository is gone"), "{outcome}");
+    world.deliver("3", deleted("main", A)).await;
+    assert_eq!(world.evaluations().await, Vec::<String>::new());
+    assert_eq!(world.forge.asked(), Vec::<String>::new(), "it would refuse us");
+    let there = world.db.repositories(RepositoryFilter { limit: 5, ..RepositoryFilter::default() }).await;
+    assert_eq!(there.expect("list"), []);
+    // Back again.
+    world.deliver("4", Event::RepositoriesChanged(vec![forge_repository("o/r")])).await;
+    world.deliver("5", push("main", A)).await;
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+}
+
+#[tokio::test]
+async fn news_that_ask_for_nothing_are_done() {
+    let world = World::new().await;
+    world.deliver("1", Event::Discover).await;
+    world.deliver("2", Event::PermissionsChanged(None)).await;
+    // Disabled in between.
+    world.record("3", vec![push("main", A), Event::Ping]).await;
+    world.db.disable_project(PROJECT, "me").await.expect("disable");
+    world.intake.step().await.expect("step");
+    let outcome = world.delivery("3").await.outcome.expect("an outcome");
+    assert!(outcome.contains("no enabled project") && outcome.contains("sign of life"), "{outcome}");
+}
+
+#[tokio::test]
+async fn the_loop_works_off_what_is_recorded_until_it_is_told_to_stop() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    let shutdown = CancellationToken::new();
+    let mut options = options(&world.db, &world.forge, "n");
+    options.every = Duration::from_hours(1); // so that only a notice wakes it
+    let task = tokio::spawn(super::super::run(options, shutdown.clone()));
+    let mut changes = world.db.listen(&[harmonia_db::Channel::Evaluations]).await.expect("listen");
+    world.record("1", vec![push("main", A)]).await;
+    tokio::time::timeout(Duration::from_secs(30), changes.next()).await.expect("an evaluation is queued");
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(30), task).await.expect("it stops").expect("well");
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+}
