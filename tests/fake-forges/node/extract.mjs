@@ -80,6 +80,20 @@ for (const [name, { post }] of Object.entries(api["x-webhooks"])) {
 kept.known = Object.entries(api.paths).flatMap(([path, item]) =>
   Object.keys(item).filter((key) => /^(get|put|post|patch|delete)$/.test(key)).map((key) => `${key.toUpperCase()} ${path}`));
 
+// What only people read is left out of schemas (of properties, the names are no keywords).
+const prose = new Set(["description", "title", "example", "examples", "externalDocs"]);
+function prune(schema) {
+  if (Array.isArray(schema)) return schema.map(prune);
+  if (schema === null || typeof schema !== "object") return schema;
+  return Object.fromEntries(Object.entries(schema).filter(([key]) => !prose.has(key)).map(([key, value]) => [
+    key,
+    key === "properties" ? Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, prune(inner)])) : prune(value),
+  ]));
+}
+for (const part of [kept.components.schemas, kept["x-webhooks"]]) {
+  for (const name of Object.keys(part)) part[name] = prune(part[name]);
+}
+
 const examples = {};
 for (const { name, examples: list } of webhooks) if (events.has(name)) examples[name] = list;
 

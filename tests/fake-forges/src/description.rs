@@ -79,9 +79,8 @@ impl Description {
         let mut best: Option<Match<'_>> = None;
         for operation in self.operations.iter().filter(|operation| operation.method == method) {
             let Some(values) = operation.template.matches(path) else { continue };
-            let better = best.as_ref().is_none_or(|best| {
-                operation.template.literals() > best.operation.template.literals()
-            });
+            let better =
+                best.as_ref().is_none_or(|best| operation.template.literals() > best.operation.template.literals());
             if better {
                 best = Some(Match { operation, values });
             }
@@ -96,7 +95,9 @@ impl Description {
             })
         });
         match published {
-            Some(known) => format!("the fake does not answer {known} yet (it is published): add it to tests/fake-forges"),
+            Some(known) => {
+                format!("the fake does not answer {known} yet (it is published): add it to tests/fake-forges")
+            }
             None => format!("no such operation is published: {method} {path}"),
         }
     }
@@ -108,7 +109,9 @@ impl Description {
         for parameter in &operation.parameters {
             let values: Vec<&String> = match parameter.place {
                 Place::Path => found.values.get(&parameter.name).into_iter().collect(),
-                Place::Query => query.iter().filter(|(name, _)| *name == parameter.name).map(|(_, value)| value).collect(),
+                Place::Query => {
+                    query.iter().filter(|(name, _)| *name == parameter.name).map(|(_, value)| value).collect()
+                }
             };
             if values.is_empty() && parameter.required {
                 objections.push(format!("parameter {} is required", parameter.name));
@@ -132,15 +135,16 @@ impl Description {
         match &operation.body {
             None if !body.is_empty() => objections.push("this operation takes no body".to_owned()),
             None => {}
-            Some(expected) if body.is_empty() => {
-                if expected.required {
-                    objections.push("a body is required".to_owned());
-                }
-            }
+            Some(expected) if body.is_empty() && expected.required => objections.push("a body is required".to_owned()),
+            Some(_) if body.is_empty() => {}
             Some(expected) => match serde_json::from_slice::<Value>(body) {
                 Err(error) => objections.push(format!("the body is no JSON: {error}")),
                 Ok(value) => {
-                    objections.extend(self.violations_of(&format!("{} request", operation.name()), &expected.schema, &value));
+                    objections.extend(self.violations_of(
+                        &format!("{} request", operation.name()),
+                        &expected.schema,
+                        &value,
+                    ));
                     objections.extend(unknown::fields(&self.definitions, &expected.schema, &value));
                 }
             },
@@ -258,9 +262,13 @@ pub(crate) fn reference(schema: &Value) -> Option<&str> {
 /// Of alternatives, the one that comes nearest explains most.
 fn explain(error: &ValidationError<'_>, sentences: &mut Vec<String>) {
     if let ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } = error.kind() {
-        let meant = context.iter().min_by_key(|errors| errors.len() + errors.iter().filter(|error| is_type(error)).count() * 10);
+        let meant = context
+            .iter()
+            .min_by_key(|errors| errors.len() + errors.iter().filter(|error| is_type(error)).count() * 10);
         if let Some(errors) = meant {
-            errors.iter().for_each(|error| explain(error, sentences));
+            for error in errors {
+                explain(error, sentences);
+            }
             return;
         }
     }

@@ -21,7 +21,7 @@ pub(crate) fn published(name: &str) -> Value {
 }
 
 fn read(path: &Path, what_to_do: &str) -> Value {
-    let bytes = std::fs::read(path)
-        .unwrap_or_else(|error| panic!("cannot read {} ({error}): {what_to_do}", path.display()));
+    let bytes =
+        std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {} ({error}): {what_to_do}", path.display()));
     serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
 }

@@ -13,7 +13,7 @@ use crate::server::Request;
 use crate::world::World;
 
 /// How long a wait may take before it fails: far longer than anything takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A request as the log keeps it.
 #[derive(Clone, Debug)]

@@ -54,8 +54,8 @@ impl FakeGitea {
 
     fn start_blocking(forgejo: bool) -> Self {
         static DESCRIPTION: OnceLock<Arc<Description>> = OnceLock::new();
-        let description =
-            DESCRIPTION.get_or_init(|| Arc::new(Description::from_swagger(&files::published("forgejo-16.swagger.json"))));
+        let description = DESCRIPTION
+            .get_or_init(|| Arc::new(Description::from_swagger(&files::published("forgejo-16.swagger.json"))));
         let helper = Helper::start();
         let (server, site) = Server::start(|address| {
             Arc::new(Gitea {
@@ -173,20 +173,26 @@ impl Site for Gitea {
     fn answer(&self, request: &Request) -> Response {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/login/oauth/authorize") => return oauth::page(&self.core, &self.client, Dialect::Gitea, request),
-            ("POST", "/login/oauth/access_token") => return oauth::exchange(&self.core, &self.client, Dialect::Gitea, request),
+            ("POST", "/login/oauth/access_token") => {
+                return oauth::exchange(&self.core, &self.client, Dialect::Gitea, request);
+            }
             _ => {}
         }
         let found = match self.description.find(&request.method, &request.path) {
             Ok(found) => found,
             Err(objection) => return self.refuse(request, 404, "The target couldn't be found.", &objection),
         };
-        if !request.body.is_empty() && !request.header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
+        if !request.body.is_empty()
+            && !request.header("content-type").is_some_and(|kind| kind.starts_with("application/json"))
+        {
             return self.refuse(request, 422, "Empty body", "a body must have content-type application/json");
         }
         let query = request.query_pairs();
         let objections = self.description.check_request(&found, &query, &request.body);
         if !objections.is_empty() {
-            objections.iter().for_each(|objection| self.core.violation(request, objection));
+            for objection in &objections {
+                self.core.violation(request, objection);
+            }
             return self.error(422, &objections.join("\n"));
         }
         let login = match self.authenticate(request) {
@@ -200,7 +206,9 @@ impl Site for Gitea {
         for objection in self.description.check_response(found.operation, response.status, &response.body) {
             self.core.violation(request, &format!("mistake of the fake: {objection}"));
         }
-        response.with("cache-control", "max-age=0, private, must-revalidate, no-transform").with("x-frame-options", "SAMEORIGIN")
+        response
+            .with("cache-control", "max-age=0, private, must-revalidate, no-transform")
+            .with("x-frame-options", "SAMEORIGIN")
     }
 
     fn refusal(&self, effect: &Effect) -> Option<Response> {
@@ -220,7 +228,13 @@ impl Site for Gitea {
     fn note(&self, request: &Request, status: Option<u16>) {
         let mut secrets = vec![self.client.secret.clone()];
         let world = self.core.world();
-        secrets.extend(world.repositories.values().flat_map(|repository| repository.hooks.values()).map(|hook| hook.secret.clone()));
+        secrets.extend(
+            world
+                .repositories
+                .values()
+                .flat_map(|repository| repository.hooks.values())
+                .map(|hook| hook.secret.clone()),
+        );
         drop(world);
         let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
         self.core.note(request, status, &secrets);
@@ -239,6 +253,7 @@ impl Gitea {
         Response::json(status, &json!({ "message": message, "url": format!("{}/api/swagger", self.core.url) }))
     }
 
+    #[expect(clippy::unnecessary_box_returns, reason = "it stands where a refusal does")]
     fn not_found(&self) -> Refused {
         let body = json!({
             "errors": [], "message": "The target couldn't be found.", "url": format!("{}/api/swagger", self.core.url),

@@ -54,7 +54,8 @@ impl FakeGithub {
 
     fn start_blocking() -> Self {
         static DESCRIPTION: OnceLock<Arc<Description>> = OnceLock::new();
-        let description = DESCRIPTION.get_or_init(|| Arc::new(Description::from_openapi(&files::generated("github-api.json"))));
+        let description =
+            DESCRIPTION.get_or_init(|| Arc::new(Description::from_openapi(&files::generated("github-api.json"))));
         let helper = Helper::start();
         let key = helper.key_pair();
         let (server, site) = Server::start(|address| {
@@ -65,7 +66,10 @@ impl FakeGithub {
                 key,
                 app_id: 29_310,
                 slug: "harmonia",
-                client: Client { id: "Iv1.3a4b5c6d7e8f9a0b".to_owned(), secret: "client-secret-of-the-app-0123456789".to_owned() },
+                client: Client {
+                    id: "Iv1.3a4b5c6d7e8f9a0b".to_owned(),
+                    secret: "client-secret-of-the-app-0123456789".to_owned(),
+                },
                 webhook_secret: "It's a Secret to Everybody".to_owned(),
             })
         });
@@ -179,8 +183,12 @@ impl FakeGithub {
 impl Site for Github {
     fn answer(&self, request: &Request) -> Response {
         match (request.method.as_str(), request.path.as_str()) {
-            ("GET", "/login/oauth/authorize") => return oauth::page(&self.core, &self.client, Dialect::Github, request),
-            ("POST", "/login/oauth/access_token") => return oauth::exchange(&self.core, &self.client, Dialect::Github, request),
+            ("GET", "/login/oauth/authorize") => {
+                return oauth::page(&self.core, &self.client, Dialect::Github, request);
+            }
+            ("POST", "/login/oauth/access_token") => {
+                return oauth::exchange(&self.core, &self.client, Dialect::Github, request);
+            }
             _ => {}
         }
         let response = self.api(request);
@@ -250,7 +258,8 @@ impl Github {
     /// What every request must have, whatever it asks for.
     fn common_objection(&self, request: &Request) -> Option<Response> {
         if request.header("user-agent").is_none_or(|agent| agent.trim().is_empty()) {
-            let page = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
+            let page =
+                "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
             return Some(self.refuse(request, 403, page, "a User-Agent is required"));
         }
         if let Some(version) = request.header("x-github-api-version")
@@ -261,15 +270,27 @@ impl Github {
         let accepted = request.header("accept").is_none_or(|accept| {
             accept.split(',').any(|kind| {
                 let kind = kind.split(';').next().unwrap_or("").trim();
-                let vendor = kind.starts_with("application/vnd.github") && (kind.ends_with("+json") || kind.ends_with(".json"));
+                let vendor = kind.starts_with("application/vnd.github") && kind.ends_with("+json");
                 vendor || matches!(kind, "application/json" | "*/*" | "application/*")
             })
         });
         if !accepted {
-            return Some(self.refuse(request, 415, "Unsupported 'Accept' header", "Accept names nothing that the API answers with"));
+            return Some(self.refuse(
+                request,
+                415,
+                "Unsupported 'Accept' header",
+                "Accept names nothing that the API answers with",
+            ));
         }
-        if !request.body.is_empty() && !request.header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
-            return Some(self.refuse(request, 415, "Unsupported Media Type", "a body must have content-type application/json"));
+        if !request.body.is_empty()
+            && !request.header("content-type").is_some_and(|kind| kind.starts_with("application/json"))
+        {
+            return Some(self.refuse(
+                request,
+                415,
+                "Unsupported Media Type",
+                "a body must have content-type application/json",
+            ));
         }
         None
     }
@@ -290,7 +311,9 @@ impl Github {
         let query = request.query_pairs();
         let objections = self.description.check_request(&found, &query, &request.body);
         if !objections.is_empty() {
-            objections.iter().for_each(|objection| self.core.violation(request, objection));
+            for objection in &objections {
+                self.core.violation(request, objection);
+            }
             return Self::error(422, &format!("Invalid request.\n\n{}", objections.join("\n")));
         }
         let caller = match self.authenticate(request, &found) {

@@ -69,7 +69,8 @@ impl Helper {
 
     /// Whether `signature` (base64url) is that of `data` by the key whose public half is `key`.
     pub(crate) fn verify_rs256(&self, key: &str, data: &[u8], signature: &str) -> bool {
-        let request = json!({ "operation": "verify-rs256", "key": key, "data": STANDARD.encode(data), "signature": signature });
+        let request =
+            json!({ "operation": "verify-rs256", "key": key, "data": STANDARD.encode(data), "signature": signature });
         self.ask(&request)["valid"] == true
     }
 

@@ -32,12 +32,26 @@ impl Dialect {
     fn page_parameters(self) -> &'static [&'static str] {
         match self {
             Self::Github => &[
-                "client_id", "redirect_uri", "login", "scope", "state", "code_challenge", "code_challenge_method", "allow_signup",
+                "client_id",
+                "redirect_uri",
+                "login",
+                "scope",
+                "state",
+                "code_challenge",
+                "code_challenge_method",
+                "allow_signup",
                 "prompt",
             ],
-            Self::Gitea => {
-                &["client_id", "redirect_uri", "response_type", "scope", "state", "nonce", "code_challenge", "code_challenge_method"]
-            }
+            Self::Gitea => &[
+                "client_id",
+                "redirect_uri",
+                "response_type",
+                "scope",
+                "state",
+                "nonce",
+                "code_challenge",
+                "code_challenge_method",
+            ],
         }
     }
 
@@ -51,7 +65,13 @@ impl Dialect {
 
 /// What a person sees behind the address that a login begins with, and "Authorize" pressed. Returns the address that the
 /// browser is sent back to. Errors are what the page would complain about, and are violations.
-pub(crate) fn approve(core: &Core, client: &Client, dialect: Dialect, address: &str, login: &str) -> Result<String, String> {
+pub(crate) fn approve(
+    core: &Core,
+    client: &Client,
+    dialect: Dialect,
+    address: &str,
+    login: &str,
+) -> Result<String, String> {
     let result = checked(core, client, dialect, address);
     let (mut back, state, challenge) = match result {
         Ok(checked) => checked,
@@ -70,7 +90,12 @@ pub(crate) fn approve(core: &Core, client: &Client, dialect: Dialect, address: &
     Ok(back.into())
 }
 
-fn checked(core: &Core, client: &Client, dialect: Dialect, address: &str) -> Result<(Url, String, Option<String>), String> {
+fn checked(
+    core: &Core,
+    client: &Client,
+    dialect: Dialect,
+    address: &str,
+) -> Result<(Url, String, Option<String>), String> {
     let page = Url::parse(address).map_err(|error| format!("{address} is no address: {error}"))?;
     if !address.starts_with(&core.url) || page.path() != PAGE {
         return Err(format!("{address} is not the authorisation page {}{PAGE}", core.url));
@@ -91,7 +116,8 @@ fn checked(core: &Core, client: &Client, dialect: Dialect, address: &str) -> Res
     if dialect == Dialect::Gitea && value("response_type").as_deref() != Some("code") {
         return Err("response_type must be code".to_owned());
     }
-    let state = value("state").filter(|state| !state.is_empty()).ok_or("state is missing: the login could be forged")?;
+    let state =
+        value("state").filter(|state| !state.is_empty()).ok_or("state is missing: the login could be forged")?;
     let back = value("redirect_uri").ok_or("redirect_uri is missing")?;
     let registered = core.world().redirect_urls.clone();
     if !registered.is_empty() && !registered.contains(&back) {
@@ -155,7 +181,9 @@ fn exchanged(
     if id != Some(&client.id) || secret != Some(&client.secret) {
         core.violation(request, "client_id or client_secret is not the application's");
         return Err(match dialect {
-            Dialect::Github => ("incorrect_client_credentials", "The client_id and/or client_secret passed are incorrect."),
+            Dialect::Github => {
+                ("incorrect_client_credentials", "The client_id and/or client_secret passed are incorrect.")
+            }
             Dialect::Gitea => ("unauthorized_client", "invalid client secret"),
         });
     }

@@ -147,7 +147,10 @@ impl std::error::Error for Dropped {}
 async fn handle<S: Site>(request: hyper::Request<Incoming>, site: Arc<S>) -> Result<hyper::Response<Answer>, Dropped> {
     let (head, body) = request.into_parts();
     let effect = site.faults().take(head.method.as_str(), head.uri.path());
-    let headers = head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
     let mut request = Request {
         method: head.method.as_str().to_owned(),
         path: head.uri.path().to_owned(),
@@ -185,7 +188,10 @@ async fn handle<S: Site>(request: hyper::Request<Incoming>, site: Arc<S>) -> Res
         }
         Some(Effect::Gibberish) => {
             site.note(&request, Some(200));
-            return Ok(hyper_response(Response::text(200, "<html><body>Please log in to the network.</body></html>"), false));
+            return Ok(hyper_response(
+                Response::text(200, "<html><body>Please log in to the network.</body></html>"),
+                false,
+            ));
         }
         _ => site.note(&request, Some(response.status)),
     }
@@ -200,7 +206,9 @@ fn hyper_response(response: Response, cut_off: bool) -> hyper::Response<Answer> 
     let body = Bytes::from(response.body);
     let announced = body.len() as u64;
     let rest = if cut_off { body.slice(..body.len() / 2) } else { body };
-    builder.body(Answer { rest: Some(rest), announced, cut_off, flushed: false }).expect("headers of answers are well formed")
+    builder
+        .body(Answer { rest: Some(rest), announced, cut_off, flushed: false })
+        .expect("headers of answers are well formed")
 }
 
 /// A body of which, for a fault, half is missing.
@@ -238,4 +246,3 @@ impl Body for Answer {
         SizeHint::with_exact(self.announced)
     }
 }
-

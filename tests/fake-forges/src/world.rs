@@ -196,7 +196,9 @@ impl World {
 
     /// An account by login, letter case aside.
     pub fn account(&self, login: &str) -> Option<&Account> {
-        self.accounts.get(login).or_else(|| self.accounts.values().find(|account| account.login.eq_ignore_ascii_case(login)))
+        self.accounts
+            .get(login)
+            .or_else(|| self.accounts.values().find(|account| account.login.eq_ignore_ascii_case(login)))
     }
 
     /// Adds a public repository `owner/name` with one commit on `main`; the owner is added as a person if need be.
@@ -247,7 +249,13 @@ impl World {
 
     /// Opens a pull request from a branch of `head_repository` (the repository itself or a fork, which are added with a
     /// fresh commit where they do not exist) against the default branch. Returns its number.
-    pub fn open_pull_request(&mut self, full_name: &str, head_repository: &str, head_branch: &str, author: &str) -> u64 {
+    pub fn open_pull_request(
+        &mut self,
+        full_name: &str,
+        head_repository: &str,
+        head_branch: &str,
+        author: &str,
+    ) -> u64 {
         self.add_user(author);
         if self.find_repository(head_repository).is_none() {
             self.add_repository(head_repository).fork = true;
@@ -258,7 +266,8 @@ impl World {
         let created_at = self.now();
         let head_repository = Some(self.repository(head_repository).id);
         let base_branch = self.repository(full_name).default_branch.clone();
-        let base_commit = self.repository(full_name).branches.get(&base_branch).cloned().expect("the default branch exists");
+        let base_commit =
+            self.repository(full_name).branches.get(&base_branch).cloned().expect("the default branch exists");
         let repository = self.repository_mut(full_name);
         let number = repository.pull_requests.keys().last().map_or(1, |last| last + 1);
         let pull_request = PullRequest {
@@ -285,7 +294,8 @@ impl World {
     /// Pushes to the branch of a pull request and returns the new head.
     pub fn push_to_pull_request(&mut self, full_name: &str, number: u64, message: &str) -> String {
         let pull_request = self.repository(full_name).pull_requests[&number].clone();
-        let head = pull_request.head_repository.and_then(|id| self.repositories.get(&id)).expect("the head is still there");
+        let head =
+            pull_request.head_repository.and_then(|id| self.repositories.get(&id)).expect("the head is still there");
         let sha = self.push(&head.full_name(), &pull_request.head_branch, message);
         self.repository_mut(full_name).pull_request_mut(number).head_commit.clone_from(&sha);
         sha
@@ -297,6 +307,15 @@ impl World {
         let id = self.fresh_id();
         let comment = Comment { id, number, author: author.to_owned(), body: body.to_owned(), created_at: self.now() };
         self.repository_mut(full_name).comments.push(comment);
+        id
+    }
+
+    /// GitHub: adds a check run that waits, as if the app had made it, and returns its id.
+    pub fn add_check_run(&mut self, full_name: &str, sha: &str, name: &str) -> u64 {
+        let id = self.fresh_id();
+        let started_at = crate::json::timestamp(self.now()).as_str().map(str::to_owned);
+        let run = CheckRun { id, head_sha: sha.to_owned(), name: name.to_owned(), started_at, ..CheckRun::default() };
+        self.repository_mut(full_name).check_runs.push(run);
         id
     }
 
@@ -326,7 +345,8 @@ impl World {
         ];
         let permissions = granted.map(|(name, level)| (name.to_owned(), level.to_owned())).into();
         let id = self.fresh_id();
-        let installation = Installation { id, account: account.to_owned(), repositories, suspended: false, permissions };
+        let installation =
+            Installation { id, account: account.to_owned(), repositories, suspended: false, permissions };
         self.installations.insert(id, installation);
         id
     }
@@ -334,7 +354,8 @@ impl World {
     /// GitHub: removes the app from an account, and with it all of its tokens.
     pub fn uninstall(&mut self, id: u64) {
         self.installations.remove(&id);
-        self.tokens.retain(|_, token| !matches!(token, Token::Installation { installation, .. } if *installation == id));
+        self.tokens
+            .retain(|_, token| !matches!(token, Token::Installation { installation, .. } if *installation == id));
     }
 
     /// GitHub: the installation that sees a repository.

@@ -16,7 +16,8 @@ impl Description {
         let mut operations = Vec::new();
         for (path, method, operation) in each_operation(document) {
             let resolved: Vec<&Value> = list(&operation["parameters"]).map(|entry| resolve(document, entry)).collect();
-            let many = |name: &str| resolved.iter().any(|known| known["name"] == name && known["x-multi-segment"] == true);
+            let many =
+                |name: &str| resolved.iter().any(|known| known["name"] == name && known["x-multi-segment"] == true);
             let parameters = resolved.iter().filter_map(|entry| parameter(entry, convert(&entry["schema"]))).collect();
             let body = operation.get("requestBody").map(|body| resolve(document, body)).map(|body| RequestBody {
                 required: body["required"] == true,
@@ -35,12 +36,15 @@ impl Description {
             });
         }
         let components = &document["components"];
-        let converted = |part: &Value| part.as_object().into_iter().flatten().map(|(n, s)| (n.clone(), convert(s))).collect();
+        let converted =
+            |part: &Value| part.as_object().into_iter().flatten().map(|(n, s)| (n.clone(), convert(s))).collect();
         Self {
             operations,
             known: list(&document["known"]).filter_map(Value::as_str).map(str::to_owned).collect(),
             definitions: converted(&components["schemas"]),
-            examples: object(&components["examples"]).map(|(name, entry)| (name.clone(), entry["value"].clone())).collect(),
+            examples: object(&components["examples"])
+                .map(|(name, entry)| (name.clone(), entry["value"].clone()))
+                .collect(),
             webhooks: converted(&document["x-webhooks"]),
             silent_about_null: false,
             compiled: Mutex::new(HashMap::new()),
@@ -66,7 +70,9 @@ impl Description {
             });
             let responses = statuses(operation, |response| resolve(document, response).get("schema").map(convert));
             // Routed with a wildcard at the end.
-            let many = |name: &str| path.ends_with(&format!("/branches/{{{name}}}")) || path.ends_with(&format!("/refs/{{{name}}}"));
+            let many = |name: &str| {
+                path.ends_with(&format!("/branches/{{{name}}}")) || path.ends_with(&format!("/refs/{{{name}}}"))
+            };
             let full = format!("{base}{path}");
             known.insert(format!("{} {full}", method.to_uppercase()));
             operations.push(Operation {
@@ -80,7 +86,9 @@ impl Description {
         Self {
             operations,
             known,
-            definitions: object(&document["definitions"]).map(|(name, schema)| (name.clone(), convert(schema))).collect(),
+            definitions: object(&document["definitions"])
+                .map(|(name, schema)| (name.clone(), convert(schema)))
+                .collect(),
             examples: Map::new(),
             webhooks: Map::new(),
             silent_about_null: true,
@@ -91,7 +99,9 @@ impl Description {
 
 fn each_operation(document: &Value) -> impl Iterator<Item = (&String, &String, &Value)> {
     object(&document["paths"]).flat_map(|(path, item)| {
-        object(item).filter(|(method, _)| METHODS.contains(&method.as_str())).map(move |(method, operation)| (path, method, operation))
+        object(item)
+            .filter(|(method, _)| METHODS.contains(&method.as_str()))
+            .map(move |(method, operation)| (path, method, operation))
     })
 }
 
@@ -149,8 +159,8 @@ fn convert(schema: &Value) -> Value {
     let mut converted = Map::new();
     for (name, member) in members {
         let value = match name.as_str() {
-            "description" | "title" | "example" | "examples" | "default" | "deprecated" | "discriminator" | "externalDocs"
-            | "nullable" | "readOnly" | "xml" => continue,
+            "description" | "title" | "example" | "examples" | "default" | "deprecated" | "discriminator"
+            | "externalDocs" | "nullable" | "readOnly" | "xml" => continue,
             extension if extension.starts_with("x-") => continue,
             "properties" | "patternProperties" => {
                 Value::Object(object(member).map(|(name, schema)| (name.clone(), convert(schema))).collect())

@@ -13,7 +13,10 @@ pub(crate) struct Template {
 enum Segment {
     Literal(String),
     /// One segment, or, when `many`, one or more.
-    Parameter { name: String, many: bool },
+    Parameter {
+        name: String,
+        many: bool,
+    },
 }
 
 impl Template {

@@ -35,8 +35,10 @@ fn walk(
             let open = !all.iter().any(|schema| schema.get("properties").is_some())
                 || all.iter().any(|schema| schema.get("additionalProperties").is_some_and(Value::is_object));
             for (name, member) in members {
-                let inner: Vec<&Value> =
-                    all.iter().filter_map(|schema| schema.get("properties").and_then(|known| known.get(name))).collect();
+                let inner: Vec<&Value> = all
+                    .iter()
+                    .filter_map(|schema| schema.get("properties").and_then(|known| known.get(name)))
+                    .collect();
                 if !inner.is_empty() {
                     walk(definitions, &inner, member, &format!("{path}/{name}"), depth - 1, found);
                 } else if !open {

@@ -32,13 +32,17 @@ impl Gitea {
         match schema["type"].as_str() {
             Some("string") if schema["format"] == "date-time" => json!(SOME_TIME),
             Some("string") if schema["format"] == "email" => json!("nobody@noreply.example.org"),
-            Some("string") => schema["enum"].as_array().and_then(|values| values.first()).cloned().unwrap_or_else(|| json!("")),
+            Some("string") => {
+                schema["enum"].as_array().and_then(|values| values.first()).cloned().unwrap_or_else(|| json!(""))
+            }
             Some("integer" | "number") => json!(0),
             Some("boolean") => json!(false),
             Some("array") => json!([]),
             _ => {
                 let fields = schema["properties"].as_object().into_iter().flatten();
-                Value::Object(fields.map(|(name, field)| (name.clone(), self.sample(field, inside))).collect::<Map<_, _>>())
+                Value::Object(
+                    fields.map(|(name, field)| (name.clone(), self.sample(field, inside))).collect::<Map<_, _>>(),
+                )
             }
         }
     }
@@ -127,10 +131,6 @@ impl Gitea {
         value
     }
 
-    pub(super) fn payload_user(&self, login: &str) -> Value {
-        json!({ "name": login, "email": format!("{}@noreply.example.org", login.replace(' ', ".")), "username": login })
-    }
-
     /// As branches and pushes have it.
     pub(super) fn payload_commit(&self, repository: &Repository, commit: &Commit) -> Value {
         let mut value = self.blank("PayloadCommit");
@@ -140,8 +140,8 @@ impl Gitea {
                 ("/id", json!(commit.sha)),
                 ("/message", json!(format!("{}\n", commit.message))),
                 ("/url", json!(format!("{}/{}/commit/{}", self.core.url, repository.full_name(), commit.sha))),
-                ("/author", self.payload_user(&commit.author)),
-                ("/committer", self.payload_user(&commit.author)),
+                ("/author", payload_user(&commit.author)),
+                ("/committer", payload_user(&commit.author)),
                 ("/verification", Value::Null),
                 ("/timestamp", timestamp(commit.time)),
                 ("/modified", json!(["flake.nix"])),
@@ -159,7 +159,12 @@ impl Gitea {
         }
         patch(
             &mut value,
-            [("/name", json!(name)), ("/commit", commit), ("/user_can_push", json!(true)), ("/user_can_merge", json!(true))],
+            [
+                ("/name", json!(name)),
+                ("/commit", commit),
+                ("/user_can_push", json!(true)),
+                ("/user_can_merge", json!(true)),
+            ],
         );
         value
     }
@@ -195,7 +200,13 @@ impl Gitea {
         value
     }
 
-    pub(super) fn pull_request(&self, world: &World, repository: &Repository, pull: &PullRequest, login: &str) -> Value {
+    pub(super) fn pull_request(
+        &self,
+        world: &World,
+        repository: &Repository,
+        pull: &PullRequest,
+        login: &str,
+    ) -> Value {
         let mut value = self.blank("PullRequest");
         let number = pull.number;
         let page = format!("{}/{}/pulls/{number}", self.core.url, repository.full_name());
@@ -209,12 +220,24 @@ impl Gitea {
                 "repo": of.map(|of| self.repository(world, of, login)),
             })
         };
-        let labels: Vec<Value> = pull.labels.iter().map(|label| {
-            let mut value = self.blank("Label");
-            let url = format!("{}/api/v1/repos/{}/labels/{}", self.core.url, repository.full_name(), label.id);
-            patch(&mut value, [("/id", json!(label.id)), ("/name", json!(label.name)), ("/color", json!("ff0000")), ("/url", json!(url))]);
-            value
-        }).collect();
+        let labels: Vec<Value> = pull
+            .labels
+            .iter()
+            .map(|label| {
+                let mut value = self.blank("Label");
+                let url = format!("{}/api/v1/repos/{}/labels/{}", self.core.url, repository.full_name(), label.id);
+                patch(
+                    &mut value,
+                    [
+                        ("/id", json!(label.id)),
+                        ("/name", json!(label.name)),
+                        ("/color", json!("ff0000")),
+                        ("/url", json!(url)),
+                    ],
+                );
+                value
+            })
+            .collect();
         let closed = if pull.open { Value::Null } else { timestamp(world.now()) };
         patch(
             &mut value,
@@ -242,7 +265,9 @@ impl Gitea {
                 ("/merged_at", if pull.merged { closed } else { Value::Null }),
             ],
         );
-        for nothing in ["milestone", "assignee", "assignees", "merged_by", "merge_commit_sha", "due_date", "requested_reviewers"] {
+        for nothing in
+            ["milestone", "assignee", "assignees", "merged_by", "merge_commit_sha", "due_date", "requested_reviewers"]
+        {
             set(&mut value, &format!("/{nothing}"), Value::Null);
         }
         value
@@ -342,6 +367,11 @@ impl Gitea {
         );
         value
     }
+}
+
+/// A person as commits have it.
+fn payload_user(login: &str) -> Value {
+    json!({ "name": login, "email": format!("{}@noreply.example.org", login.replace(' ', ".")), "username": login })
 }
 
 /// Drafts are marked in the title.

@@ -28,9 +28,17 @@ impl Gitea {
         let hooks: Vec<_> = {
             let world = self.core.world();
             let repository = world.repositories.get(&payload.repository);
-            repository.into_iter().flat_map(|repository| repository.hooks.values()).filter(|hook| wants(hook, payload.kind)).cloned().collect()
+            repository
+                .into_iter()
+                .flat_map(|repository| repository.hooks.values())
+                .filter(|hook| wants(hook, payload.kind))
+                .cloned()
+                .collect()
         };
-        hooks.iter().map(|hook| Delivery { url: Some(hook.url.clone()), ..self.signed(&payload, &hook.secret) }).collect()
+        hooks
+            .iter()
+            .map(|hook| Delivery { url: Some(hook.url.clone()), ..self.signed(&payload, &hook.secret) })
+            .collect()
     }
 
     pub(super) fn delivery_signed_with(&self, secret: &str, event: Event<'_>) -> Delivery {
@@ -64,7 +72,14 @@ impl Gitea {
         match event {
             Event::Push { repository, reference, before, after, pusher } => {
                 let repository = world.repository(repository);
-                self.push(&world, repository, reference, (before, after), pusher, new_commits(repository, before, after))
+                self.push(
+                    &world,
+                    repository,
+                    reference,
+                    (before, after),
+                    pusher,
+                    new_commits(repository, before, after),
+                )
             }
             // The test delivery is a push of what is there.
             Event::Ping { repository } => {
@@ -98,7 +113,9 @@ impl Gitea {
             Event::PullRequest { repository, number, action } => {
                 self.pull_request_event(&world, world.repository(repository), number, action)
             }
-            Event::Comment { repository, id, action } => self.comment_event(&world, world.repository(repository), id, action),
+            Event::Comment { repository, id, action } => {
+                self.comment_event(&world, world.repository(repository), id, action)
+            }
             Event::Repository { repository, action } => {
                 let repository = world.repository(repository);
                 let action = match action {
@@ -130,7 +147,8 @@ impl Gitea {
         let (before, after) = moved;
         let total = commits.len();
         // Newest first.
-        let listed: Vec<Value> = commits.iter().rev().take(COMMITS_MAX).map(|commit| self.payload_commit(repository, commit)).collect();
+        let listed: Vec<Value> =
+            commits.iter().rev().take(COMMITS_MAX).map(|commit| self.payload_commit(repository, commit)).collect();
         let page = format!("{}/{}", self.core.url, repository.full_name());
         let body = json!({
             "ref": reference, "before": before, "after": after, "compare_url": format!("{page}/compare/{before}...{after}"),
@@ -142,7 +160,13 @@ impl Gitea {
         Payload { event: "push", kind: "push", body, repository: repository.id }
     }
 
-    fn pull_request_event(&self, world: &World, repository: &Repository, number: u64, action: PullRequestAction<'_>) -> Payload {
+    fn pull_request_event(
+        &self,
+        world: &World,
+        repository: &Repository,
+        number: u64,
+        action: PullRequestAction<'_>,
+    ) -> Payload {
         let pull = repository.pull_requests.get(&number).expect("the pull request exists");
         let (name, kind) = match action {
             PullRequestAction::Opened => ("opened", "pull_request"),

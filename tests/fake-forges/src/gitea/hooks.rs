@@ -31,7 +31,13 @@ fn expand(asked: &[String]) -> Vec<String> {
     let mut events: Vec<&str> = SINGLE.into_iter().filter(|name| has(name)).collect();
     for (group, only) in [(&ISSUES[..], "issues_only"), (&PULL_REQUEST[..], "pull_request_only")] {
         let whole = has(group[0]);
-        events.extend(group.iter().enumerate().filter(|(index, name)| whole || has(name) || *index == 0 && has(only)).map(|(_, name)| *name));
+        events.extend(
+            group
+                .iter()
+                .enumerate()
+                .filter(|(index, name)| whole || has(name) || *index == 0 && has(only))
+                .map(|(_, name)| *name),
+        );
     }
     events.into_iter().map(str::to_owned).collect()
 }
@@ -82,7 +88,12 @@ impl Gitea {
         let repository = self.repository_for(&world, login, &found.values, Permission::Admin)?;
         for needed in ["url", "content_type"] {
             if body.pointer(&format!("/config/{needed}")).is_none() {
-                return Err(Box::new(self.refuse(request, 422, &format!("Missing config option: {needed}"), "config lacks a member")));
+                return Err(Box::new(self.refuse(
+                    request,
+                    422,
+                    &format!("Missing config option: {needed}"),
+                    "config lacks a member",
+                )));
             }
         }
         let mut hook = Hook {
@@ -133,14 +144,20 @@ impl Gitea {
         }
         if let Some(kind) = text(body, "/config/content_type") {
             if !matches!(kind, "json" | "form") {
-                return Err(Box::new(self.refuse(request, 422, "Invalid content type", "content_type is json or form")));
+                return Err(Box::new(self.refuse(
+                    request,
+                    422,
+                    "Invalid content type",
+                    "content_type is json or form",
+                )));
             }
             kind.clone_into(&mut hook.content_type);
         }
         if let Some(secret) = text(body, "/config/secret") {
             secret.clone_into(&mut hook.secret);
         }
-        let asked: Vec<String> = body["events"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        let asked: Vec<String> =
+            body["events"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         for event in &asked {
             let all = SINGLE.iter().chain(&PULL_REQUEST).chain(&ISSUES).chain(&["issues_only", "pull_request_only"]);
             if !all.into_iter().any(|known| known == event) {
@@ -153,4 +170,3 @@ impl Gitea {
         Ok(())
     }
 }
-

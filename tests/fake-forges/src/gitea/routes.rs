@@ -37,7 +37,10 @@ impl Gitea {
         let world = self.core.world();
         let see = |repository: &&Repository| world.permission(repository, login) > Permission::None;
         let list = |repositories: Vec<&Repository>| {
-            repositories.into_iter().map(|repository| self.repository(&world, repository, login)).collect::<Vec<Value>>()
+            repositories
+                .into_iter()
+                .map(|repository| self.repository(&world, repository, login))
+                .collect::<Vec<Value>>()
         };
         match name.as_str() {
             "GET /version" => return Ok(Response::json(200, &json!({ "version": "16.0.1+gitea-1.22.0" }))),
@@ -55,14 +58,16 @@ impl Gitea {
                 return Ok(self.page(request, query, list(own.collect()), true));
             }
             "GET /user/orgs" => {
-                let organizations = world.accounts.values().filter(|account| account.organization && account.members.contains(login));
+                let organizations =
+                    world.accounts.values().filter(|account| account.organization && account.members.contains(login));
                 let all = organizations.map(|account| self.organization(&world, &account.login)).collect();
                 return Ok(self.page(request, query, all, true));
             }
             "GET /orgs/{org}/repos" => {
                 let organization = world.account(&found.values["org"]).filter(|account| account.organization);
                 let organization = organization.ok_or_else(|| self.not_found())?;
-                let all = world.repositories.values().filter(|repository| repository.owner == organization.login).filter(see);
+                let all =
+                    world.repositories.values().filter(|repository| repository.owner == organization.login).filter(see);
                 return Ok(self.page(request, query, list(all.collect()), true));
             }
             "GET /repositories/{id}" => {
@@ -72,7 +77,7 @@ impl Gitea {
             }
             _ => {}
         }
-        if let Some(redirect) = self.renamed(request, &world, found) {
+        if let Some(redirect) = Self::renamed(request, &world, found) {
             return Ok(redirect);
         }
         let repository = self.repository_for(&world, login, &found.values, Permission::Read)?;
@@ -81,7 +86,8 @@ impl Gitea {
         match name.as_str() {
             "GET /repos/{owner}/{repo}" => one(Some(self.repository(&world, repository, login))),
             "GET /repos/{owner}/{repo}/branches" => {
-                let heads = repository.branches.iter().filter_map(|(name, sha)| Some((name, repository.commits.get(sha)?)));
+                let heads =
+                    repository.branches.iter().filter_map(|(name, sha)| Some((name, repository.commits.get(sha)?)));
                 let all = heads.map(|(name, head)| self.branch(repository, name, head)).collect();
                 Ok(self.page(request, query, all, true))
             }
@@ -138,7 +144,8 @@ impl Gitea {
             "GET /repos/{owner}/{repo}/statuses/{sha}" | "GET /repos/{owner}/{repo}/commits/{ref}/statuses" => {
                 let at = found.values.get("sha").or(found.values.get("ref")).map_or("", String::as_str);
                 let commit = repository.resolve(at).ok_or_else(|| self.not_found())?;
-                let mut statuses: Vec<&CommitStatus> = repository.statuses.iter().filter(|status| status.sha == commit.sha).collect();
+                let mut statuses: Vec<&CommitStatus> =
+                    repository.statuses.iter().filter(|status| status.sha == commit.sha).collect();
                 if value("sort") != Some("oldest") && value("sort") != Some("leastupdate") {
                     statuses.reverse();
                 }
@@ -146,12 +153,17 @@ impl Gitea {
                 let all = statuses.into_iter().map(|status| self.status(&world, repository, status)).collect();
                 Ok(self.page(request, query, all, true))
             }
-            _ => Err(Box::new(self.refuse(request, 501, "Not Implemented", &format!("the fake does not answer {name} yet: add it to tests/fake-forges")))),
+            _ => Err(Box::new(self.refuse(
+                request,
+                501,
+                "Not Implemented",
+                &format!("the fake does not answer {name} yet: add it to tests/fake-forges"),
+            ))),
         }
     }
 
     /// Former names redirect, as long as nothing else has them.
-    fn renamed(&self, request: &Request, world: &World, found: &Match<'_>) -> Option<Response> {
+    fn renamed(request: &Request, world: &World, found: &Match<'_>) -> Option<Response> {
         let former = format!("{}/{}", found.values.get("owner")?, found.values.get("repo")?);
         if world.find_repository(&former).is_some() {
             return None;
@@ -186,7 +198,7 @@ impl Gitea {
     fn create_status(&self, request: &Request, found: &Match<'_>, login: &str) -> Result<Response, Refused> {
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let mut world = self.core.world();
-        if let Some(redirect) = self.renamed(request, &world, found) {
+        if let Some(redirect) = Self::renamed(request, &world, found) {
             return Ok(redirect);
         }
         let id = world.fresh_id();
@@ -197,7 +209,12 @@ impl Gitea {
         }
         let state = text(&body, "/state").unwrap_or_default();
         if !STATES.contains(&state) {
-            return Err(Box::new(self.refuse(request, 400, "unknown state", &format!("/state: {state:?} is none of {STATES:?}"))));
+            return Err(Box::new(self.refuse(
+                request,
+                400,
+                "unknown state",
+                &format!("/state: {state:?} is none of {STATES:?}"),
+            )));
         }
         let context = text(&body, "/context").filter(|context| !context.is_empty()).unwrap_or("default");
         let status = CommitStatus {
@@ -219,7 +236,7 @@ impl Gitea {
     fn create_comment(&self, request: &Request, found: &Match<'_>, login: &str) -> Result<Response, Refused> {
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let mut world = self.core.world();
-        if let Some(redirect) = self.renamed(request, &world, found) {
+        if let Some(redirect) = Self::renamed(request, &world, found) {
             return Ok(redirect);
         }
         let id = world.fresh_id();
@@ -237,8 +254,16 @@ impl Gitea {
     }
 
     /// Cuts a page out of `all`: `page`, `limit`, `X-Total-Count` and, where the forge sends it, `Link`.
-    pub(super) fn page(&self, request: &Request, query: &[(String, String)], all: Vec<Value>, linked: bool) -> Response {
-        let number = |name: &str| query.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse::<usize>().ok());
+    pub(super) fn page(
+        &self,
+        request: &Request,
+        query: &[(String, String)],
+        all: Vec<Value>,
+        linked: bool,
+    ) -> Response {
+        let number = |name: &str| {
+            query.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse::<usize>().ok())
+        };
         let limit = number("limit").filter(|limit| *limit > 0).unwrap_or(LIMIT).min(LIMIT_MAX);
         let page = number("page").unwrap_or(1).max(1);
         let total = all.len();

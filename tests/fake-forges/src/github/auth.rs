@@ -42,7 +42,8 @@ impl Github {
             (Some("repositories"), Some(id), name, rest) => {
                 let repository = id.parse().ok().and_then(|id: u64| world.repositories.get(&id));
                 let Some(repository) = repository else { return Err(Box::new(Self::error(404, "Not Found"))) };
-                let rest = [name, rest].into_iter().flatten().fold(String::new(), |rest, part| format!("{rest}/{part}"));
+                let rest =
+                    [name, rest].into_iter().flatten().fold(String::new(), |rest, part| format!("{rest}/{part}"));
                 Ok(format!("/repos/{}{rest}", repository.full_name()))
             }
             (Some("repos"), Some(owner), Some(name), rest) => {
@@ -74,7 +75,8 @@ impl Github {
             _ if template == "/app" || template.starts_with("/app/") => Kind::App,
             _ => Kind::Installation,
         };
-        let refuse = |status, message: &str, objection: &str| Err(Box::new(self.refuse(request, status, message, objection)));
+        let refuse =
+            |status, message: &str, objection: &str| Err(Box::new(self.refuse(request, status, message, objection)));
         let Some(authorization) = request.header("authorization") else {
             return refuse(401, "Requires authentication", "Authorization is missing");
         };
@@ -114,9 +116,16 @@ impl Github {
             Some(Token::Installation { installation, repositories, permissions, .. }) => {
                 if kind == Kind::User {
                     let objection = "an installation token cannot ask who the user is";
-                    return Err(Box::new(self.refuse(request, 403, "Resource not accessible by integration", objection)));
+                    return Err(Box::new(self.refuse(
+                        request,
+                        403,
+                        "Resource not accessible by integration",
+                        objection,
+                    )));
                 }
-                let Some(installation) = world.installations.get(&installation).cloned() else { return bad_credentials() };
+                let Some(installation) = world.installations.get(&installation).cloned() else {
+                    return bad_credentials();
+                };
                 if installation.suspended {
                     return Err(Box::new(Self::error(403, "This installation has been suspended")));
                 }
@@ -127,7 +136,12 @@ impl Github {
             Some(Token::User { login, .. }) => {
                 if kind == Kind::Installation {
                     let objection = "a user's token is for asking who the user is, not for this";
-                    return Err(Box::new(self.refuse(request, 403, "Resource not accessible by integration", objection)));
+                    return Err(Box::new(self.refuse(
+                        request,
+                        403,
+                        "Resource not accessible by integration",
+                        objection,
+                    )));
                 }
                 Ok(Caller::User { login })
             }
@@ -149,16 +163,21 @@ impl Github {
         if !self.core.helper.verify_rs256(&self.key.public, signed.as_bytes(), signature) {
             return Err(unreadable("is not signed by the app's key"));
         }
-        let issuer = claims["iss"].as_str().map(str::to_owned).or_else(|| claims["iss"].as_u64().map(|id| id.to_string()));
+        let issuer =
+            claims["iss"].as_str().map(str::to_owned).or_else(|| claims["iss"].as_u64().map(|id| id.to_string()));
         if issuer.as_deref() != Some(&self.app_id.to_string()) && issuer.as_deref() != Some(&self.client.id) {
             return Err(("'Issuer' claim ('iss') must be an Integer", "iss is not the app".to_owned()));
         }
         let now = self.core.world().now().unix_timestamp();
         let (Some(issued), Some(expires)) = (claims["iat"].as_i64(), claims["exp"].as_i64()) else {
-            return Err(("'Expiration time' claim ('exp') must be a numeric value", "iat and exp must be integers".to_owned()));
+            return Err((
+                "'Expiration time' claim ('exp') must be a numeric value",
+                "iat and exp must be integers".to_owned(),
+            ));
         };
         if issued > now + CLOCK_SKEW_SECONDS {
-            let message = "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued";
+            let message =
+                "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued";
             return Err((message, format!("iat is {} s in the future", issued - now)));
         }
         if expires <= now {
@@ -179,7 +198,7 @@ impl Github {
             let granted = permissions.get(*name).map(String::as_str);
             matches!((granted, level), (Some("admin" | "write"), _) | (Some("read"), "read"))
         };
-        if names.iter().any(|name| has(name)) {
+        if names.iter().any(has) {
             return Ok(());
         }
         let needed: Vec<String> = names.iter().map(|name| format!("{name}={level}")).collect();

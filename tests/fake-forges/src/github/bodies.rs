@@ -142,6 +142,7 @@ impl Github {
         }
         // Some examples are older than these fields, which every repository has by now.
         for (name, now) in [
+            ("disabled", json!(false)),
             ("has_discussions", json!(false)),
             ("is_template", json!(false)),
             ("web_commit_signoff_required", json!(false)),
@@ -158,7 +159,8 @@ impl Github {
         let mut value = self.example("git-commit-2", "octocat/Hello-World", &repository.full_name());
         let example = text(&value, "/sha").unwrap_or_default().to_owned();
         replace_text(&mut value, &[(&example, &commit.sha)]);
-        let parents: Vec<Value> = commit.parents.iter().map(|sha| self.parent(repository, sha, "git/commits")).collect();
+        let parents: Vec<Value> =
+            commit.parents.iter().map(|sha| self.parent(repository, sha, "git/commits")).collect();
         patch(
             &mut value,
             [
@@ -211,7 +213,10 @@ impl Github {
 
     pub(super) fn branch(&self, world: &World, repository: &Repository, name: &str, head: &Commit) -> Value {
         let mut value = self.example("branch-get", "octocat/Hello-World", &repository.full_name());
-        replace_text(&mut value, &[("/branches/main", &format!("/branches/{name}")), ("/tree/main", &format!("/tree/{name}"))]);
+        replace_text(
+            &mut value,
+            &[("/branches/main", &format!("/branches/{name}")), ("/tree/main", &format!("/tree/{name}"))],
+        );
         let mut commit = self.commit(world, repository, head);
         // The commit of a branch comes without its changes.
         crate::json::remove(&mut commit, "/stats");
@@ -242,7 +247,10 @@ impl Github {
         } else {
             self.example("pull-request-simple-items", "octocat/Hello-World", &full_name)[0].take()
         };
-        replace_text(&mut value, &[("/1347", &format!("/{}", pull.number)), ("6dcb09b5b57875f334f61aebed695e2e4193db5e", &pull.head_commit)]);
+        replace_text(
+            &mut value,
+            &[("/1347", &format!("/{}", pull.number)), ("6dcb09b5b57875f334f61aebed695e2e4193db5e", &pull.head_commit)],
+        );
         self.patch_pull_request(world, repository, pull, &mut value);
         for absent in ["milestone", "assignee", "active_lock_reason", "auto_merge"] {
             set(&mut value, &format!("/{absent}"), Value::Null);
@@ -254,7 +262,13 @@ impl Github {
         value
     }
 
-    pub(super) fn patch_pull_request(&self, world: &World, repository: &Repository, pull: &PullRequest, value: &mut Value) {
+    pub(super) fn patch_pull_request(
+        &self,
+        world: &World,
+        repository: &Repository,
+        pull: &PullRequest,
+        value: &mut Value,
+    ) {
         let closed_at = if pull.open { Value::Null } else { timestamp(world.now()) };
         let merged_at = if pull.merged { timestamp(world.now()) } else { Value::Null };
         let labels: Vec<Value> = pull.labels.iter().map(|label| {
@@ -293,7 +307,14 @@ impl Github {
         }
     }
 
-    fn patch_side(&self, world: &World, value: &mut Value, side: &str, repository: Option<&Repository>, at: (&str, &str)) {
+    fn patch_side(
+        &self,
+        world: &World,
+        value: &mut Value,
+        side: &str,
+        repository: Option<&Repository>,
+        at: (&str, &str),
+    ) {
         let (branch, sha) = at;
         set(value, &format!("{side}/ref"), branch);
         set(value, &format!("{side}/sha"), sha);
@@ -349,7 +370,10 @@ impl Github {
 
     pub(super) fn check_run(&self, world: &World, repository: &Repository, run: &CheckRun) -> Value {
         let mut value = self.example("check-run", "github/hello-world", &repository.full_name());
-        replace_text(&mut value, &[("/check-runs/4", &format!("/check-runs/{}", run.id)), ("/runs/4", &format!("/runs/{}", run.id))]);
+        replace_text(
+            &mut value,
+            &[("/check-runs/4", &format!("/check-runs/{}", run.id)), ("/runs/4", &format!("/runs/{}", run.id))],
+        );
         patch(
             &mut value,
             [
@@ -359,7 +383,8 @@ impl Github {
                 ("/name", json!(run.name)),
                 ("/status", json!(run.status)),
                 ("/conclusion", json!(run.conclusion)),
-                ("/details_url", json!(run.details_url)),
+                // The app's page, unless the run has one.
+                ("/details_url", json!(run.details_url.as_ref().unwrap_or(&self.core.url))),
                 ("/external_id", json!(run.external_id.clone().unwrap_or_default())),
                 ("/started_at", json!(run.started_at)),
                 ("/completed_at", json!(run.completed_at)),

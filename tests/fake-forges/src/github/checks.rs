@@ -16,7 +16,12 @@ const STATUSES_MAX: usize = 1000;
 const DESCRIPTION_LENGTH_MAX: usize = 140;
 
 impl Github {
-    pub(super) fn create_status(&self, request: &Request, found: &Match<'_>, caller: &Caller) -> Result<Response, Refused> {
+    pub(super) fn create_status(
+        &self,
+        request: &Request,
+        found: &Match<'_>,
+        caller: &Caller,
+    ) -> Result<Response, Refused> {
         Self::permitted(caller, &["statuses"], "write")?;
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let mut world = self.core.world();
@@ -67,7 +72,9 @@ impl Github {
         Self::permitted(caller, &["statuses"], "read")?;
         let world = self.core.world();
         let repository = Self::repository_for(&world, caller, found, false)?;
-        let Some(commit) = repository.resolve(&found.values["ref"]) else { return Err(Box::new(Self::error(404, "Not Found"))) };
+        let Some(commit) = repository.resolve(&found.values["ref"]) else {
+            return Err(Box::new(Self::error(404, "Not Found")));
+        };
         // In reverse chronological order.
         let of_commit = repository.statuses.iter().rev().filter(|status| status.sha == commit.sha);
         let all = of_commit.map(|status| self.status(&world, repository, status)).collect();
@@ -78,7 +85,9 @@ impl Github {
         Self::permitted(caller, &["statuses"], "read")?;
         let world = self.core.world();
         let repository = Self::repository_for(&world, caller, found, false)?;
-        let Some(commit) = repository.resolve(&found.values["ref"]) else { return Err(Box::new(Self::error(404, "Not Found"))) };
+        let Some(commit) = repository.resolve(&found.values["ref"]) else {
+            return Err(Box::new(Self::error(404, "Not Found")));
+        };
         let newest = repository.newest_statuses(&commit.sha);
         let has = |states: &[&str]| newest.values().any(|status| states.contains(&status.state.as_str()));
         let state = if has(&["failure", "error"]) {
@@ -88,11 +97,14 @@ impl Github {
         } else {
             "success"
         };
-        let statuses: Vec<Value> = newest.values().map(|status| {
-            let mut value = self.status(&world, repository, status);
-            crate::json::remove(&mut value, "/creator");
-            value
-        }).collect();
+        let statuses: Vec<Value> = newest
+            .values()
+            .map(|status| {
+                let mut value = self.status(&world, repository, status);
+                crate::json::remove(&mut value, "/creator");
+                value
+            })
+            .collect();
         let mut body = self.description.example("combined-commit-status");
         self.localise(&mut body, "octocat/Hello-World", &repository.full_name());
         crate::json::patch(
@@ -110,7 +122,12 @@ impl Github {
         Ok(Response::json(200, &body))
     }
 
-    pub(super) fn create_check_run(&self, request: &Request, found: &Match<'_>, caller: &Caller) -> Result<Response, Refused> {
+    pub(super) fn create_check_run(
+        &self,
+        request: &Request,
+        found: &Match<'_>,
+        caller: &Caller,
+    ) -> Result<Response, Refused> {
         Self::permitted(caller, &["checks"], "write")?;
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let mut world = self.core.world();
@@ -124,17 +141,8 @@ impl Github {
             id,
             head_sha: sha.to_owned(),
             name: text(&body, "/name").unwrap_or_default().to_owned(),
-            status: "queued".to_owned(),
-            conclusion: None,
-            details_url: None,
-            external_id: None,
             started_at: timestamp(world.now()).as_str().map(str::to_owned),
-            completed_at: None,
-            title: None,
-            summary: None,
-            text: None,
-            annotations: Vec::new(),
-            actions: Vec::new(),
+            ..CheckRun::default()
         };
         self.update(request, &mut run, &body, world.now())?;
         let answer = self.check_run(&world, repository, &run);
@@ -143,7 +151,12 @@ impl Github {
         Ok(Response::json(201, &answer))
     }
 
-    pub(super) fn update_check_run(&self, request: &Request, found: &Match<'_>, caller: &Caller) -> Result<Response, Refused> {
+    pub(super) fn update_check_run(
+        &self,
+        request: &Request,
+        found: &Match<'_>,
+        caller: &Caller,
+    ) -> Result<Response, Refused> {
         Self::permitted(caller, &["checks"], "write")?;
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let mut world = self.core.world();
@@ -165,7 +178,13 @@ impl Github {
     }
 
     /// What the description says only in prose is checked here.
-    fn update(&self, request: &Request, run: &mut CheckRun, body: &Value, now: time::OffsetDateTime) -> Result<(), Refused> {
+    fn update(
+        &self,
+        request: &Request,
+        run: &mut CheckRun,
+        body: &Value,
+        now: time::OffsetDateTime,
+    ) -> Result<(), Refused> {
         let given = |pointer: &str| text(body, pointer).map(str::to_owned);
         if let Some(name) = given("/name") {
             run.name = name;
@@ -198,7 +217,8 @@ impl Github {
         run.title = given("/output/title").or(run.title.take());
         run.summary = given("/output/summary").or(run.summary.take());
         run.text = given("/output/text").or(run.text.take());
-        run.annotations.extend(body.pointer("/output/annotations").and_then(Value::as_array).cloned().into_iter().flatten());
+        run.annotations
+            .extend(body.pointer("/output/annotations").and_then(Value::as_array).cloned().into_iter().flatten());
         if let Some(actions) = body.get("actions").and_then(Value::as_array) {
             run.actions.clone_from(actions);
         }

@@ -42,9 +42,16 @@ impl Github {
     fn webhook_example(&self, event: &str, action: Option<&str>) -> Value {
         let all = self.examples.get_or_init(|| files::generated("github-webhooks.json"));
         let list = all[event].as_array().unwrap_or_else(|| panic!("no example of {event} is published"));
-        let fitting: Vec<&Value> = list.iter().filter(|example| action.is_none_or(|action| example["action"] == action)).collect();
-        let best = fitting.iter().find(|example| example.get("installation").is_some()).or_else(|| fitting.first());
-        (*best.unwrap_or_else(|| panic!("no example of {event} {action:?} is published"))).clone()
+        let fits = |example: &&Value| action.is_none_or(|action| example["action"] == action);
+        let to_app = |example: &&Value| example.get("installation").is_some();
+        let same_action = list.iter().filter(fits).find(to_app).or_else(|| list.iter().find(fits));
+        let best = same_action.or_else(|| list.iter().find(to_app)).or_else(|| list.first());
+        let mut best = best.unwrap_or_else(|| panic!("no example of {event} is published")).clone();
+        // Of some actions there is no example; that of another has the same shape.
+        if let Some(action) = action {
+            best["action"] = json!(action);
+        }
+        best
     }
 
     fn payload(&self, event: Event<'_>) -> (&'static str, Value) {
@@ -53,8 +60,12 @@ impl Github {
             Event::Push { repository, reference, before, after, pusher } => {
                 ("push", self.push(&world, world.repository(repository), reference, (before, after), pusher))
             }
-            Event::Create { repository, reference } => ("create", self.created_or_deleted(&world, "create", repository, reference)),
-            Event::Delete { repository, reference } => ("delete", self.created_or_deleted(&world, "delete", repository, reference)),
+            Event::Create { repository, reference } => {
+                ("create", self.created_or_deleted(&world, "create", repository, reference))
+            }
+            Event::Delete { repository, reference } => {
+                ("delete", self.created_or_deleted(&world, "delete", repository, reference))
+            }
             Event::PullRequest { repository, number, action } => {
                 ("pull_request", self.pull_request_event(&world, world.repository(repository), number, action))
             }
@@ -167,7 +178,8 @@ impl Github {
             }
             match world.installation_of(repository.id) {
                 Some(installation) => {
-                    let short = json!({ "id": installation.id, "node_id": node_id("MDIzOkludGVncmF0aW9u", installation.id) });
+                    let short =
+                        json!({ "id": installation.id, "node_id": node_id("MDIzOkludGVncmF0aW9u", installation.id) });
                     value["installation"] = short;
                 }
                 None => remove(value, "/installation"),
@@ -194,18 +206,31 @@ impl Github {
         value["sender"] = self.account(world, organization);
         let installation = world.installations.values().find(|installation| installation.account == organization);
         match installation {
-            Some(installation) => value["installation"] = json!({ "id": installation.id, "node_id": node_id("I", installation.id) }),
+            Some(installation) => {
+                value["installation"] = json!({ "id": installation.id, "node_id": node_id("I", installation.id) });
+            }
             None => remove(value, "/installation"),
         }
     }
 
-    fn push(&self, world: &World, repository: &Repository, reference: &str, moved: (&str, &str), pusher: &str) -> Value {
+    fn push(
+        &self,
+        world: &World,
+        repository: &Repository,
+        reference: &str,
+        moved: (&str, &str),
+        pusher: &str,
+    ) -> Value {
         let (before, after) = moved;
         let mut value = self.webhook_example("push", None);
         self.common(world, Some(repository), pusher, &mut value);
         let new = new_commits(repository, before, after);
         let listed: Vec<Value> = new.iter().map(|commit| commit_payload(commit, Some(self))).collect();
-        let head = repository.commits.get(after).cloned().or_else(|| (after != NO_COMMIT).then(|| unknown_commit(after, world)));
+        let head = repository
+            .commits
+            .get(after)
+            .cloned()
+            .or_else(|| (after != NO_COMMIT).then(|| unknown_commit(after, world)));
         let known_before = before != NO_COMMIT && after != NO_COMMIT;
         let page = format!("{}/{}", self.core.url, repository.full_name());
         patch(
@@ -218,7 +243,14 @@ impl Github {
                 ("/deleted", json!(after == NO_COMMIT)),
                 ("/forced", json!(known_before && !descends(repository, after, before))),
                 ("/base_ref", Value::Null),
-                ("/compare", json!(format!("{page}/compare/{}...{}", &before[..12.min(before.len())], &after[..12.min(after.len())]))),
+                (
+                    "/compare",
+                    json!(format!(
+                        "{page}/compare/{}...{}",
+                        &before[..12.min(before.len())],
+                        &after[..12.min(after.len())]
+                    )),
+                ),
                 ("/commits", json!(listed)),
                 ("/head_commit", head.map(|head| commit_payload(&head, Some(self))).unwrap_or_default()),
                 ("/pusher", json!({ "name": pusher, "email": format!("{pusher}@example.org") })),
@@ -242,7 +274,13 @@ impl Github {
         value
     }
 
-    fn pull_request_event(&self, world: &World, repository: &Repository, number: u64, action: PullRequestAction<'_>) -> Value {
+    fn pull_request_event(
+        &self,
+        world: &World,
+        repository: &Repository,
+        number: u64,
+        action: PullRequestAction<'_>,
+    ) -> Value {
         let pull = repository.pull_requests.get(&number).expect("the pull request exists");
         let (name, example) = match action {
             PullRequestAction::Opened => ("opened", "opened"),
@@ -264,7 +302,11 @@ impl Github {
         }
         self.patch_pull_request(world, repository, pull, &mut value["pull_request"]);
         patch(&mut value, [("/action", json!(name)), ("/number", json!(number))]);
-        set(&mut value, "/pull_request/html_url", format!("{}/{}/pull/{number}", self.core.url, repository.full_name()));
+        set(
+            &mut value,
+            "/pull_request/html_url",
+            format!("{}/{}/pull/{number}", self.core.url, repository.full_name()),
+        );
         match action {
             PullRequestAction::Synchronize { before } => {
                 patch(&mut value, [("/before", json!(before)), ("/after", json!(pull.head_commit))]);
@@ -348,7 +390,17 @@ impl Github {
         set(value, "/installation/app_slug", self.slug);
         if let Some(installation) = world.installations.get(&id) {
             let body = self.installation(world, installation);
-            for member in ["created_at", "updated_at", "account", "target_id", "target_type", "permissions", "repository_selection", "access_tokens_url", "html_url"] {
+            for member in [
+                "created_at",
+                "updated_at",
+                "account",
+                "target_id",
+                "target_type",
+                "permissions",
+                "repository_selection",
+                "access_tokens_url",
+                "html_url",
+            ] {
                 value["installation"][member] = body[member].clone();
             }
             for member in ["suspended_at", "suspended_by"] {
@@ -358,7 +410,13 @@ impl Github {
         }
     }
 
-    fn installation_repositories_event(&self, world: &World, id: u64, added: &[&str], removed: &[(&str, u64)]) -> Value {
+    fn installation_repositories_event(
+        &self,
+        world: &World,
+        id: u64,
+        added: &[&str],
+        removed: &[(&str, u64)],
+    ) -> Value {
         let action = if removed.is_empty() { "added" } else { "removed" };
         let mut value = self.webhook_example("installation_repositories", Some(action));
         self.patch_installation(world, id, &mut value);
@@ -374,6 +432,7 @@ impl Github {
                 ("/repositories_added", json!(added)),
                 ("/repositories_removed", json!(removed)),
                 ("/repository_selection", selection),
+                ("/requester", Value::Null),
             ],
         );
         value
@@ -396,11 +455,15 @@ impl Github {
         self.common(world, Some(repository), &repository.owner, &mut value);
         set(&mut value, "/action", name);
         match action {
-            RepositoryAction::Renamed { from } => value["changes"] = json!({ "repository": { "name": { "from": from } } }),
+            RepositoryAction::Renamed { from } => {
+                value["changes"] = json!({ "repository": { "name": { "from": from } } });
+            }
             RepositoryAction::Transferred { from } => {
                 value["changes"] = json!({ "owner": { "from": { "user": self.account(world, from) } } });
             }
-            RepositoryAction::DefaultBranchEdited { from } => value["changes"] = json!({ "default_branch": { "from": from } }),
+            RepositoryAction::DefaultBranchEdited { from } => {
+                value["changes"] = json!({ "default_branch": { "from": from } });
+            }
             RepositoryAction::TopicsEdited => value["changes"] = json!({ "topics": { "from": [] } }),
             _ => {}
         }
@@ -468,7 +531,9 @@ fn descends(repository: &Repository, from: &str, ancestor: &str) -> bool {
             return true;
         }
         if seen.insert(sha) {
-            waiting.extend(repository.commits.get(sha).into_iter().flat_map(|commit| commit.parents.iter().map(String::as_str)));
+            waiting.extend(
+                repository.commits.get(sha).into_iter().flat_map(|commit| commit.parents.iter().map(String::as_str)),
+            );
         }
     }
     false

@@ -17,11 +17,22 @@ pub(super) struct Page {
 
 impl Github {
     /// Cuts a page out of `all`. `repository`: links name the repository by its id, as GitHub's do.
-    pub(super) fn page(&self, request: &Request, query: &[(String, String)], repository: Option<u64>, all: Vec<Value>) -> Page {
-        let number = |name: &str| query.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse::<usize>().ok());
+    pub(super) fn page(
+        &self,
+        request: &Request,
+        query: &[(String, String)],
+        repository: Option<u64>,
+        all: Vec<Value>,
+    ) -> Page {
+        let number = |name: &str| {
+            query.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse::<usize>().ok())
+        };
         let asked = number("per_page");
         if asked.is_some_and(|asked| asked > PER_PAGE_MAX) {
-            self.core.violation(request, &format!("per_page is at most {PER_PAGE_MAX}: GitHub would send fewer than were asked for"));
+            self.core.violation(
+                request,
+                &format!("per_page is at most {PER_PAGE_MAX}: GitHub would send fewer than were asked for"),
+            );
         }
         let per_page = asked.unwrap_or(PER_PAGE).clamp(1, PER_PAGE_MAX);
         let page = number("page").unwrap_or(1).max(1);

@@ -15,7 +15,13 @@ use crate::world::{Comment, PullRequest, Token};
 const TOKEN_MINUTES: i64 = 60;
 
 impl Github {
-    pub(super) fn route(&self, request: &Request, found: &Match<'_>, caller: &Caller, query: &[(String, String)]) -> Response {
+    pub(super) fn route(
+        &self,
+        request: &Request,
+        found: &Match<'_>,
+        caller: &Caller,
+        query: &[(String, String)],
+    ) -> Response {
         let name = found.operation.name();
         let result = match name.as_str() {
             "GET /app" => Ok(Response::json(200, &self.app(&self.core.world()))),
@@ -36,7 +42,12 @@ impl Github {
             "GET /repos/{owner}/{repo}/issues/{issue_number}/comments" => self.comments(request, found, caller, query),
             "POST /repos/{owner}/{repo}/issues/{issue_number}/comments" => self.create_comment(request, found, caller),
             _ => self.read(&name, found, caller).unwrap_or_else(|| {
-                Ok(self.refuse(request, 501, "Not Implemented", "the fake does not answer this yet: add it to tests/fake-forges"))
+                Ok(self.refuse(
+                    request,
+                    501,
+                    "Not Implemented",
+                    "the fake does not answer this yet: add it to tests/fake-forges",
+                ))
             }),
         };
         result.unwrap_or_else(|refused| *refused)
@@ -136,7 +147,8 @@ impl Github {
             return Err(Box::new(Self::error(403, "This installation has been suspended")));
         }
         let unknown = || {
-            let message = "There is at least one repository that does not exist or is not accessible to the parent installation.";
+            let message =
+                "There is at least one repository that does not exist or is not accessible to the parent installation.";
             Box::new(Self::error(422, message))
         };
         let mut chosen: Option<BTreeSet<u64>> = None;
@@ -155,7 +167,10 @@ impl Github {
             asked.iter().map(|(name, level)| (name.clone(), level.as_str().unwrap_or_default().to_owned())).collect()
         });
         let enough = |name: &String, level: &String| {
-            installation.permissions.get(name).is_some_and(|granted| granted == level || granted == "write" && level == "read")
+            installation
+                .permissions
+                .get(name)
+                .is_some_and(|granted| granted == level || granted == "write" && level == "read")
         };
         if asked.iter().flatten().any(|(name, level)| !enough(name, level)) {
             return Err(Box::new(Self::error(422, "The permissions requested are not granted to this installation.")));
@@ -180,7 +195,8 @@ impl Github {
         match chosen {
             Some(chosen) => {
                 let repositories = chosen.iter().filter_map(|id| world.repositories.get(id));
-                let list: Vec<Value> = repositories.map(|repository| self.repository(&world, repository, false)).collect();
+                let list: Vec<Value> =
+                    repositories.map(|repository| self.repository(&world, repository, false)).collect();
                 answer["repositories"] = json!(list);
             }
             None => crate::json::remove(&mut answer, "/repositories"),
@@ -200,14 +216,15 @@ impl Github {
         };
         let world = self.core.world();
         let visible = world.repositories.values().filter(|repository| {
-            world.sees(installation, repository.id) && chosen.as_ref().is_none_or(|chosen| chosen.contains(&repository.id))
+            world.sees(installation, repository.id)
+                && chosen.as_ref().is_none_or(|chosen| chosen.contains(&repository.id))
         });
         let all = visible.map(|repository| self.repository(&world, repository, false)).collect();
         let selection = if installation.repositories.is_some() { "selected" } else { "all" };
         let page = self.page(request, query, None, all);
-        Ok(page.answer(|items, total| {
-            json!({ "total_count": total, "repository_selection": selection, "repositories": items })
-        }))
+        Ok(page.answer(
+            |items, total| json!({ "total_count": total, "repository_selection": selection, "repositories": items }),
+        ))
     }
 
     fn whoami(&self, caller: &Caller) -> Result<Response, Refused> {
@@ -229,12 +246,16 @@ impl Github {
         let repository = Self::repository_for(&world, caller, found, false)?;
         let value = |wanted: &str| query.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
         let state = value("state").unwrap_or("open");
-        let head_owner = |pull: &PullRequest| pull.head_repository.and_then(|id| world.repositories.get(&id)).map(|head| head.owner.clone());
+        let head_owner = |pull: &PullRequest| {
+            pull.head_repository.and_then(|id| world.repositories.get(&id)).map(|head| head.owner.clone())
+        };
         let mut pulls: Vec<&PullRequest> = repository.pull_requests.values().collect();
         pulls.retain(|pull| state == "all" || (state == "open") == pull.open);
         pulls.retain(|pull| value("base").is_none_or(|base| base == pull.base_branch));
         pulls.retain(|pull| {
-            value("head").is_none_or(|head| Some(head) == head_owner(pull).map(|owner| format!("{owner}:{}", pull.head_branch)).as_deref())
+            value("head").is_none_or(|head| {
+                Some(head) == head_owner(pull).map(|owner| format!("{owner}:{}", pull.head_branch)).as_deref()
+            })
         });
         let sort = value("sort").unwrap_or("created");
         // Newest first, unless another order is asked for.
@@ -277,7 +298,8 @@ impl Github {
             return Err(Box::new(Self::error(404, "Not Found")));
         }
         let text = crate::json::text(&body, "/body").unwrap_or_default().to_owned();
-        let comment = Comment { id, number, author: format!("{}[bot]", self.slug), body: text, created_at: world.now() };
+        let comment =
+            Comment { id, number, author: format!("{}[bot]", self.slug), body: text, created_at: world.now() };
         let answer = self.comment(&world, repository, &comment);
         let full_name = repository.full_name();
         world.repository_mut(&full_name).comments.push(comment);

@@ -205,6 +205,28 @@ pub struct Hook {
     pub created_at: OffsetDateTime,
 }
 
+impl Default for CheckRun {
+    /// A run that waits.
+    fn default() -> Self {
+        Self {
+            id: 0,
+            head_sha: String::new(),
+            name: String::new(),
+            status: "queued".to_owned(),
+            conclusion: None,
+            details_url: None,
+            external_id: None,
+            started_at: None,
+            completed_at: None,
+            title: None,
+            summary: None,
+            text: None,
+            annotations: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+}
+
 impl Repository {
     pub(super) fn new(id: u64, owner: &str, name: &str) -> Self {
         Self {
@@ -310,5 +332,37 @@ impl Repository {
         }
         let path = folder.canonicalize().expect("the repository exists");
         self.clone_url = Some(format!("file://{}", path.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_git_repository_is_taken_over() {
+        let folder = std::env::temp_dir().join(format!("harmonia-fake-forges-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let git = |arguments: &[&str]| {
+            let identity =
+                ["-c", "user.name=alice", "-c", "user.email=alice@example.org", "-c", "init.defaultBranch=main"];
+            let output =
+                Command::new("git").arg("-C").arg(&folder).args(identity).args(arguments).output().expect("git runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        git(&["init", "--quiet"]);
+        git(&["commit", "--quiet", "--allow-empty", "-m", "First\n\nwith a body"]);
+        git(&["tag", "-a", "-m", "release", "v1"]);
+        git(&["commit", "--quiet", "--allow-empty", "-m", "Second"]);
+        let mut repository = Repository::new(1, "acme", "site");
+        repository.import_git(&folder);
+        let head = git(&["rev-parse", "HEAD"]);
+        assert_eq!(repository.head("main"), head);
+        assert_eq!(repository.commits[&head].tree, git(&["rev-parse", "HEAD^{tree}"]));
+        assert_eq!(repository.commits[&head].parents, [git(&["rev-parse", "HEAD^"])]);
+        assert_eq!(repository.resolve("tags/v1").map(|commit| commit.message.as_str()), Some("First\n\nwith a body"));
+        assert_eq!(repository.resolve("refs/heads/main").map(|commit| commit.author.as_str()), Some("alice"));
+        std::fs::remove_dir_all(&folder).expect("it can be removed");
     }
 }

@@ -53,8 +53,6 @@ impl Client {
     }
 }
 
-
-
 /// A token of the app, signed by node: `from` and `until` in seconds from now.
 pub(crate) fn jwt(forge: &FakeGithub, from: i64, until: i64) -> String {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
@@ -68,13 +66,16 @@ pub(crate) fn jwt(forge: &FakeGithub, from: i64, until: i64) -> String {
 
 /// HMAC-SHA256 in hexadecimal.
 pub(crate) fn hmac_sha256(secret: &str, body: &[u8]) -> String {
-    let script = "process.stdout.write(c.createHmac('sha256',i.secret).update(Buffer.from(i.data,'base64')).digest('hex'))";
+    let script =
+        "process.stdout.write(c.createHmac('sha256',i.secret).update(Buffer.from(i.data,'base64')).digest('hex'))";
     node(script, &json!({ "secret": secret, "data": STANDARD.encode(body) }))
 }
 
 /// Runs a line of JavaScript with `c` the crypto module and `i` the input: neither the fakes' signer nor ours.
 fn node(script: &str, input: &Value) -> String {
-    let whole = format!("const c=require('crypto');let s='';process.stdin.on('data',d=>s+=d).on('end',()=>{{const i=JSON.parse(s);{script}}})");
+    let whole = format!(
+        "const c=require('crypto');let s='';process.stdin.on('data',d=>s+=d).on('end',()=>{{const i=JSON.parse(s);{script}}})"
+    );
     let mut node = Command::new("node")
         .args(["-e", &whole])
         .stdin(Stdio::piped())

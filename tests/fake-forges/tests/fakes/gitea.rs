@@ -37,15 +37,25 @@ async fn every_operation_answers_as_published() {
     };
     let status = json!({ "state": "pending", "context": "harmonia-ci/nix-eval", "description": "queued", "target_url": "https://ci/1" });
     assert_eq!(client.post(&format!("/repos/acme/site/statuses/{head}"), &status).await.0, 201);
-    assert_eq!(client.post(&format!("/repos/acme/site/issues/{number}/comments"), &json!({ "body": "hello" })).await.0, 201);
+    assert_eq!(
+        client.post(&format!("/repos/acme/site/issues/{number}/comments"), &json!({ "body": "hello" })).await.0,
+        201
+    );
     let (status, body) = client.post("/repos/acme/site/hooks", &hook(&["push", "pull_request"])).await;
     assert_eq!(status, 201, "{body}");
     assert_eq!(body["config"]["secret"], Value::Null, "the secret is never told");
     let events = body["events"].as_array().expect("a list");
-    assert!(events.contains(&json!("pull_request_sync")) && events.contains(&json!("pull_request_comment")), "{events:?}");
+    assert!(
+        events.contains(&json!("pull_request_sync")) && events.contains(&json!("pull_request_comment")),
+        "{events:?}"
+    );
     let installed = format!("/repos/acme/site/hooks/{}", body["id"]);
-    let (status, edited) = client.patch(&installed, &json!({ "active": true, "config": { "url": "https://other.example.org" } })).await;
-    assert_eq!((status, &edited["events"], &edited["config"]["url"]), (200, &json!(["push"]), &json!("https://other.example.org")));
+    let (status, edited) =
+        client.patch(&installed, &json!({ "active": true, "config": { "url": "https://other.example.org" } })).await;
+    assert_eq!(
+        (status, &edited["events"], &edited["config"]["url"]),
+        (200, &json!(["push"]), &json!("https://other.example.org"))
+    );
     for path in [
         "/version".to_owned(),
         "/user".to_owned(),
@@ -85,7 +95,10 @@ async fn every_operation_answers_as_published() {
     forge.world().repository_mut("acme/site").pull_request_mut(number).head_repository = None;
     forge.world().rename("acme/site", "acme/home");
     let (_, pull) = client.get(&format!("/repos/acme/site/pulls/{number}")).await;
-    assert_eq!((&pull["head"]["repo"], &pull["head"]["ref"]), (&Value::Null, &json!(format!("refs/pull/{number}/head"))));
+    assert_eq!(
+        (&pull["head"]["repo"], &pull["head"]["ref"]),
+        (&Value::Null, &json!(format!("refs/pull/{number}/head")))
+    );
     assert_eq!(forge.violations(), Vec::<String>::new());
 }
 
@@ -95,25 +108,46 @@ async fn requests_that_the_forge_would_not_understand_are_violations() {
     let post = format!("/repos/acme/site/statuses/{head}");
     let hooks = "/repos/acme/site/hooks".to_owned();
     let cases = [
-        ("a misspelt field", "POST", post.clone(), json!({ "state": "pending", "contxt": "x" }), "/contxt: there is no such field"),
+        (
+            "a misspelt field",
+            "POST",
+            post.clone(),
+            json!({ "state": "pending", "contxt": "x" }),
+            "/contxt: there is no such field",
+        ),
         ("a wrong type", "POST", post.clone(), json!({ "state": "pending", "context": 7 }), "is not of type"),
         ("a wrong state", "POST", post.clone(), json!({ "state": "running" }), "is none of"),
         ("no body", "POST", post, Value::Null, "a body is required"),
         ("a missing field", "POST", hooks.clone(), json!({ "type": "gitea" }), "\"config\" is a required property"),
         ("a wrong type of hook", "POST", hooks.clone(), json!({ "type": "web", "config": {} }), "is not one of"),
-        ("a missing option", "POST", hooks.clone(), json!({ "type": "gitea", "config": { "url": "x" } }), "config lacks"),
+        (
+            "a missing option",
+            "POST",
+            hooks.clone(),
+            json!({ "type": "gitea", "config": { "url": "x" } }),
+            "config lacks",
+        ),
         ("an unknown event", "POST", hooks, hook(&["push", "pull_requests"]), "no event pull_requests"),
         ("an unknown path", "GET", "/repos/acme/site/brunches".to_owned(), Value::Null, "no such operation"),
         ("one that the fake lacks", "GET", "/repos/acme/site/topics".to_owned(), Value::Null, "does not answer"),
         ("GitHub's parameter", "GET", "/user/repos?per_page=50".to_owned(), Value::Null, "query parameter per_page"),
-        ("a parameter's value", "GET", "/repos/acme/site/pulls?state=opened".to_owned(), Value::Null, "parameter state"),
+        (
+            "a parameter's value",
+            "GET",
+            "/repos/acme/site/pulls?state=opened".to_owned(),
+            Value::Null,
+            "parameter state",
+        ),
         ("a number in the path", "GET", "/repos/acme/site/pulls/one".to_owned(), Value::Null, "no integer"),
     ];
     for (what, method, path, body, expected) in cases {
         forge.forget();
         let (status, answer) = client.send(method, &path, &body).await;
         let violations = forge.violations();
-        assert!(violations.iter().any(|violation| violation.contains(expected)), "{what}: {violations:?} {status} {answer}");
+        assert!(
+            violations.iter().any(|violation| violation.contains(expected)),
+            "{what}: {violations:?} {status} {answer}"
+        );
         assert!(status >= 400 || what == "an unknown event", "{what}: {status}");
     }
     forge.forget();
@@ -165,7 +199,8 @@ async fn people_log_in() {
     let forge = FakeGitea::start().await;
     let back = "http://127.0.0.1:9/auth/callback";
     // RFC 7636, appendix B.
-    let (verifier, challenge) = ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+    let (verifier, challenge) =
+        ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
     let page = format!(
         "{}/login/oauth/authorize?client_id={}&redirect_uri={back}&response_type=code&state=s1&code_challenge={challenge}\
          &code_challenge_method=S256",
@@ -196,9 +231,13 @@ fn check(forge: &FakeGitea, event: Event<'_>) -> Delivery {
     assert_eq!(delivery.header("x-forgejo-signature"), Some(expected.as_str()));
     assert_eq!(delivery.url.as_deref(), Some("https://ci.example.org/webhook/gitea"));
     let body = delivery.json();
-    for (field, schema) in
-        [("repository", "Repository"), ("pull_request", "PullRequest"), ("comment", "Comment"), ("issue", "Issue"), ("sender", "User")]
-    {
+    for (field, schema) in [
+        ("repository", "Repository"),
+        ("pull_request", "PullRequest"),
+        ("comment", "Comment"),
+        ("issue", "Issue"),
+        ("sender", "User"),
+    ] {
         if body[field].is_object() {
             assert_eq!(forge.check_value(schema, &body[field]), Vec::<String>::new(), "{event:?} {field}");
         }
@@ -217,14 +256,19 @@ async fn deliveries_go_to_webhooks_that_want_them() {
     let repository = "acme/site";
     let first = forge.world().repository(repository).head("main").to_owned();
     let second = forge.world().push(repository, "main", "Second");
-    let push = Event::Push { repository, reference: "refs/heads/main", before: &first, after: &second, pusher: "alice" };
+    let push =
+        Event::Push { repository, reference: "refs/heads/main", before: &first, after: &second, pusher: "alice" };
     assert!(forge.deliveries(push).is_empty(), "no webhook yet");
-    let (status, installed) = client.post("/repos/acme/site/hooks", &hook(&["push", "pull_request", "create", "repository"])).await;
+    let (status, installed) =
+        client.post("/repos/acme/site/hooks", &hook(&["push", "pull_request", "create", "repository"])).await;
     assert_eq!(status, 201);
     let moved = check(&forge, push);
     assert_eq!(moved.header("x-gitea-event"), Some("push"));
     let value = moved.json();
-    assert_eq!((&value["after"], &value["total_commits"], &value["repository"]["full_name"]), (&json!(second), &json!(1), &json!(repository)));
+    assert_eq!(
+        (&value["after"], &value["total_commits"], &value["repository"]["full_name"]),
+        (&json!(second), &json!(1), &json!(repository))
+    );
     let (number, comment) = {
         let mut world = forge.world();
         let number = world.open_pull_request(repository, "mallory/site", "patch-1", "mallory");

@@ -1,7 +1,5 @@
 //! The fake GitHub: what it answers is what GitHub publishes, and what GitHub would not understand is caught.
 
-
-
 use crate::client::{Client, jwt};
 use harmonia_fake_forges::{Effect, FakeGithub, Permission, When};
 use serde_json::{Value, json};
@@ -47,13 +45,16 @@ async fn every_operation_answers_as_published() {
     });
     let (status, body) = client.post("/repos/acme/site/check-runs", &run).await;
     assert_eq!(status, 201, "{body}");
-    let done = json!({ "status": "completed", "conclusion": "success", "output": { "title": "done", "summary": "all" } });
+    let done =
+        json!({ "status": "completed", "conclusion": "success", "output": { "title": "done", "summary": "all" } });
     let (status, body) = client.patch(&format!("/repos/acme/site/check-runs/{}", body["id"]), &done).await;
     assert_eq!(status, 200, "{body}");
-    let state = json!({ "state": "pending", "context": "harmonia-ci/nix-build", "target_url": null, "description": "queued" });
+    let state =
+        json!({ "state": "pending", "context": "harmonia-ci/nix-build", "target_url": null, "description": "queued" });
     let (status, body) = client.post(&format!("/repos/acme/site/statuses/{head}"), &state).await;
     assert_eq!(status, 201, "{body}");
-    let (status, body) = client.post(&format!("/repos/acme/site/issues/{number}/comments"), &json!({ "body": "hello" })).await;
+    let (status, body) =
+        client.post(&format!("/repos/acme/site/issues/{number}/comments"), &json!({ "body": "hello" })).await;
     assert_eq!(status, 201, "{body}");
     let id = forge.world().repository("acme/site").id;
     for path in [
@@ -101,21 +102,56 @@ async fn requests_that_github_would_not_understand_are_violations() {
     let post = format!("/repos/acme/site/statuses/{head}");
     let run = "/repos/acme/site/check-runs".to_owned();
     let cases = [
-        ("a misspelt field", "POST", post.clone(), json!({ "state": "pending", "contxt": "x" }), "/contxt: there is no such field"),
+        (
+            "a misspelt field",
+            "POST",
+            post.clone(),
+            json!({ "state": "pending", "contxt": "x" }),
+            "/contxt: there is no such field",
+        ),
         ("a wrong type", "POST", post.clone(), json!({ "state": "pending", "context": 7 }), "is not of type"),
         ("a wrong value", "POST", post.clone(), json!({ "state": "running" }), "is not one of"),
         ("a missing field", "POST", post.clone(), json!({ "context": "x" }), "\"state\" is a required property"),
-        ("a field in the depth", "POST", run.clone(),
-            json!({ "name": "x", "head_sha": head, "output": { "title": "t", "summary": "s", "sumary": "s" } }), "/output/sumary"),
-        ("a time that is none", "POST", run.clone(), json!({ "name": "x", "head_sha": head, "started_at": "today" }), "date-time"),
+        (
+            "a field in the depth",
+            "POST",
+            run.clone(),
+            json!({ "name": "x", "head_sha": head, "output": { "title": "t", "summary": "s", "sumary": "s" } }),
+            "/output/sumary",
+        ),
+        (
+            "a time that is none",
+            "POST",
+            run.clone(),
+            json!({ "name": "x", "head_sha": head, "started_at": "today" }),
+            "date-time",
+        ),
         ("no conclusion", "POST", run, json!({ "name": "x", "head_sha": head, "status": "completed" }), "conclusion"),
         ("an unknown path", "GET", "/repos/acme/site/brunches/main".to_owned(), Value::Null, "no such operation"),
         ("one that the fake lacks", "GET", "/repos/acme/site/contributors".to_owned(), Value::Null, "does not answer"),
-        ("an unknown parameter", "GET", "/repos/acme/site/pulls?stat=open".to_owned(), Value::Null, "query parameter stat"),
-        ("a parameter's value", "GET", "/repos/acme/site/pulls?state=opened".to_owned(), Value::Null, "parameter state"),
+        (
+            "an unknown parameter",
+            "GET",
+            "/repos/acme/site/pulls?stat=open".to_owned(),
+            Value::Null,
+            "query parameter stat",
+        ),
+        (
+            "a parameter's value",
+            "GET",
+            "/repos/acme/site/pulls?state=opened".to_owned(),
+            Value::Null,
+            "parameter state",
+        ),
         ("a parameter's type", "GET", "/repos/acme/site/pulls?page=first".to_owned(), Value::Null, "no integer"),
         ("a number in the path", "GET", "/repos/acme/site/pulls/one".to_owned(), Value::Null, "pull_number"),
-        ("too large a page", "GET", "/installation/repositories?per_page=500".to_owned(), Value::Null, "per_page is at most"),
+        (
+            "too large a page",
+            "GET",
+            "/installation/repositories?per_page=500".to_owned(),
+            Value::Null,
+            "per_page is at most",
+        ),
         ("the app's operation", "GET", "/app".to_owned(), Value::Null, "the app's"),
         ("a user's operation", "GET", "/user".to_owned(), Value::Null, "who the user is"),
         ("too long a description", "POST", post, json!({ "state": "pending", "description": "x".repeat(141) }), "140"),
@@ -137,10 +173,16 @@ async fn headers_and_tokens_are_checked() {
     let bad = [
         ("User-Agent", plain.get(url("/repos/acme/site")).header("authorization", client.authorization())),
         ("Authorization is missing", plain.get(url("/repos/acme/site")).header("user-agent", "test")),
-        ("never issued", plain.get(url("/repos/acme/site")).header("user-agent", "t").header("authorization", "Bearer nonsense")),
+        (
+            "never issued",
+            plain.get(url("/repos/acme/site")).header("user-agent", "t").header("authorization", "Bearer nonsense"),
+        ),
         ("API version", client.request("GET", "/repos/acme/site").header("x-github-api-version", "2020-01-01")),
         ("Accept", plain.get(url("/repos/acme/site")).header("user-agent", "t").header("accept", "application/xml")),
-        ("content-type", client.request("POST", "/repos/acme/site/statuses/x").header("content-type", "text/plain").body("{}")),
+        (
+            "content-type",
+            client.request("POST", "/repos/acme/site/statuses/x").header("content-type", "text/plain").body("{}"),
+        ),
     ];
     for (expected, request) in bad {
         forge.forget();
@@ -272,7 +314,8 @@ async fn people_log_in() {
     let forge = FakeGithub::start().await;
     let back = "http://127.0.0.1:9/auth/callback";
     // RFC 7636, appendix B.
-    let (verifier, challenge) = ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+    let (verifier, challenge) =
+        ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
     let page = format!(
         "{}/login/oauth/authorize?client_id={}&redirect_uri={back}&state=s1&code_challenge={challenge}&code_challenge_method=S256",
         forge.url(),
@@ -307,5 +350,7 @@ async fn people_log_in() {
     assert!(forge.approve(&page.replace("&state=s1", ""), "alice").is_err());
     assert!(forge.approve(&page.replace("S256", "plain"), "alice").is_err());
     assert_eq!(forge.violations().len(), 2);
-    assert!(!forge.requests().iter().any(|request| String::from_utf8_lossy(&request.body).contains(forge.client_secret())));
+    assert!(
+        !forge.requests().iter().any(|request| String::from_utf8_lossy(&request.body).contains(forge.client_secret()))
+    );
 }
