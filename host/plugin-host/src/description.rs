@@ -9,7 +9,6 @@ use crate::error::{CallError, LoadError};
 use crate::spec::PluginSpec;
 use crate::state::State;
 
-#[expect(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated from wit/plugin/0.1, where it is documented")]
 mod bindings {
     wasmtime::component::bindgen!({
         path: "../../wit/plugin/0.1",

@@ -10,11 +10,14 @@
 mod breaker;
 mod call;
 mod capabilities;
+mod check;
 mod description;
 mod engine;
 mod error;
 mod forge;
 mod imports;
+mod inspect;
+mod invoke;
 mod limits;
 mod loader;
 mod memory_store;
@@ -31,9 +34,12 @@ pub use capabilities::{
     CapabilityLimits, Grants, HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClientOptions, Resolver,
     SecretGrant, SystemResolver,
 };
+pub use check::CheckResult;
 pub use description::{Description, Parameter};
 pub use engine::TICK_MS;
 pub use error::{CallError, CallFailure, LoadError};
+pub use inspect::Inspection;
+pub use invoke::InvokeError;
 pub use limits::{CALL_LIMITS, COMPONENT_BYTES_MAX, CallLimits, LimitOverrides, LimitReached, POLICY_LIMITS};
 pub use loader::ImportProblem;
 pub use memory_store::MemoryStore;

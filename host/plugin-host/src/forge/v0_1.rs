@@ -19,7 +19,6 @@ use crate::loader::Contract;
 use crate::state::State;
 
 /// What `bindgen!` makes of the track.
-#[expect(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated from wit/forge/0.1, where it is documented")]
 mod bindings {
     wasmtime::component::bindgen!({
         path: ["../../wit/plugin/0.1", "../../wit/forge/0.1"],

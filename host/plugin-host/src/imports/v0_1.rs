@@ -9,7 +9,7 @@ use crate::capabilities::{self, CallState, Level, SecretHandle};
 use crate::state::State;
 
 /// What `bindgen!` makes of the track.
-#[expect(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated from wit/plugin/0.1, where it is documented")]
+#[expect(unreachable_pub, reason = "bindgen demands a public type")]
 pub(crate) mod bindings {
     wasmtime::component::bindgen!({
         path: "../../wit/plugin/0.1",

@@ -11,7 +11,6 @@ use crate::call::{Caller, Network};
 use crate::error::LoadError;
 
 /// What `bindgen!` makes of the track.
-#[expect(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated from wit/reporter/0.1, where it is documented")]
 mod bindings {
     wasmtime::component::bindgen!({
         path: ["../../wit/plugin/0.1", "../../wit/reporter/0.1"],

@@ -14,7 +14,6 @@ use crate::reporter::v0_1::milliseconds;
 use crate::state::State;
 
 /// What `bindgen!` makes of the track.
-#[expect(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated from wit/scheduler/0.1, where it is documented")]
 mod bindings {
     wasmtime::component::bindgen!({
         path: ["../../wit/plugin/0.1", "../../wit/scheduler/0.1"],

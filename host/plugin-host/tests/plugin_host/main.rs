@@ -6,3 +6,5 @@ mod loading;
 mod policy;
 mod reload;
 mod support;
+mod tools;
+mod wasi;

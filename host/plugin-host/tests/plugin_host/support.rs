@@ -83,6 +83,8 @@ pub(crate) fn component(world: &str, core: &str) -> Vec<u8> {
     for package in ["plugin/0.1", "forge/0.1", "reporter/0.1", "scheduler/0.1"] {
         resolve.push_dir(wit(package)).expect("the contract parses");
     }
+    resolve.push_str("cli.wit", WASI_CLI).expect("it parses");
+    resolve.push_str("filesystem.wit", WASI_FILESYSTEM).expect("it parses");
     let text = format!("package test:guest; interface odd {{ f: func(); }} world guest {{ {world} }}");
     let package = resolve.push_str("guest.wit", &text).expect("the world parses");
     let world = resolve.select_world(&[package], Some("guest")).expect("there");
@@ -95,6 +97,12 @@ pub(crate) fn component(world: &str, core: &str) -> Vec<u8> {
         .encode()
         .expect("the module has what the world says")
 }
+
+/// As much of WASI's text as the guests here import.
+const WASI_CLI: &str = "package wasi:cli@0.2.3; interface environment {
+    get-environment: func() -> list<tuple<string, string>>; get-arguments: func() -> list<string>; }";
+const WASI_FILESYSTEM: &str = "package wasi:filesystem@0.2.3; interface types { resource descriptor; }
+    interface preopens { use types.{descriptor}; get-directories: func() -> list<tuple<descriptor, string>>; }";
 
 const DESCRIPTION: &str = "export harmonia:plugin/description@0.1.0;";
 
