@@ -59,6 +59,26 @@ pub async fn time_passes(db: &Db, time: std::time::Duration) {
     .expect("time passes");
 }
 
+/// Lets time pass for deliveries, syncs, polls and webhooks: what waits for it is due.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
+    let by = crate::connection::interval(time);
+    sqlx::query!(
+        "WITH deliveries AS (UPDATE webhook_deliveries SET next_attempt_at = next_attempt_at - $1::interval,
+                 leased_until = leased_until - $1::interval),
+             syncs AS (UPDATE forge_syncs SET wanted_at = wanted_at - $1::interval, not_before = not_before - $1::interval,
+                 leased_until = leased_until - $1::interval)
+         UPDATE projects SET next_poll_at = next_poll_at - $1::interval, hook_next_at = hook_next_at - $1::interval,
+             leased_until = leased_until - $1::interval",
+        by
+    )
+    .execute(&db.pool)
+    .await
+    .expect("time passes");
+}
+
 impl TestDatabase {
     /// Makes one with the schema applied.
     ///
