@@ -12,6 +12,7 @@ pub mod hooks;
 mod intake;
 pub mod poll;
 mod projects;
+pub mod report;
 pub mod sync;
 
 pub use chores::{CoordinatorOptions, run};

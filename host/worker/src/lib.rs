@@ -8,6 +8,7 @@
 pub mod builder;
 pub mod evaluator;
 pub mod pack;
+pub mod remote_heads;
 pub mod signer_client;
 pub mod store_daemon;
 pub mod substitute;
