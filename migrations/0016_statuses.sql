@@ -162,28 +162,32 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_taken bigint;
     v_jobs bigint[];
+    v_times timestamptz[];
 BEGIN
     WITH taken AS (
         DELETE FROM job_marks WHERE ctid = ANY (ARRAY(SELECT ctid FROM job_marks LIMIT p_limit FOR UPDATE SKIP LOCKED))
-        RETURNING job_id
-    ) SELECT count(*), array_agg(DISTINCT job_id) INTO v_taken, v_jobs FROM taken;
+        RETURNING job_id, marked_at
+    ), first AS (
+        SELECT job_id, count(*) AS marks, min(marked_at) AS since FROM taken GROUP BY job_id
+    ) SELECT coalesce(sum(marks), 0), array_agg(job_id), array_agg(since) INTO v_taken, v_jobs, v_times FROM first;
     IF v_taken = 0 THEN
         RETURN 0;
     END IF;
-    -- A statement of its own, which sees what was committed with the marks.
-    INSERT INTO report_marks (project_id, commit_sha)
-    SELECT DISTINCT e.project_id, coalesce(e.pr_head_sha, e.commit_sha, '')
-    FROM build_jobs j
+    -- A statement of its own, which sees what was committed with the marks. A burst began with its first job.
+    INSERT INTO report_marks (project_id, commit_sha, marked_at)
+    SELECT e.project_id, coalesce(e.pr_head_sha, e.commit_sha, ''), min(m.since)
+    FROM unnest(v_jobs, v_times) AS m(id, since)
+    JOIN build_jobs j ON j.id = m.id
     JOIN eval_attrs a ON a.drv_path = j.drv_path
     CROSS JOIN LATERAL (
         SELECT * FROM evaluations WHERE id = a.eval_id
         UNION ALL SELECT * FROM evaluations WHERE reuses_eval_id = a.eval_id
     ) e
     JOIN projects p ON p.id = e.project_id
-    WHERE j.id = ANY (v_jobs)
-        AND ((e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped'))
-            OR EXISTS (SELECT FROM commit_statuses s WHERE s.repository_id = p.repository_id
-                AND s.commit_sha = coalesce(e.pr_head_sha, e.commit_sha, '') AND s.desired_state <> 'success'));
+    WHERE (e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped'))
+        OR EXISTS (SELECT FROM commit_statuses s WHERE s.repository_id = p.repository_id
+            AND s.commit_sha = coalesce(e.pr_head_sha, e.commit_sha, '') AND s.desired_state <> 'success')
+    GROUP BY 1, 2;
     RETURN v_taken;
 END
 $$;

@@ -79,6 +79,20 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
     .expect("time passes");
 }
 
+/// What forges should show: (commit, context, state, description), in order.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn desired_statuses(db: &Db) -> Vec<(String, String, String, String)> {
+    let rows = sqlx::query!(
+        "SELECT commit_sha, context, desired_state, desired_description FROM commit_statuses ORDER BY commit_sha, context"
+    );
+    let rows = rows.fetch_all(&db.pool).await.expect("read desired statuses");
+    rows.into_iter()
+        .map(|row| (row.commit_sha, row.context, row.desired_state, row.desired_description))
+        .collect()
+}
+
 impl TestDatabase {
     /// Makes one with the schema applied.
     ///

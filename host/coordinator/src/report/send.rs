@@ -77,7 +77,11 @@ enum Ended {
 
 /// Makes the calls of a batch at once; pairs each thing with its answer. One whose call panicked is left out: its lease
 /// ends by itself.
-async fn call_all<T, E, F>(things: Vec<T>, timeout: Duration, call: impl Fn(&T) -> F) -> Vec<(T, Result<Result<(), E>, ()>)>
+async fn call_all<T, E, F>(
+    things: Vec<T>,
+    timeout: Duration,
+    call: impl Fn(&T) -> F,
+) -> Vec<(T, Result<Result<(), E>, ()>)>
 where
     T: Send + 'static,
     E: Send + 'static,
@@ -213,6 +217,8 @@ fn failed(name: &str, what: &str, failures: u32, next: Next, error: &str) {
         Next::Again { after, .. } if failures == 0 => {
             warn!(name, error, "Could not deliver the {what}; next try in {after:?}");
         }
-        Next::Again { after, .. } => debug!(name, error, failures, "Could not deliver the {what}; next try in {after:?}"),
+        Next::Again { after, .. } => {
+            debug!(name, error, failures, "Could not deliver the {what}; next try in {after:?}")
+        }
     }
 }
