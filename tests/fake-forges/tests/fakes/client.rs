@@ -64,11 +64,12 @@ pub(crate) fn jwt(forge: &FakeGithub, from: i64, until: i64) -> String {
     format!("{signed}.{signature}")
 }
 
-/// HMAC-SHA256 in hexadecimal.
-pub(crate) fn hmac_sha256(secret: &str, body: &[u8]) -> String {
-    let script =
-        "process.stdout.write(c.createHmac('sha256',i.secret).update(Buffer.from(i.data,'base64')).digest('hex'))";
-    node(script, &json!({ "secret": secret, "data": STANDARD.encode(body) }))
+/// HMAC-SHA256 of each body in hexadecimal.
+pub(crate) fn hmac_sha256(secret: &str, bodies: &[Vec<u8>]) -> Vec<String> {
+    let script = "const h=d=>c.createHmac('sha256',i.secret).update(Buffer.from(d,'base64')).digest('hex');\
+                  process.stdout.write(i.data.map(h).join(' '))";
+    let data: Vec<String> = bodies.iter().map(|body| STANDARD.encode(body)).collect();
+    node(script, &json!({ "secret": secret, "data": data })).split(' ').map(str::to_owned).collect()
 }
 
 /// Runs a line of JavaScript with `c` the crypto module and `i` the input: neither the fakes' signer nor ours.
