@@ -9,10 +9,10 @@ mod branches;
 mod pull_requests;
 mod reruns;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use harmonia_core::branches::BranchRules;
 use harmonia_core::forge::{Event, ForgeError, RepositoryRef};
 use harmonia_core::intake::ProjectRules;
@@ -20,11 +20,16 @@ use harmonia_core::ports::{Forge, Plugins};
 use harmonia_core::retry::RetryPolicy;
 use harmonia_core::{NodeId, chain};
 use harmonia_db::{Channel, ClaimedDelivery, Db, DbError, ForgeProject, Requested};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// How many deliveries are worked off side by side.
-const CLAIMED_MAX: u32 = 8;
+const UNDER_WAY_MAX: usize = 32;
+/// How many of one forge: one that hangs must leave room for the others.
+const UNDER_WAY_OF_FORGE_MAX: usize = 8;
+/// How long what is under way may take to end when the node stops. What is cut off is worked off by another node.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a delivery is ours. Longer than [`TIME_MAX`], so that nobody else begins while we still act.
 const LEASE: Duration = Duration::from_mins(5);
 /// Longest that one delivery is worked on before it is put off.
@@ -59,7 +64,7 @@ pub struct IntakeOptions {
 /// Works off deliveries.
 #[derive(Clone)]
 pub struct Intake {
-    options: IntakeOptions,
+    options: Arc<IntakeOptions>,
 }
 
 /// Why an event could not be worked off.
@@ -117,14 +122,15 @@ struct Concern<'a> {
 /// Works off deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
 pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
     let intake = Intake::new(options);
+    let mut under_way = UnderWay::default();
     let mut listener = None;
     loop {
         if listener.is_none() {
             // Before looking, so that nothing is recorded unseen in between. A database that is away is asked again later.
             listener = intake.options.db.listen(&[Channel::Deliveries]).await.ok();
         }
-        if let Err(error) = intake.step().await {
-            warn!(error = %chain(&error), "Could not work off deliveries; next try in {:?}", intake.options.every);
+        if let Err(error) = intake.begin(&mut under_way).await {
+            warn!(error = %chain(&error), "Could not claim deliveries; next try in {:?}", intake.options.every);
         }
         let told = async {
             match &mut listener {
@@ -133,30 +139,95 @@ pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
             }
         };
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             () = told => {}
             () = tokio::time::sleep(intake.options.every) => {}
+            Some(ended) = under_way.next() => {
+                if let Err(error) = ended {
+                    warn!(error = %chain(&error), "Could not say how a delivery ended; it is worked off again");
+                }
+            }
         }
+    }
+    let end = async { while under_way.next().await.is_some() {} };
+    if tokio::time::timeout(STOP_PATIENCE, end).await.is_err() {
+        warn!("Deliveries were still worked off at the end; others do them again");
+    }
+}
+
+/// Deliveries that are being worked off.
+#[derive(Default)]
+struct UnderWay {
+    tasks: JoinSet<(String, Result<(), DbError>)>,
+    /// How many of each forge.
+    of_forge: HashMap<String, usize>,
+}
+
+impl UnderWay {
+    /// The next that ends; `None` when there is none.
+    async fn next(&mut self) -> Option<Result<(), DbError>> {
+        match self.tasks.join_next().await? {
+            Ok((forge, ended)) => {
+                if let Some(count) = self.of_forge.get_mut(&forge) {
+                    *count = count.saturating_sub(1);
+                }
+                Some(ended)
+            }
+            Err(broken) => {
+                // Which it was is unknown; its lease ends. Nothing may count as busy for ever.
+                error!(error = %broken, "Working off a delivery broke");
+                self.of_forge.clear();
+                Some(Ok(()))
+            }
+        }
+    }
+
+    fn full_forges(&self) -> Vec<String> {
+        let full = self.of_forge.iter().filter(|(_, count)| **count >= UNDER_WAY_OF_FORGE_MAX);
+        full.map(|(forge, _)| forge.clone()).collect()
     }
 }
 
 impl Intake {
     /// Nothing is done until [`Self::step`].
-    pub const fn new(options: IntakeOptions) -> Self {
-        Self { options }
+    pub fn new(options: IntakeOptions) -> Self {
+        Self { options: Arc::new(options) }
     }
 
     /// Works off all deliveries that are due, and returns how many there were.
     pub async fn step(&self) -> Result<u64, DbError> {
+        let mut under_way = UnderWay::default();
         let mut count = 0;
         loop {
-            let claimed = self.options.db.claim_deliveries(&self.options.node, CLAIMED_MAX, LEASE).await?;
-            if claimed.is_empty() {
-                return Ok(count);
+            count += self.begin(&mut under_way).await?;
+            match under_way.next().await {
+                None => return Ok(count),
+                Some(ended) => ended?,
             }
-            count += claimed.len() as u64;
-            for ended in join_all(claimed.iter().map(|delivery| self.work_off(delivery))).await {
-                ended?;
+        }
+    }
+
+    /// Takes what is due and begins with it, as far as there is room.
+    async fn begin(&self, under_way: &mut UnderWay) -> Result<u64, DbError> {
+        let mut begun = 0;
+        loop {
+            let room = UNDER_WAY_MAX.saturating_sub(under_way.tasks.len()).min(UNDER_WAY_OF_FORGE_MAX);
+            if room == 0 {
+                return Ok(begun);
+            }
+            let (db, node, full) = (&self.options.db, &self.options.node, under_way.full_forges());
+            let claimed = db.claim_deliveries_except(node, room as u32, LEASE, &full).await?;
+            if claimed.is_empty() {
+                return Ok(begun);
+            }
+            for delivery in claimed {
+                begun += 1;
+                *under_way.of_forge.entry(delivery.forge.clone()).or_default() += 1;
+                let intake = self.clone();
+                under_way.tasks.spawn(async move {
+                    let ended = intake.work_off(&delivery).await;
+                    (delivery.forge, ended)
+                });
             }
         }
     }

@@ -38,6 +38,8 @@ pub enum TrustDecision {
 
 /// Why a stranger's pull request does not run.
 pub const WAITS_FOR_APPROVAL: &str = "waiting for a collaborator to comment /ci run";
+/// Why a pull request does not run while its forge does not answer.
+pub const WAITS_FOR_FORGE: &str = "waiting for the forge to say what its author may do";
 /// Why a draft does not run.
 pub const WAITS_AS_DRAFT: &str = "a draft: waiting until it is ready for review";
 /// Why a pull request does not run in a project that builds none.

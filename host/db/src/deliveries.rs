@@ -105,13 +105,24 @@ impl Db {
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<ClaimedDelivery>, DbError> {
+        self.claim_deliveries_except(node, limit, lease, &[]).await
+    }
+
+    /// As [`Self::claim_deliveries`], without those of `forges` (a slow forge must not hold up the others).
+    pub async fn claim_deliveries_except(
+        &self,
+        node: &NodeId,
+        limit: u32,
+        lease: Duration,
+        forges: &[String],
+    ) -> Result<Vec<ClaimedDelivery>, DbError> {
         let rows = self
             .run("claim deliveries", || {
                 sqlx::query!(
                     r#"WITH due AS (
                            SELECT id FROM webhook_deliveries
                            WHERE state = 'queued' AND next_attempt_at <= now()
-                               AND (leased_until IS NULL OR leased_until < now())
+                               AND (leased_until IS NULL OR leased_until < now()) AND forge <> ALL ($4)
                            ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
                        ), claimed AS (
                            UPDATE webhook_deliveries d SET leased_by = $1, leased_until = now() + $3, attempts = d.attempts + 1
@@ -123,6 +134,7 @@ impl Db {
                     node.0,
                     i64::from(limit),
                     interval(lease),
+                    forges,
                 )
                 .fetch_all(&self.pool)
             })

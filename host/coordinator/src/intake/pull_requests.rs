@@ -55,13 +55,19 @@ impl Intake {
                 return Ok((describe(&format!("pull request {number}"), &Requested::Inactive), now.head_commit));
             }
             let is_approved = db.is_approved(project, number, &now.head_commit).await?;
+            let as_of = if was_asked { state.seen } else { concern.delivery.id };
             let permission = if intake::needs_permission(&now, &concern.rules, is_approved) {
-                self.permission(concern, &now.author).await?
+                match self.permission(concern, &now.author).await {
+                    Ok(permission) => permission,
+                    Err(error) => {
+                        db.save_pull_request(project, &now, Some(trust::WAITS_FOR_FORGE), as_of).await?;
+                        return Err(error);
+                    }
+                }
             } else {
                 None
             };
             let decision = intake::pull_request(&now, &concern.rules, permission, is_approved);
-            let as_of = if was_asked { state.seen } else { concern.delivery.id };
             db.save_pull_request(project, &now, decision.waiting, as_of).await?;
             let outcome = match decision.action {
                 Some(Action::Evaluate(wanted)) => {

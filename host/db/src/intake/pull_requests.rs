@@ -45,7 +45,7 @@ impl Db {
         let labels: Vec<String> = pull.labels.iter().take(LABELS_MAX).map(|label| text(label)).collect();
         self.run("remember a pull request", || {
             sqlx::query!(
-                "INSERT INTO pull_requests AS p (project_id, number, title, author, head_commit, head_branch, head_ref,
+                r#"WITH saved AS (INSERT INTO pull_requests AS p (project_id, number, title, author, head_commit, head_branch, head_ref,
                      base_branch, base_commit, is_open, is_draft, labels, waiting, as_of)
                  SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
                      CASE WHEN NOT EXISTS (SELECT FROM evaluations e
@@ -56,7 +56,8 @@ impl Db {
                      base_branch = excluded.base_branch, base_commit = excluded.base_commit, is_open = excluded.is_open,
                      is_draft = excluded.is_draft, labels = excluded.labels, waiting = excluded.waiting,
                      as_of = excluded.as_of, updated_at = now()
-                 WHERE p.as_of <= excluded.as_of",
+                 WHERE p.as_of <= excluded.as_of RETURNING waiting)
+                 SELECT count(pg_notify('evaluations', '')) AS told FROM saved WHERE waiting IS NOT NULL"#,
                 project.0,
                 number(pull.number),
                 text(&pull.title),
@@ -72,7 +73,7 @@ impl Db {
                 waiting,
                 seen.0,
             )
-            .execute(&self.pool)
+            .fetch_one(&self.pool)
         })
         .await
         .map(|_| ())
@@ -239,20 +240,21 @@ impl Db {
 
     /// Owes a pull request a comment, once for each key. `false`: it was owed or written before.
     pub async fn owe_comment(&self, repository: i64, pull: u64, key: &str, body: &str) -> Result<bool, DbError> {
-        let owed = self
-            .run("owe a comment", || {
-                sqlx::query!(
-                    "INSERT INTO forge_comments (repository_id, number, key, body) VALUES ($1, $2, $3, $4)
-                     ON CONFLICT DO NOTHING",
-                    repository,
-                    number(pull),
-                    text(key),
-                    text(body),
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(owed.rows_affected() == 1)
+        // Told to those who send comments, who listen to evaluations.
+        self.run("owe a comment", || {
+            sqlx::query_scalar!(
+                r#"WITH owed AS (
+                       INSERT INTO forge_comments (repository_id, number, key, body) VALUES ($1, $2, $3, $4)
+                       ON CONFLICT DO NOTHING RETURNING id
+                   ) SELECT count(pg_notify('evaluations', '')) > 0 AS "new!" FROM owed"#,
+                repository,
+                number(pull),
+                text(key),
+                text(body),
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
     }
 }
 

@@ -143,12 +143,34 @@ impl Forge for FakeForge {
 /// A node with this one forge, named `forge`.
 pub(super) struct OneForge(pub(super) Arc<FakeForge>);
 
+/// A node with this one and another, named `other`.
+pub(super) struct TwoForges(pub(super) Arc<FakeForge>, pub(super) Arc<FakeForge>);
+
 impl Plugins for OneForge {
     fn forges(&self) -> Vec<String> {
         vec!["forge".to_owned()]
     }
     fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
         (name == "forge").then(|| Arc::clone(&self.0) as Arc<dyn Forge>)
+    }
+    fn reporters(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn reporter(&self, _: &str) -> Option<Arc<dyn Reporter>> {
+        None
+    }
+    fn statuses(&self) -> Vec<PluginStatus> {
+        Vec::new()
+    }
+}
+
+impl Plugins for TwoForges {
+    fn forges(&self) -> Vec<String> {
+        vec!["forge".to_owned(), "other".to_owned()]
+    }
+    fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
+        let forge = if name == "other" { &self.1 } else { &self.0 };
+        Some(Arc::clone(forge) as Arc<dyn Forge>)
     }
     fn reporters(&self) -> Vec<String> {
         Vec::new()

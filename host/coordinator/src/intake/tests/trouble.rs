@@ -6,6 +6,7 @@ use harmonia_core::{Clock as _, SystemClock};
 use harmonia_db::RepositoryFilter;
 use tokio_util::sync::CancellationToken;
 
+use super::forge::TwoForges;
 use super::*;
 
 #[tokio::test]
@@ -107,8 +108,53 @@ async fn a_forge_whose_plugin_is_missing_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_question_that_fails_within_a_pull_request_changes_nothing_yet() {
+async fn a_forge_that_hangs_does_not_hold_up_another() {
     let world = World::new().await;
+    // A second forge at the same node, with a repository of its own.
+    world.db.upsert_repositories("other", &[forge_repository("o/r")]).await.expect("a repository");
+    let id = world.db.repository("other", "o/r").await.expect("look").expect("there");
+    world.db.enable_repository(id, &["other".to_owned()], "me").await.expect("enable");
+    world.forge.head("main", A);
+    let (released, release) = tokio::sync::watch::channel(false);
+    for index in 0..40 {
+        let mut release = release.clone();
+        world.forge.state().meanwhile.push_back(Box::pin(async move {
+            release.wait_for(|done| *done).await.expect("the test ends it");
+        }));
+        world.record(&index.to_string(), vec![push("main", A)]).await;
+    }
+    let shutdown = CancellationToken::new();
+    let mut options = options(&world.db, &world.forge, "n");
+    let quick = Arc::new(FakeForge::default());
+    quick.head("main", B);
+    options.plugins = Arc::new(TwoForges(Arc::clone(&world.forge), quick));
+    let task = tokio::spawn(super::super::run(options, shutdown.clone()));
+    let mut changes = world.db.listen(&[harmonia_db::Channel::Evaluations]).await.expect("listen");
+    let delivery = Delivery { id: "o".to_owned(), events: vec![push("main", B)] };
+    let new = NewDelivery { forge: "other", delivery: &delivery, duration_ms: 1 };
+    world.db.record_delivery(&new).await.expect("record");
+    tokio::time::timeout(Duration::from_secs(30), changes.next()).await.expect("the other forge's is evaluated");
+    assert_eq!(world.evaluations().await, Vec::<String>::new());
+    released.send(true).expect("somebody waits");
+    tokio::time::timeout(Duration::from_secs(30), changes.next()).await.expect("and then the slow one's");
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(30), task).await.expect("it stops").expect("well");
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+}
+
+#[tokio::test]
+async fn a_pull_request_waits_visibly_while_its_forge_does_not_answer() {
+    let world = World::new().await;
+    world.forge.pull(&pull(8, "friend", B));
+    let forge = Arc::clone(&world.forge);
+    world.forge.state().meanwhile.push_back(Box::pin(async move {
+        forge.state().failures.push_back(ForgeError::RetryAfter(600));
+    }));
+    world.record("8", vec![pull_event(Opened, &pull(8, "friend", B))]).await;
+    world.intake.step().await.expect("step");
+    assert_eq!(world.waiting(8).await.as_deref(), Some(harmonia_core::trust::WAITS_FOR_FORGE));
+    world.forge.asked();
+
     world.forge.pull(&pull(7, "friend", A));
     world.forge.permit("friend", harmonia_core::forge::Permission::Write);
     // The pull request is answered, the permission is not; then both.
