@@ -3,6 +3,7 @@
 //! Start at [`run`]: bind, connect, register, start the roles, open the listener's gate, wait for the end, and stop in
 //! an order in which nobody loses what it needs. What the parts are made of is in `parts.rs`.
 
+mod forges;
 mod heartbeat;
 mod parts;
 pub(crate) mod plugins;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
 use harmonia_coordinator::CoordinatorOptions;
-use harmonia_core::ports::LogSpool;
+use harmonia_core::ports::{LogSpool, Plugins};
 use harmonia_core::{Capability, Incarnation, NodeId, SystemClock};
 use harmonia_db::{Db, JobLimits, NodeRegistration};
 use harmonia_web::{AppOptions, AppState, Gate};
@@ -186,6 +187,8 @@ async fn run_roles(
                 .map_err(|error| Failure::failed(format!("the evaluator ended: {}", chain(&error))))
         });
     }
+    let public_url = config.node.public_url.as_ref().unwrap_or(endpoint).as_str().trim_end_matches('/').to_owned();
+    let forge_plugins: Arc<dyn Plugins> = Arc::new(plugins.host.clone());
     let mut helpers = JoinSet::new();
     helpers.spawn(plugins.clone().follow(config.clone(), background.clone()));
     if config.has(Capability::Frontend) {
@@ -197,6 +200,9 @@ async fn run_roles(
             policy: Arc::clone(&plugins.policy),
         };
         helpers.spawn(harmonia_coordinator::run(options, background.clone()));
+        let options =
+            forges::projects_options(config, db.clone(), forge_plugins.clone(), identity.node.clone(), public_url.clone());
+        helpers.spawn(harmonia_coordinator::run_projects(options, background.clone()));
     }
     if let Some(signer) = &signer {
         helpers.spawn(signing::run(signer.clone(), db.clone(), background.clone()));
@@ -204,12 +210,12 @@ async fn run_roles(
     let lost =
         heartbeat::start(&mut helpers, db.clone(), &identity, config.intervals.heartbeat.0, paused, background.clone());
 
-    let public_url = config.node.public_url.as_ref().unwrap_or(endpoint).as_str().trim_end_matches('/').to_owned();
     let app = AppState::new(AppOptions {
         db: db.clone(),
         signer,
         reader,
         spool,
+        plugins: forge_plugins,
         public_url,
         public_keys: parts.public_keys.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

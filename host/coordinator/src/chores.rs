@@ -2,9 +2,11 @@
 //! throw away what was never used. One live frontend does them, chosen by an advisory lock that goes with its
 //! connection; when it dies, another takes over.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harmonia_core::chain;
+use harmonia_core::policy::Policy;
 use harmonia_db::{ChoreLock, Db, DbError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,10 +31,17 @@ pub struct CoordinatorOptions {
     pub node_dead_after: Duration,
     /// A class that no node offered for this long is unsupported.
     pub unsupported_after: Duration,
+    /// Keeps the books: what builds cost their projects, and how that fades.
+    pub policy: Arc<dyn Policy>,
 }
 
 /// Does the chores whenever this process holds their lock, until `shutdown`.
 pub async fn run(options: CoordinatorOptions, shutdown: CancellationToken) {
+    let books = crate::charging::run(options.db.clone(), Arc::clone(&options.policy), shutdown.clone());
+    tokio::join!(chores(options, shutdown), books);
+}
+
+async fn chores(options: CoordinatorOptions, shutdown: CancellationToken) {
     let mut state = State { health: Health::new(), lock: None, round: 0 };
     loop {
         tokio::select! {

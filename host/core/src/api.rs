@@ -30,9 +30,7 @@
 
 mod projects;
 
-pub use projects::{
-    AddProject, DeliveryInfo, HookInfo, ProjectAdded, ProjectChanges, ProjectSettings, RepositoryInfo,
-};
+pub use projects::{AddProject, DeliveryInfo, HookInfo, ProjectAdded, ProjectChanges, ProjectSettings, RepositoryInfo};
 
 use serde::{Deserialize, Serialize};
 

@@ -23,6 +23,7 @@ pub mod reporter;
 pub mod retry;
 mod secret;
 pub mod signer_api;
+pub mod simulate;
 pub mod state;
 pub mod status;
 pub mod token;

@@ -4,6 +4,7 @@
 //! priority above 0 first ([`order_candidates`]) whatever the policy says.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::clock::Timestamp;
 use crate::ids::{ClassId, JobId, NodeId, ProjectId};
@@ -111,7 +112,7 @@ pub fn order_candidates(
     candidates: &[Candidate],
 ) -> (Vec<JobId>, Option<PolicyError>) {
     let fallback = || FirstInFirstOut.rank(node, projects, candidates).unwrap_or_default();
-    let ranked = match policy.rank(node, projects, candidates) {
+    let ranked = match contained(|| policy.rank(node, projects, candidates)) {
         Ok(ranked) => ranked,
         Err(error) => return (fallback(), Some(error)),
     };
@@ -130,6 +131,43 @@ pub fn order_candidates(
         return (fallback(), Some(PolicyError { reason }));
     }
     (order, None)
+}
+
+/// What each project's consumption becomes, and the policy's error when [`FirstInFirstOut`]'s arithmetic had to do.
+///
+/// As many numbers as charges come back, each finite and not negative, whatever the policy says.
+pub fn charge_all(policy: &dyn Policy, charges: &[(ProjectLoad, f64)]) -> (Vec<f64>, Option<PolicyError>) {
+    let says = contained(|| policy.charge(charges));
+    believe(says, charges.len(), || FirstInFirstOut.charge(charges).unwrap_or_default())
+}
+
+/// What each consumption becomes when `seconds` have passed, as [`charge_all`].
+pub fn decay_all(policy: &dyn Policy, consumed_seconds: &[f64], seconds: f64) -> (Vec<f64>, Option<PolicyError>) {
+    let says = contained(|| policy.decay(consumed_seconds, seconds));
+    believe(says, consumed_seconds.len(), || FirstInFirstOut.decay(consumed_seconds, seconds).unwrap_or_default())
+}
+
+fn believe(
+    says: Result<Vec<f64>, PolicyError>,
+    count: usize,
+    fallback: impl FnOnce() -> Vec<f64>,
+) -> (Vec<f64>, Option<PolicyError>) {
+    let error = match says {
+        Ok(numbers) if numbers.len() != count => {
+            PolicyError { reason: format!("it gave {} numbers for {count} projects", numbers.len()) }
+        }
+        Ok(numbers) => match numbers.iter().find(|number| !number.is_finite() || **number < 0.0) {
+            None => return (numbers, None),
+            Some(number) => PolicyError { reason: format!("consumption cannot be {number}") },
+        },
+        Err(error) => error,
+    };
+    (fallback(), Some(error))
+}
+
+/// A policy that panics is one that failed.
+fn contained<T>(call: impl FnOnce() -> Result<T, PolicyError>) -> Result<T, PolicyError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(PolicyError { reason: "it panicked".to_owned() }))
 }
 
 #[cfg(test)]
@@ -189,6 +227,40 @@ mod tests {
         }
         assert_eq!(order(&Says(Ok(vec![99])), &[(2, 0), (1, 0)]), (vec![1, 2], true));
         assert_eq!(order(&FirstInFirstOut, &jobs), (vec![3, 1, 2, 4], false));
+    }
+
+    /// Says these numbers, or panics.
+    struct Books(Option<Vec<f64>>);
+    impl Policy for Books {
+        fn rank(&self, _: &AskingNode, _: &[ProjectLoad], _: &[Candidate]) -> Result<Vec<JobId>, PolicyError> {
+            panic!("a policy that panics")
+        }
+        fn charge(&self, _: &[(ProjectLoad, f64)]) -> Result<Vec<f64>, PolicyError> {
+            Ok(self.0.clone().expect("a policy that panics"))
+        }
+        fn decay(&self, _: &[f64], _: f64) -> Result<Vec<f64>, PolicyError> {
+            Err(PolicyError { reason: "out of fuel".to_owned() })
+        }
+    }
+
+    fn load(consumed_seconds: f64) -> ProjectLoad {
+        ProjectLoad { project: ProjectId(1), shares: 100, consumed_seconds, running: 1 }
+    }
+
+    #[test]
+    fn a_policy_that_panics_or_talks_nonsense_costs_neither_order_nor_books() {
+        assert_eq!(order(&Books(None), &[(2, 0), (1, 0)]), (vec![1, 2], true));
+        let charges = [(load(10.0), 5.0), (load(1.0), 0.5)];
+        let nonsense =
+            [None, Some(vec![1.0]), Some(vec![1.0, f64::NAN]), Some(vec![-1.0, 1.0]), Some(vec![f64::INFINITY; 2])];
+        for says in nonsense {
+            let (becomes, error) = charge_all(&Books(says.clone()), &charges);
+            assert_eq!((becomes, error.is_some()), (vec![15.0, 1.5], true), "it said {says:?}");
+        }
+        assert_eq!(charge_all(&Books(Some(vec![0.0, 7.0])), &charges), (vec![0.0, 7.0], None));
+        let (faded, error) = decay_all(&Books(None), &[100.0], 3600.0);
+        assert!((faded[0] - 95.0).abs() < 1e-9, "{faded:?}");
+        assert_eq!(error.map(|error| error.reason).as_deref(), Some("out of fuel"));
     }
 
     #[test]

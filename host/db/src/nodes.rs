@@ -159,7 +159,7 @@ impl Db {
             .run("list nodes", || {
                 sqlx::query!(
                     r#"SELECT n.id, n.capabilities, n.systems, n.features, n.max_jobs, n.draining, n.version, n.paused,
-                           n.last_seen, n.last_seen > now() - $1::interval AS "online!",
+                           n.policy_error, n.last_seen, n.last_seen > now() - $1::interval AS "online!",
                            (SELECT count(*) FROM build_jobs j
                                WHERE j.claimed_by = n.id AND j.status IN ('building', 'uploading')) AS "running!"
                        FROM nodes n WHERE NOT n.stopped ORDER BY n.id"#,
@@ -181,6 +181,7 @@ impl Db {
                 online: row.online,
                 version: row.version,
                 paused: row.paused,
+                policy_error: row.policy_error,
                 last_seen: row.last_seen,
             })
             .collect())

@@ -1,10 +1,15 @@
 //! The queue of build jobs: what builders claim and how it ends. Start at `claim`, then `finish`; what users do is in
-//! `users`. The statements behind are in `migrations/0007_job_transitions.sql` and `0008_builders.sql`.
+//! `users`; `charge` keeps the scheduling policy's books, `record` reads the queue for the simulator. The statements behind
+//! are in `migrations/0007_job_transitions.sql`, `0008_builders.sql` and `0015_scheduling.sql`.
 
+mod charge;
 mod claim;
 mod finish;
+mod record;
 mod users;
 
+pub use charge::{Booking, DecayDue, UnchargedAttempt};
 pub use claim::{ClaimedJob, JobLimits, QueueHeads};
 pub use finish::{FailOutcome, LogTail};
 pub(crate) use finish::{size, text};
+pub use record::RecordedJob;

@@ -135,7 +135,7 @@ struct Node {
     paused: watch::Sender<Option<String>>,
     /// Tokens of a claim whose answer was lost: jobs may be held under them, by nobody.
     unheard: Mutex<Vec<ClaimToken>>,
-    /// The last error of the policy, so that it is logged when it changes and not with every claim.
+    /// The last error of the policy, so that it is said when it changes and not with every claim.
     policy_error: Mutex<Option<PolicyError>>,
 }
 
@@ -222,14 +222,26 @@ impl Node {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_policy_error(&self, error: Option<PolicyError>) {
-        let mut last = self.policy_error.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = &error
-            && last.as_ref() != Some(error)
+    /// Says in the log and on the nodes page that the policy failed, or works again: when that changes.
+    async fn note_policy_error(&self, error: Option<PolicyError>) {
         {
-            tracing::warn!(%error, "The scheduling policy failed, jobs are claimed first in, first out");
+            let mut last = self.policy_error.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last == error {
+                return;
+            }
+            match &error {
+                Some(error) => {
+                    tracing::warn!(%error, "The scheduling policy failed, jobs are claimed first in, first out");
+                }
+                None => tracing::info!("The scheduling policy works again"),
+            }
+            last.clone_from(&error);
         }
-        *last = error;
+        let BuilderOptions { db, node, incarnation, .. } = &self.options;
+        let reason = error.map(|error| error.reason);
+        if let Err(error) = db.report_policy_error(node, *incarnation, reason.as_deref()).await {
+            tracing::debug!(error = %failure::chain(&error), "Could not report how the scheduling policy does");
+        }
     }
 }
 

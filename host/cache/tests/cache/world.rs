@@ -366,6 +366,7 @@ impl Drv {
             modulo: None,
             timeout_s: None,
             max_silent_s: None,
+            path_length: 1,
         }
     }
 

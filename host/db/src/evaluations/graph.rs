@@ -57,6 +57,8 @@ pub struct GraphDerivation {
     pub timeout_s: Option<u64>,
     /// `meta.maxSilent`, in seconds.
     pub max_silent_s: Option<u64>,
+    /// Jobs on the longest known chain of jobs that wait for this one, itself included; at least 1.
+    pub path_length: u32,
 }
 
 /// One output.
@@ -114,6 +116,7 @@ struct Columns {
     modulo: Vec<Option<String>>,
     timeouts: Vec<Option<i64>>,
     silents: Vec<Option<i64>>,
+    path_lengths: Vec<i32>,
     output_drvs: Vec<i32>,
     output_names: Vec<String>,
     output_paths: Vec<Option<String>>,
@@ -165,6 +168,7 @@ impl Columns {
         self.modulo.push(derivation.modulo.clone());
         self.timeouts.push(derivation.timeout_s.map(|s| size(s.max(1))));
         self.silents.push(derivation.max_silent_s.map(|s| size(s.max(1))));
+        self.path_lengths.push(i32::try_from(derivation.path_length.max(1)).unwrap_or(i32::MAX));
         for output in &derivation.outputs {
             self.output_drvs.push(place);
             self.output_names.push(text(&output.name));
@@ -230,7 +234,7 @@ impl Db {
                 sqlx::query!(
                     r#"SELECT new_jobs AS "new_jobs!", revived AS "revived!", missing AS "missing!"
                        FROM insert_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                           $19, $20, $21, $22, $23)"#,
+                           $19, $20, $21, $22, $23, $24)"#,
                     eval.0,
                     hash(token),
                     &c.drvs,
@@ -241,6 +245,7 @@ impl Db {
                     &c.modulo as &[Option<String>],
                     &c.timeouts as &[Option<i64>],
                     &c.silents as &[Option<i64>],
+                    &c.path_lengths,
                     &c.output_drvs,
                     &c.output_names,
                     &c.output_paths as &[Option<String>],

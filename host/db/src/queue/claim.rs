@@ -1,6 +1,6 @@
 //! Claiming: heads of the ready queues → an order by the caller → the first that can be locked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use harmonia_core::policy::{Candidate, ProjectLoad};
 use harmonia_core::{AttemptId, ClaimToken, ClassId, Incarnation, JobId, NodeId, ProjectId};
@@ -69,7 +69,18 @@ impl Db {
         Ok(ids.into_iter().map(ClassId).collect())
     }
 
-    /// The first `per_project` ready jobs of each project that has any, for these classes.
+    /// How fast this node builds, against others: 1 is average.
+    pub async fn speed_factor(&self, node: &NodeId) -> Result<f64, DbError> {
+        let factor = self
+            .run("read the node's speed", || {
+                sqlx::query_scalar!("SELECT speed_factor FROM nodes WHERE id = $1", node.0).fetch_optional(&self.pool)
+            })
+            .await?;
+        Ok(factor.unwrap_or(1.0))
+    }
+
+    /// The first `per_project` ready jobs of each project that has any, for these classes, with the projects' loads. When
+    /// there are more, as things stood a few milliseconds ago; boosted jobs are always there.
     pub async fn queue_heads(&self, classes: &[ClassId], per_project: u32) -> Result<QueueHeads, DbError> {
         if classes.is_empty() {
             return Ok(QueueHeads::default());
@@ -79,51 +90,40 @@ impl Db {
             .run("look at the queue", || {
                 sqlx::query!(
                     r#"SELECT job_id AS "job!", project_id AS "project!", class_id AS "class!", priority AS "priority!",
-                           queued_at AS "queued_at!" FROM queue_heads($1, $2)"#,
+                           queued_at AS "queued_at!", retry_count AS "retries!", path_length AS "path_length!",
+                           shares AS "shares!", consumed_seconds AS "consumed!", running AS "running!"
+                       FROM queue_heads($1, $2)"#,
                     &classes,
                     i32::try_from(per_project).unwrap_or(i32::MAX)
                 )
                 .fetch_all(&self.pool)
             })
             .await?;
-        let candidates: Vec<Candidate> = rows
-            .into_iter()
-            .map(|row| Candidate {
+        let mut heads = QueueHeads { projects: Vec::new(), candidates: Vec::with_capacity(rows.len()) };
+        let (mut jobs, mut projects) = (HashSet::with_capacity(rows.len()), HashSet::new());
+        for row in rows {
+            if !jobs.insert(row.job) {
+                continue;
+            }
+            if projects.insert(row.project) {
+                heads.projects.push(ProjectLoad {
+                    project: ProjectId(row.project),
+                    shares: row.shares as u32,
+                    consumed_seconds: row.consumed,
+                    running: row.running as u32,
+                });
+            }
+            heads.candidates.push(Candidate {
                 job: JobId(row.job),
                 project: ProjectId(row.project),
                 class: ClassId(row.class),
                 priority: row.priority,
                 queued_at: row.queued_at,
-                retries: 0,
-                path_length: 1,
-            })
-            .collect();
-        let mut projects: Vec<i64> = candidates.iter().map(|candidate| candidate.project.0).collect();
-        projects.sort_unstable();
-        projects.dedup();
-        if projects.is_empty() {
-            return Ok(QueueHeads::default());
+                retries: row.retries as u32,
+                path_length: row.path_length as u32,
+            });
         }
-        let loads = self
-            .run("look at project loads", || {
-                sqlx::query!(
-                    r#"SELECT project_id AS "project!", shares AS "shares!", consumed_seconds AS "consumed!",
-                           running AS "running!" FROM project_loads($1)"#,
-                    &projects
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
-        let projects = loads
-            .into_iter()
-            .map(|row| ProjectLoad {
-                project: ProjectId(row.project),
-                shares: row.shares as u32,
-                consumed_seconds: row.consumed,
-                running: row.running as u32,
-            })
-            .collect();
-        Ok(QueueHeads { projects, candidates })
+        Ok(heads)
     }
 
     /// Claims the first of `ordered` that are still ready and that nobody else is claiming, at most one a token.
@@ -140,10 +140,15 @@ impl Db {
         }
         let ordered: Vec<i64> = ordered.iter().map(|job| job.0).collect();
         let hashes: Vec<Vec<u8>> = tokens.iter().map(hash).collect();
-        let claims = self
+        let mut rows = self
             .run("claim jobs", || {
                 sqlx::query!(
-                    r#"SELECT attempt_id AS "attempt!", token_index AS "token!" FROM claim_jobs($1, $2, $3, $4)"#,
+                    r#"SELECT attempt_id AS "attempt!", job_id AS "job!", token_index AS "token!", drv_path AS "drv_path!",
+                           name AS "name!", system AS "system!", project AS "project!", output_names AS "output_names!",
+                           output_paths AS "output_paths!: Vec<Option<String>>", timeout_s AS "timeout_s!",
+                           max_silent_s AS "max_silent_s!", output_bytes_max AS "output_bytes_max!",
+                           log_bytes_max AS "log_bytes_max!", retry_count AS "retry_count!"
+                       FROM claim_jobs($1, $2, $3, $4)"#,
                     node.0,
                     incarnation(run),
                     &ordered,
@@ -152,30 +157,11 @@ impl Db {
                 .fetch_all(&self.pool)
             })
             .await?;
-        if claims.is_empty() {
-            return Ok(Vec::new());
-        }
-        let attempts: Vec<i64> = claims.iter().map(|claim| claim.attempt).collect();
-        let rows = self
-            .run("read claimed jobs", || {
-                sqlx::query!(
-                    r#"SELECT attempt_id AS "attempt!", job_id AS "job!", drv_path AS "drv_path!", name AS "name!",
-                           system AS "system!", project AS "project!", output_names AS "output_names!",
-                           output_paths AS "output_paths!: Vec<Option<String>>", timeout_s AS "timeout_s!",
-                           max_silent_s AS "max_silent_s!", output_bytes_max AS "output_bytes_max!",
-                           log_bytes_max AS "log_bytes_max!", retry_count AS "retry_count!"
-                       FROM claimed_jobs($1)"#,
-                    &attempts
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
-        let mut rows: BTreeMap<i64, _> = rows.into_iter().map(|row| (row.attempt, row)).collect();
-        let mut claimed = Vec::with_capacity(claims.len());
-        for claim in claims {
-            let token = tokens.get(claim.token as usize - 1);
-            let (Some(row), Some(token)) = (rows.remove(&claim.attempt), token) else {
-                return Err(DbError::Corrupt { what: ["claimed attempt ", &claim.attempt.to_string()].concat() });
+        rows.sort_unstable_by_key(|row| row.token);
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Some(token) = usize::try_from(row.token - 1).ok().and_then(|index| tokens.get(index)) else {
+                return Err(DbError::Corrupt { what: ["claimed attempt ", &row.attempt.to_string()].concat() });
             };
             let mut outputs = BTreeMap::new();
             for (name, path) in row.output_names.into_iter().zip(row.output_paths) {
@@ -201,6 +187,21 @@ impl Db {
             });
         }
         Ok(claimed)
+    }
+
+    /// What this node's scheduling policy failed with, for whoever looks at the nodes; `None`: it works.
+    pub async fn report_policy_error(
+        &self,
+        node: &NodeId,
+        run: Incarnation,
+        error: Option<&str>,
+    ) -> Result<(), DbError> {
+        let error = error.map(super::text);
+        self.run("report the policy's failure", || {
+            sqlx::query!("SELECT report_policy_error($1, $2, $3)", node.0, incarnation(run), error).execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Gives back what this node claimed under tokens that it does not hold, because the answer to [`Self::claim_jobs`] was

@@ -225,6 +225,7 @@ mod tests {
             online: true,
             version: "0".to_owned(),
             paused: None,
+            policy_error: None,
             last_seen: NOW,
         }
     }

@@ -279,6 +279,7 @@ pub(crate) fn derivation(number: usize, drv: &Drv) -> GraphDerivation {
         modulo: None,
         timeout_s: None,
         max_silent_s: None,
+        path_length: 1,
     }
 }
 

@@ -1,11 +1,10 @@
 //! The claim loop: when to ask for jobs, how many, in which order. Start at [`claim_loop`].
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_core::policy::{AskingNode, FirstInFirstOut, Policy, PolicyError, order_candidates};
+use harmonia_core::policy::{AskingNode, order_candidates};
 use harmonia_core::{ClaimToken, ClassId};
 use harmonia_db::{Channel, ClaimedJob, DbError, Listener, Notice};
 use tokio::task::JoinSet;
@@ -22,6 +21,8 @@ const POLL_PERIOD: Duration = Duration::from_secs(10);
 const CLAIM_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Most candidates of one project that a claim looks at.
 const HEADS_MAX: u32 = 64;
+/// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
+const LOOKS_MAX: u32 = 4;
 
 /// Why the loop looks at the queue again.
 enum Wake {
@@ -35,8 +36,10 @@ enum Wake {
     Stop,
 }
 
-/// Classes of jobs.
+/// Classes of jobs, and how fast this node builds.
 struct Classes {
+    /// Against other nodes; 1 is average.
+    speed_factor: f64,
     /// That this node can run.
     ours: Vec<ClassId>,
     /// That it cannot: their hints are not for us.
@@ -89,7 +92,10 @@ async fn claim_until_stopped(
     };
     let start = async {
         let listener = persist(|| node.options.db.listen(&[Channel::BuildJobs, Channel::Claims])).await?;
-        Ok::<_, DbError>((listener, Classes { ours: classes(node).await?, foreign: HashSet::new() }))
+        // Whatever a former process of this node had to say of its policy.
+        persist(|| node.options.db.report_policy_error(&node.options.node, node.options.incarnation, None)).await?;
+        let speed_factor = persist(|| node.options.db.speed_factor(&node.options.node)).await?;
+        Ok::<_, DbError>((listener, Classes { speed_factor, ours: classes(node).await?, foreign: HashSet::new() }))
     };
     let (mut listener, mut known) = tokio::select! {
         started = start => started.map_err(BuilderError::Database)?,
@@ -116,7 +122,7 @@ async fn claim_until_stopped(
             Wake::Stop => return Ok(()),
             Wake::Nothing => {}
             Wake::CheckClaims => check_claims(node).await,
-            Wake::Look => claim(node, &known.ours, jobs, abort).await?,
+            Wake::Look => claim(node, &known, jobs, abort).await?,
             Wake::Rescan | Wake::NewClass(_) => {
                 check_claims(node).await;
                 match classes(node).await {
@@ -128,7 +134,7 @@ async fn claim_until_stopped(
                 {
                     known.foreign.insert(class);
                 }
-                claim(node, &known.ours, jobs, abort).await?;
+                claim(node, &known, jobs, abort).await?;
             }
         }
     }
@@ -167,7 +173,7 @@ async fn check_claims(node: &Node) {
 /// Claims as much as there is room for, as long as there is something.
 async fn claim(
     node: &Arc<Node>,
-    known: &[ClassId],
+    known: &Classes,
     jobs: &mut JoinSet<()>,
     abort: &CancellationToken,
 ) -> Result<(), BuilderError> {
@@ -192,7 +198,7 @@ async fn claim(
                 return Ok(());
             }
         };
-        if wanted == 0 || known.is_empty() {
+        if wanted == 0 || known.ours.is_empty() {
             return Ok(());
         }
         let claimed = match claim_some(node, known, wanted).await {
@@ -216,34 +222,50 @@ async fn claim(
     }
 }
 
-async fn claim_some(node: &Arc<Node>, known: &[ClassId], wanted: u32) -> Result<Vec<ClaimedJob>, DbError> {
-    let db = &node.options.db;
-    let heads = db.queue_heads(known, wanted.min(HEADS_MAX)).await?;
-    if heads.candidates.is_empty() {
-        return Ok(Vec::new());
-    }
-    // A policy is foreign code with a budget of its own: not on this thread.
-    let ranking = Arc::clone(node);
-    let ranked = tokio::task::spawn_blocking(move || {
-        let Node { options: BuilderOptions { node, policy, .. }, .. } = &*ranking;
-        let asking = AskingNode { node: node.clone(), slots: wanted, speed_factor: 1.0 };
-        let order = |policy: &dyn Policy| order_candidates(policy, &asking, &heads.projects, &heads.candidates);
-        catch_unwind(AssertUnwindSafe(|| order(&**policy))).unwrap_or_else(|_| {
-            let error = PolicyError { reason: "it panicked".to_owned() };
-            (order(&FirstInFirstOut).0, Some(error))
+/// Heads of the ready queues → the policy's order → the first that can be locked. To fill n slots, up to n heads of each
+/// project; more only when others were quicker with those.
+async fn claim_some(node: &Arc<Node>, known: &Classes, wanted: u32) -> Result<Vec<ClaimedJob>, DbError> {
+    let BuilderOptions { db, node: id, incarnation, .. } = &node.options;
+    let mut claimed = Vec::new();
+    let mut per_project = wanted.min(HEADS_MAX);
+    for _ in 0..LOOKS_MAX {
+        let slots = wanted - claimed.len() as u32;
+        let heads = db.queue_heads(&known.ours, per_project).await?;
+        let seen = heads.candidates.len();
+        if seen == 0 {
+            break;
+        }
+        let asking = AskingNode { node: id.clone(), slots, speed_factor: known.speed_factor };
+        let policy = Arc::clone(&node.options.policy);
+        // A policy is foreign code with a budget of its own: not on this thread.
+        let ranked = tokio::task::spawn_blocking(move || {
+            order_candidates(&*policy, &asking, &heads.projects, &heads.candidates)
         })
-    })
-    .await;
-    // Only a runtime that is going down leaves no answer.
-    let Ok((order, error)) = ranked else { return Ok(Vec::new()) };
-    node.note_policy_error(error);
-    let tokens: Vec<ClaimToken> = (0..wanted).map(|_| ClaimToken::from_random(rand::random())).collect();
-    let claimed = db.claim_jobs(&node.options.node, node.options.incarnation, &order, &tokens).await;
-    if claimed.is_err() {
-        // It may have been carried out all the same, with the answer lost on its way.
-        node.unheard().extend(tokens);
+        .await;
+        // Only a runtime that is going down leaves no answer.
+        let Ok((order, error)) = ranked else { break };
+        node.note_policy_error(error).await;
+        let tokens: Vec<ClaimToken> = (0..slots).map(|_| ClaimToken::from_random(rand::random())).collect();
+        match db.claim_jobs(id, *incarnation, &order, &tokens).await {
+            Ok(more) => claimed.extend(more),
+            Err(error) => {
+                // It may have been carried out all the same, with the answer lost on its way.
+                node.unheard().extend(tokens);
+                if claimed.is_empty() {
+                    return Err(error);
+                }
+                tracing::warn!(error = %chain(&error), "Could not claim jobs");
+                node.slots.wake_after(CLAIM_RETRY_PAUSE);
+                break;
+            }
+        }
+        // All that there was, or all that the policy wants built.
+        if claimed.len() >= wanted as usize || order.len() < slots as usize || per_project >= HEADS_MAX {
+            break;
+        }
+        per_project = (per_project * 2).min(HEADS_MAX);
     }
-    claimed
+    Ok(claimed)
 }
 
 /// Gives back what a claim took whose answer was lost.

@@ -234,6 +234,7 @@ fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation,
         modulo: None,
         timeout_s: None,
         max_silent_s: None,
+        path_length: 1,
         drv_path: path,
     })
 }
@@ -262,7 +263,27 @@ fn in_order(found: HashMap<StorePath, GraphDerivation>) -> Vec<GraphDerivation> 
             }
         }
     }
+    note_path_lengths(&mut order);
     order
+}
+
+/// How long the longest chain above each is, itself included. Dependencies come first in `order`.
+fn note_path_lengths(order: &mut [GraphDerivation]) {
+    let places: HashMap<StorePath, usize> =
+        order.iter().enumerate().map(|(place, derivation)| (derivation.drv_path.clone(), place)).collect();
+    for place in (0..order.len()).rev() {
+        // What is available is not built, and nothing waits for it nor, through it, for what is below.
+        let (below, rest) = order.split_at_mut(place);
+        let derivation = &rest[0];
+        if derivation.available {
+            continue;
+        }
+        for (input, _) in &derivation.inputs {
+            if let Some(input) = places.get(input).and_then(|input| below.get_mut(*input)) {
+                input.path_length = input.path_length.max(derivation.path_length.saturating_add(1));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -286,6 +307,7 @@ mod tests {
             modulo: None,
             timeout_s: None,
             max_silent_s: None,
+            path_length: 1,
         };
         (path(name), derivation)
     }
@@ -305,5 +327,20 @@ mod tests {
         let place = |name| order.iter().position(|found| *found == path(name)).expect("there");
         assert_eq!(order.len(), 4);
         assert!(place(4) < place(2) && place(4) < place(3) && place(2) < place(1) && place(3) < place(1));
+    }
+
+    #[test]
+    fn the_longest_chain_above_counts() {
+        let lengths = |nodes: Vec<(StorePath, GraphDerivation)>| -> HashMap<StorePath, u32> {
+            in_order(nodes.into_iter().collect()).into_iter().map(|node| (node.drv_path, node.path_length)).collect()
+        };
+        // 1 → 2 → 4 → 5, 1 → 5, 3 → 4; 9 is outside.
+        let graph = vec![node(1, &[2, 5, 9]), node(2, &[4]), node(3, &[4]), node(4, &[5]), node(5, &[])];
+        let expected: HashMap<_, _> = [(1, 1), (2, 2), (3, 1), (4, 3), (5, 4)].map(|(n, l)| (path(n), l)).into();
+        assert_eq!(lengths(graph.clone()), expected);
+        // Nothing waits below what an upstream cache has.
+        let mut cut = graph;
+        cut[1].1.available = true;
+        assert_eq!(lengths(cut)[&path(4)], 2);
     }
 }

@@ -120,6 +120,7 @@ impl World {
             modulo: None,
             timeout_s: None,
             max_silent_s: None,
+            path_length: 1,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectLoad};
 use harmonia_core::ports::LogSpool as _;
 use harmonia_core::signer_api::BuildCompleteAnswer;
-use harmonia_core::{FailureKind, JobId, JobStatus, NodeId};
+use harmonia_core::{FailureKind, JobId, JobStatus};
 use harmonia_nix::worker_protocol::types::GcRequest;
 use harmonia_nix::{PublicKey, Sha256Hash};
 use tokio::task::JoinHandle;
@@ -388,6 +388,8 @@ async fn a_policy_that_panics_does_not_stop_work() {
     world.queue(&[&drv]).await;
     let running = Running::start_with(&world, |options| options.policy = Arc::new(Panics)).await;
     until("it is complete", || !world.recorded().completed.is_empty()).await;
+    let nodes = world.database.db.nodes(PATIENCE).await.expect("nodes");
+    assert!(nodes.iter().any(|node| node.policy_error.as_deref() == Some("it panicked")), "{nodes:?}");
     running.drain().await.expect("drains");
 }
 

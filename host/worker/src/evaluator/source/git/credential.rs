@@ -39,6 +39,9 @@ impl Authorization {
 }
 
 #[cfg(test)]
+mod served;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
