@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use harmonia_core::Clock;
@@ -56,6 +57,8 @@ pub(crate) struct Caller {
     pub(crate) stats: Arc<Stats>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) calls: Arc<Semaphore>,
+    /// Its calls that want the processor for longer than a tick.
+    pub(crate) busy: Arc<AtomicU32>,
     /// No call gets more than this.
     pub(crate) network: Network,
 }
@@ -69,12 +72,7 @@ impl Caller {
     {
         self.admit(export)?;
         let started = Instant::now();
-        let wall = Duration::from_millis(self.limits.wall_ms_max);
-        // The store is dropped with the future: whatever the host was doing for the guest ends there, too.
-        let outcome = match tokio::time::timeout(wall, self.run(network, run)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(CallFailure::Limit(LimitReached::Wall(self.limits.wall_ms_max))),
-        };
+        let outcome = self.run(network, run).await;
         self.ended(export, started, outcome)
     }
 
@@ -83,17 +81,25 @@ impl Caller {
         R: Send,
         F: for<'a> FnOnce(Guest<'a, 'env>) -> GuestFuture<'a, R> + Send,
     {
-        let _ours = self.calls.acquire().await.map_err(|_| self.too_many())?;
-        let _slot = self.engines.calls(self.program.is_pooled).acquire().await.map_err(|_| self.too_many())?;
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(self.limits.wall_ms_max);
+        // That others keep its places taken is no fault of a plugin.
+        let places = async { (self.calls.acquire().await, self.engines.calls(self.program.is_pooled).acquire().await) };
+        let Ok((Ok(_ours), Ok(_slot))) = tokio::time::timeout_at(deadline, places).await else {
+            return Err(self.too_many());
+        };
         let _running = self.engines.running();
-        let mut store = self.store(network, Yielding::EveryTick)?;
-        let outcome = async {
+        let mut store = self.store(network, Yielding::EveryTick(self.busy.clone()))?;
+        let guest = async {
             let instance = self.instances.instantiate_async(&mut store).await?;
             run(Guest { store: &mut store, instance: &instance, _env: PhantomData }).await
-        }
-        .await;
+        };
+        let outcome = tokio::time::timeout_at(deadline, guest).await;
         self.log_output(store.data_mut());
-        outcome.map_err(|error| self.failure(&error))
+        // The future is gone, and with the store goes whatever the host was doing for the guest.
+        match outcome {
+            Ok(outcome) => outcome.map_err(|error| self.failure(&error)),
+            Err(_) => Err(CallFailure::Limit(LimitReached::Wall(self.limits.wall_ms_max))),
+        }
     }
 
     /// [`Self::call`] for policies: they call nothing that waits.

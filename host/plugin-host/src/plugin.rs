@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use harmonia_core::Clock;
 use harmonia_core::plugin::PluginKind;
@@ -56,11 +57,15 @@ impl Plugin {
         program: Arc<Program>,
         stats: Arc<Stats>,
     ) -> Result<Self, LoadError> {
-        let caller = Arc::new(link(world, &spec, program, stats)?);
+        // Tried with a record of its own: what fails here is no fault of the one that runs now, whose broken circuit must
+        // not keep a better one out.
+        let trial = Arc::new(link(world, &spec, program.clone(), Arc::new(Stats::default()))?);
         let description =
-            description::describe(&caller).await.map_err(|error| LoadError::Describe(Box::new(error)))?;
+            description::describe(&trial).await.map_err(|error| LoadError::Describe(Box::new(error)))?;
         description.check_parameters(&spec)?;
-        let adapter = adapter(&caller).await?;
+        check_types(&trial).await?;
+        let caller = Arc::new(link(world, &spec, program, stats)?);
+        let adapter = adapter(&caller).map_err(mismatch)?;
         Ok(Self { spec, caller, adapter, description })
     }
 
@@ -81,7 +86,6 @@ pub(crate) fn link(
     if !problems.is_empty() {
         return Err(LoadError::Imports(problems));
     }
-    let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
     let with_wasi = program.contract.wants_wasi;
     let engine = world.engines.engine(program.is_pooled);
     let linker = imports::linker(engine, kind, with_wasi).map_err(mismatch)?;
@@ -105,17 +109,32 @@ pub(crate) fn link(
         shared: Shared::new(spec.grants(), world.store.clone(), world.clock.clone(), world.http.clone()),
         stats,
         clock: world.clock.clone(),
+        busy: Arc::new(AtomicU32::new(0)),
         calls: Arc::new(Semaphore::new(limits.concurrent_calls_max)),
         network: world.network,
         program,
     })
 }
 
-async fn adapter(caller: &Arc<Caller>) -> Result<Adapter, LoadError> {
+fn mismatch(error: wasmtime::Error) -> LoadError {
+    LoadError::Mismatch(format!("{error:#}"))
+}
+
+async fn check_types(caller: &Arc<Caller>) -> Result<(), LoadError> {
+    let caller = caller.clone();
+    let checked = match caller.program.contract.kind {
+        PluginKind::Forge => forge::v0_1::Adapter::new(caller).map_err(mismatch)?.check_types().await,
+        PluginKind::Reporter => reporter::v0_1::Adapter::new(caller).map_err(mismatch)?.check_types().await,
+        PluginKind::Scheduler => scheduler::v0_1::Adapter::new(caller).map_err(mismatch)?.check_types().await,
+    };
+    checked.map_err(LoadError::mismatch)
+}
+
+fn adapter(caller: &Arc<Caller>) -> wasmtime::Result<Adapter> {
     let caller = caller.clone();
     Ok(match caller.program.contract.kind {
-        PluginKind::Forge => Adapter::Forge(Arc::new(forge::v0_1::Adapter::new(caller).await?)),
-        PluginKind::Reporter => Adapter::Reporter(Arc::new(reporter::v0_1::Adapter::new(caller).await?)),
-        PluginKind::Scheduler => Adapter::Scheduler(Arc::new(scheduler::v0_1::Adapter::new(caller).await?)),
+        PluginKind::Forge => Adapter::Forge(Arc::new(forge::v0_1::Adapter::new(caller)?)),
+        PluginKind::Reporter => Adapter::Reporter(Arc::new(reporter::v0_1::Adapter::new(caller)?)),
+        PluginKind::Scheduler => Adapter::Scheduler(Arc::new(scheduler::v0_1::Adapter::new(caller)?)),
     })
 }

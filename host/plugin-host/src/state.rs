@@ -1,6 +1,8 @@
 //! What a call's store holds: the plugin's capabilities, its handles, and the bounds it is held to.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
@@ -19,12 +21,37 @@ pub(crate) struct State {
 }
 
 /// How a call gives way to others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) enum Yielding {
-    /// Every tick, to the other tasks of its thread.
-    EveryTick,
+    /// Every tick, to the other tasks of its thread; the longer, the more calls of its plugin want the processor.
+    EveryTick(Arc<AtomicU32>),
     /// Never: whoever calls waits on its thread.
     Never,
+}
+
+/// A call that outlived a tick is counted among those of its plugin that want the processor, until its store is gone.
+struct Busy(Arc<AtomicU32>);
+
+impl Busy {
+    fn new(count: Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    /// Together, the calls of one plugin use about one processor, whatever their number: the rest is for others.
+    async fn give_way(others: u32) {
+        if others == 0 {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(TICK_MS * u64::from(others))).await;
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl State {
@@ -43,6 +70,7 @@ impl State {
         store.set_epoch_deadline(1);
         let started = Instant::now();
         let mut ticks = 0;
+        let mut busy = None;
         store.epoch_deadline_callback(move |_| {
             // Called at most once a tick, and only while the guest itself runs: this counts its processor time.
             ticks += 1;
@@ -52,8 +80,12 @@ impl State {
             if started.elapsed().as_millis() > u128::from(limits.wall_ms_max) {
                 return Err(LimitReached::Wall(limits.wall_ms_max).into());
             }
-            Ok(match yielding {
-                Yielding::EveryTick => UpdateDeadline::Yield(1),
+            Ok(match &yielding {
+                Yielding::EveryTick(count) => {
+                    let busy = busy.get_or_insert_with(|| Busy::new(count.clone()));
+                    let others = busy.0.load(Ordering::Relaxed).saturating_sub(1);
+                    UpdateDeadline::YieldCustom(1, Box::pin(Busy::give_way(others)))
+                }
                 Yielding::Never => UpdateDeadline::Continue(1),
             })
         });

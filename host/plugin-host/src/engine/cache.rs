@@ -40,7 +40,22 @@ impl CodeCache {
         }
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        Ok(Self { folder, engine: format!("{:016x}", hasher.finish()) })
+        let cache = Self { folder, engine: format!("{:016x}", hasher.finish()) };
+        cache.remove_foreign();
+        Ok(cache)
+    }
+
+    /// Removes what other versions of the engine left.
+    fn remove_foreign(&self) {
+        let ours = format!("-{}.cwasm", self.engine);
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".cwasm") && !name.ends_with(&ours) {
+                // Whoever still needs it compiles it again.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// The file with the code of this component, if it is there.
@@ -101,7 +116,11 @@ mod tests {
         let file = cache.store("ab", &code).expect("written");
         assert_eq!(cache.find("ab"), Some(file.clone()));
         cache.load(&engine, &file).expect("loads");
-        let file = cache.store("cd", b"not code at all").expect("written");
-        assert!(cache.load(&engine, &file).is_err());
+        let damaged = cache.store("cd", b"not code at all").expect("written");
+        assert!(cache.load(&engine, &damaged).is_err());
+        let foreign = folder.path().join("c/ab-0000000000000000.cwasm");
+        fs::write(&foreign, b"of another version").expect("written");
+        CodeCache::open(folder.path().join("c"), &engine).expect("opens");
+        assert!(file.exists() && !foreign.exists());
     }
 }

@@ -14,7 +14,7 @@ use wasmtime::component::InstancePre;
 use self::bindings::exports::harmonia::forge as wit;
 use self::bindings::harmonia::forge::types;
 use crate::call::{Caller, Network};
-use crate::error::LoadError;
+use crate::error::CallError;
 use crate::loader::Contract;
 use crate::state::State;
 
@@ -54,15 +54,9 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Looks every interface up and checks its types.
-    pub(crate) async fn new(caller: Arc<Caller>) -> Result<Self, LoadError> {
-        let adapter = Self::look_up(caller).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
-        adapter.check_types().await?;
-        Ok(adapter)
-    }
-
-    async fn check_types(&self) -> Result<(), LoadError> {
-        let checked = self.caller.call("forge", Network::Closed, |guest| {
+    /// Checks the types of every exported function.
+    pub(crate) async fn check_types(&self) -> Result<(), CallError> {
+        let check = self.caller.call("forge", Network::Closed, |guest| {
             Box::pin(async move {
                 let (store, instance) = (guest.store, guest.instance);
                 check!(self, store, instance, webhooks, statuses, comments, discovery, branches);
@@ -70,10 +64,11 @@ impl Adapter {
                 Ok(())
             })
         });
-        checked.await.map_err(LoadError::mismatch)
+        check.await
     }
 
-    fn look_up(caller: Arc<Caller>) -> wasmtime::Result<Self> {
+    /// The error says which exported interface lacks which function.
+    pub(crate) fn new(caller: Arc<Caller>) -> wasmtime::Result<Self> {
         let found = Found { instances: &caller.instances, contract: &caller.program.contract };
         Ok(Self {
             webhooks: found.look_up("webhooks", wit::webhooks::GuestIndices::new)?,

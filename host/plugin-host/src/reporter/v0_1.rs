@@ -8,7 +8,7 @@ use harmonia_core::reporter::{Notification, NotificationKind, NotifiedFailure, R
 
 use self::bindings::exports::harmonia::reporter::reporter as wit;
 use crate::call::{Caller, Network};
-use crate::error::LoadError;
+use crate::error::CallError;
 
 /// What `bindgen!` makes of the track.
 mod bindings {
@@ -27,15 +27,17 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Looks the interface up and checks its types.
-    pub(crate) async fn new(caller: Arc<Caller>) -> Result<Self, LoadError> {
-        let reporter = wit::GuestIndices::new(&caller.instances)
-            .map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
-        let checked = caller.call("reporter", Network::Closed, |guest| {
-            Box::pin(async { reporter.load(guest.store, guest.instance).map(drop) })
+    /// The error says which function is missing.
+    pub(crate) fn new(caller: Arc<Caller>) -> wasmtime::Result<Self> {
+        Ok(Self { reporter: wit::GuestIndices::new(&caller.instances)?, caller })
+    }
+
+    /// Checks the types of its functions.
+    pub(crate) async fn check_types(&self) -> Result<(), CallError> {
+        let check = self.caller.call("reporter", Network::Closed, |guest| {
+            Box::pin(async { self.reporter.load(guest.store, guest.instance).map(drop) })
         });
-        checked.await.map_err(LoadError::mismatch)?;
-        Ok(Self { reporter, caller })
+        check.await
     }
 }
 

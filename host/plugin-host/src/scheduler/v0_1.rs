@@ -9,7 +9,7 @@ use wasmtime::component::Instance;
 
 use self::bindings::exports::harmonia::scheduler::policy as wit;
 use crate::call::{Caller, Invalid, Network};
-use crate::error::LoadError;
+use crate::error::CallError;
 use crate::reporter::v0_1::milliseconds;
 use crate::state::State;
 
@@ -29,15 +29,17 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Looks the interface up and checks its types.
-    pub(crate) async fn new(caller: Arc<Caller>) -> Result<Self, LoadError> {
-        let policy = wit::GuestIndices::new(&caller.instances)
-            .map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
-        let checked = caller.call("policy", Network::Closed, |guest| {
-            Box::pin(async { policy.load(guest.store, guest.instance).map(drop) })
+    /// The error says which function is missing.
+    pub(crate) fn new(caller: Arc<Caller>) -> wasmtime::Result<Self> {
+        Ok(Self { policy: wit::GuestIndices::new(&caller.instances)?, caller })
+    }
+
+    /// Checks the types of its functions.
+    pub(crate) async fn check_types(&self) -> Result<(), CallError> {
+        let check = self.caller.call("policy", Network::Closed, |guest| {
+            Box::pin(async { self.policy.load(guest.store, guest.instance).map(drop) })
         });
-        checked.await.map_err(LoadError::mismatch)?;
-        Ok(Self { policy, caller })
+        check.await
     }
 
     fn call<R>(

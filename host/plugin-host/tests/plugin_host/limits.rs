@@ -84,6 +84,30 @@ async fn a_spinning_guest_does_not_hold_up_others() {
 }
 
 #[tokio::test]
+async fn many_spinning_guests_of_one_plugin_take_turns() {
+    let world = World::new();
+    let mut spec = world.spec("slow", &reporter("", "(loop (br 0))"));
+    spec.limits.call.cpu_ms_max = Some(100);
+    world.load(spec).await;
+    let spinning: Vec<_> = (0..8)
+        .map(|_| {
+            let slow = world.host.reporter("slow").expect("loaded");
+            tokio::spawn(async move { slow.report(notification("k")).await })
+        })
+        .collect();
+    // The thread is free for others most of the time, although eight want all of it.
+    let mut turns = 0;
+    while spinning.iter().any(|call| !call.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        turns += 1;
+    }
+    assert!(turns > 40, "{turns}");
+    for call in spinning {
+        assert!(call.await.expect("no panic").is_err());
+    }
+}
+
+#[tokio::test]
 async fn the_whole_call_has_an_end_also_while_the_host_works() {
     let world = World::new();
     // Waits for the network by asking a host that never answers: a listener that accepts nothing.

@@ -38,6 +38,10 @@ async fn components_are_refused_by_name_with_what_to_do() {
             assert!(error.contains(text), "{name}: {error}");
         }
     }
+    let mut crowded = world.spec("crowded", &reporter("", ""));
+    crowded.limits.call.instances_max = Some(0);
+    let error = world.refusal(crowded).await;
+    assert!(error.contains("more than 0 core instances") && error.contains("instances_max"), "{error}");
     let mut pinned = world.spec("pinned", &reporter("", ""));
     pinned.sha256 = Some("00".repeat(32));
     assert!(world.refusal(pinned).await.contains("but sha256 pins 0000"));

@@ -66,10 +66,9 @@ async fn calls_in_flight_end_on_the_component_they_began_on() {
     let chat = world.host.reporter("chat").expect("loaded");
     let old = tokio::spawn(async move { chat.report(notification("k")).await });
     // Its first turn: from then on it is in the guest.
-    while world.host.metrics()[0].calls < 2 {
+    for _ in 0..3 {
         tokio::task::yield_now().await;
     }
-    tokio::task::yield_now().await;
     world.write("chat", &reporter("", OK));
     assert_eq!(world.host.reload_changed_files().await.loaded, ["chat"]);
     let new = world.host.reporter("chat").expect("loaded");
@@ -79,4 +78,22 @@ async fn calls_in_flight_end_on_the_component_they_began_on() {
     assert!(ended.is_err_and(|error| error.to_string().contains("processor time")));
     let status = world.host.statuses().remove(0);
     assert_eq!(status.broken_for_s, None);
+}
+
+#[tokio::test]
+async fn a_better_component_is_let_in_while_the_old_ones_circuit_is_broken() {
+    let world = World::new();
+    world.load(world.spec("chat", &reporter("", "unreachable"))).await;
+    let chat = world.host.reporter("chat").expect("loaded");
+    for _ in 0..5 {
+        chat.report(notification("k")).await.expect_err("traps");
+    }
+    assert!(world.host.statuses()[0].broken_for_s.is_some());
+    world.write("chat", &reporter("(func $s unreachable) (start $s)", OK));
+    assert_eq!(world.host.reload_changed_files().await.refused.len(), 1);
+    let status = world.host.statuses().remove(0);
+    assert!(status.broken_for_s.is_some() && status.failures == 5, "a refused one changes nothing: {status:?}");
+    world.write("chat", &reporter("", OK));
+    assert_eq!(world.host.reload_changed_files().await.loaded, ["chat"]);
+    assert_eq!(chat.report(notification("k")).await, Ok(()));
 }

@@ -73,6 +73,24 @@ async fn only_good_certificates_are_trusted() {
     }
 }
 
+#[tokio::test]
+async fn a_redirect_does_not_leave_tls() {
+    let plain = Server::new(|_| answer(200, "", "plain")).await;
+    let (authority, location) = (Authority::new(), format!("Location: {}\r\n", plain.url("/")));
+    let secure = Server::tls(authority.server("forge.example", |_| {}), move |_| answer(302, &location, "")).await;
+    let grant = format!("private:forge.example:{}", secure.port);
+    let mut plan = Plan::hosts(&[&grant, &plain.grant()]).name("forge.example", &["127.0.0.1"]);
+    plan.roots_pem = authority.pem.into_bytes();
+    let world = plan.world();
+    let mut call = world.call();
+    call.http_send(get(plain.url("/"))).await.expect("granted by itself");
+    match call.http_send(get(format!("https://forge.example:{}/", secure.port))).await {
+        Err(HttpError::Denied(text)) => assert!(text.contains("from https to http"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((secure.received().len(), plain.received().len()), (1, 1));
+}
+
 #[test]
 fn roots_that_are_none_are_refused() {
     let options = crate::capabilities::HttpClientOptions {
