@@ -45,8 +45,12 @@ async fn run(command: Command) -> Result<(), exit::Failure> {
         Command::Log(args) => command::log::run(&args).await,
         Command::Rebuild(args) => command::read::change(&args, Verb::Rebuild).await,
         Command::Cancel(args) => command::read::change(&args, Verb::Cancel).await,
+        Command::Plugin(command) => command::plugin::run(&command).await,
+        Command::Project(command) => command::project::run(&command).await,
+        Command::Deliveries(args) => command::project::deliveries(&args).await,
         Command::Keygen(args) => command::keygen::run(&args),
         Command::Migrate(args) => command::migrate::run(&args).await,
+        Command::Simulate(args) => command::simulate::run(args).await,
         Command::Config(ConfigCommand::Check(args)) => command::config_check::run(&args),
         Command::SandboxExec => Ok(()),
     }

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Redirect};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -15,10 +15,16 @@ use crate::state::AppState;
 mod builds;
 mod bundles;
 mod cache;
+mod dead_letters;
+mod deliveries;
 mod evaluations;
 mod health;
+mod internal;
 mod overview;
+mod plugins;
+mod projects;
 mod signer;
+mod webhooks;
 
 /// No inline script or style, nothing from elsewhere, no frames, no forms to elsewhere.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
@@ -51,7 +57,15 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/builds/{id}/log", get(builds::log))
         .route("/api/v1/builds/{id}/rebuild", post(builds::rebuild))
         .route("/api/v1/builds/{id}/cancel", post(builds::cancel))
-        .route("/api/v1/projects", get(overview::projects))
+        .route("/api/v1/projects", get(overview::projects).post(projects::add))
+        .route("/api/v1/projects/{*name}", patch(projects::set))
+        .route("/api/v1/project-settings", get(projects::list))
+        .route("/api/v1/repositories", get(projects::repositories))
+        .route("/api/v1/deliveries", get(deliveries::list))
+        .route("/api/v1/deliveries/{id}/replay", post(deliveries::replay))
+        .route("/api/v1/dead-letters", get(dead_letters::list))
+        .route("/api/v1/dead-letters/{kind}/{id}/replay", post(dead_letters::replay))
+        .route("/api/v1/plugins", get(plugins::list))
         .route("/api/v1/queue", get(overview::queue))
         .route("/api/v1/status", get(overview::status))
         .route("/api/v1/nodes", get(overview::nodes));
@@ -62,8 +76,12 @@ pub fn router(state: AppState) -> Router {
         .route("/ci/nodes", get(pages::nodes::show))
         .route("/ci/assets/{file}", get(pages::assets::show))
         .route("/ci/{*path}", get(pages::dispatch));
+    // Forges, and other nodes.
+    let machines = Router::new()
+        .route("/webhook/{forge}", post(webhooks::take))
+        .route("/internal/clone-credential", post(internal::clone_credential));
     let health = Router::new().route("/health", get(health::health)).route("/ready", get(health::ready));
-    surround(cache.merge(signer).merge(api).merge(pages).merge(health), state)
+    surround(cache.merge(signer).merge(api).merge(pages).merge(machines).merge(health), state)
 }
 
 /// What holds for every address: nothing found, nothing allowed, panics, errors in the client's form, headers.

@@ -1,0 +1,45 @@
+//! The loops of a frontend that have to do with forges: discovery, webhooks at forges, polling.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harmonia_coordinator::{AutoEnable, ProjectsOptions};
+use harmonia_core::NodeId;
+use harmonia_core::ports::Plugins;
+use harmonia_db::Db;
+use harmonia_worker::remote_heads::GitRemoteHeads;
+
+use crate::config::Config;
+
+/// How long a plain git repository has to say where its branches are.
+const REMOTE_TIME_MAX: Duration = Duration::from_mins(1);
+
+/// What discovery, hooks and polling need, from the configuration.
+pub(super) fn projects_options(
+    config: &Config,
+    db: Db,
+    plugins: Arc<dyn Plugins>,
+    node: NodeId,
+    public_url: String,
+) -> ProjectsOptions {
+    let rules = config.plugins.iter().map(|plugin| {
+        let topics = plugin.auto_enable.topics.iter().cloned().map(AutoEnable::Topic);
+        let names = plugin.auto_enable.names.iter().cloned().map(AutoEnable::Name);
+        (plugin.name.clone(), topics.chain(names).collect())
+    });
+    ProjectsOptions {
+        db,
+        plugins,
+        node,
+        public_url,
+        remote_heads: Arc::new(GitRemoteHeads::new(
+            PathBuf::from("git"),
+            config.eval.allow_file_urls,
+            REMOTE_TIME_MAX,
+        )),
+        auto_enable: rules.collect(),
+        discover_every: config.intervals.discovery.0,
+        every: config.intervals.forge_loops.0,
+    }
+}
