@@ -1,5 +1,6 @@
 //! Claiming: heads of the ready queues → an order by the caller → the first that can be locked.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 
 use harmonia_core::policy::{Candidate, ProjectLoad};
@@ -123,6 +124,15 @@ impl Db {
                 path_length: row.path_length as u32,
             });
         }
+        // The digest's heads and boosted ones come separately.
+        heads.candidates.sort_unstable_by_key(|head| (head.project, head.class, Reverse(head.priority), head.job));
+        let (mut queue, mut place) = (None, 0);
+        heads.candidates.retain(|head| {
+            let its = Some((head.project, head.class));
+            place = if queue == its { place + 1 } else { 1 };
+            queue = its;
+            place <= per_project
+        });
         Ok(heads)
     }
 

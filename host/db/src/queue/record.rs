@@ -45,7 +45,7 @@ impl Db {
                     r#"SELECT j.id, d.name, p.name AS project, p.scheduling_shares AS shares,
                            c.system || array_to_string(array_prepend('', c.features), ' ') AS "class!",
                            j.priority, j.queued_at, j.path_length,
-                           (SELECT coalesce(a.build_seconds,
+                           (SELECT coalesce(nullif(a.build_seconds, 0),
                                    extract(epoch FROM coalesce(a.uploading_at, a.finished_at) - a.started_at)::double precision)
                                FROM build_attempts a WHERE a.job_id = j.id AND a.outcome IN ('succeeded', 'failed')
                                ORDER BY a.id DESC LIMIT 1) AS build_seconds,
