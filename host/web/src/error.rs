@@ -22,6 +22,7 @@ use crate::state::AppState;
 mod convert;
 mod counts;
 
+pub(crate) use convert::refused_webhook;
 pub use counts::ErrorCounts;
 
 /// Name of the header that carries the request id, on requests from a proxy we trust nothing of, so only on answers.
@@ -29,6 +30,8 @@ pub(crate) const REQUEST_ID: &str = "x-request-id";
 
 /// How long a client is told to wait after a 503, in seconds.
 const RETRY_AFTER_S: u32 = 5;
+/// Longest wait that a client is told, whoever asks for it, in seconds.
+const RETRY_AFTER_S_MAX: u32 = 3600;
 
 type Cause = Arc<dyn Error + Send + Sync>;
 
@@ -121,6 +124,13 @@ impl WebError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", public)
     }
 
+    /// 503: somebody else asks us to wait.
+    pub(crate) fn wait(public: impl Into<String>, retry_after_s: u32) -> Self {
+        let mut error = Self::unavailable("asked-to-wait", public);
+        error.retry_after_s = Some(retry_after_s.clamp(1, RETRY_AFTER_S_MAX));
+        error
+    }
+
     /// 503: a backend cannot say now.
     pub(crate) fn unavailable(code: &'static str, public: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, public);
@@ -191,7 +201,7 @@ impl IntoResponse for WebError {
 pub(crate) enum Area {
     /// Nix: plain text, and never a 500.
     Cache,
-    /// Programs: [`ApiError`].
+    /// Programs: [`ApiError`]. Forges and other nodes are programs too.
     Api,
     /// People: a page.
     Pages,
@@ -203,7 +213,7 @@ impl Area {
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if is_below("/ci") {
             Self::Pages
-        } else if is_below("/api") || is_below("/health") || is_below("/ready") {
+        } else if ["/api", "/health", "/ready", "/webhook", "/internal"].into_iter().any(is_below) {
             Self::Api
         } else {
             Self::Cache
@@ -326,6 +336,11 @@ pub(crate) fn readiness(is_ready: bool, body: String) -> Response {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
     response
+}
+
+/// 202 when something follows from what was sent, 200 when nothing does.
+pub(crate) fn taken(follows: bool, body: impl IntoResponse) -> Response {
+    (if follows { StatusCode::ACCEPTED } else { StatusCode::OK }, body).into_response()
 }
 
 /// 200, or 206 when `is_partial`.

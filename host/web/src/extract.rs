@@ -82,6 +82,24 @@ impl FromRequestParts<AppState> for ApiUser {
     }
 }
 
+/// Whoever asks: with a token as [`ApiUser`], or anybody.
+pub(crate) struct Reader {
+    /// May see what is not public.
+    pub(crate) sees_all: bool,
+}
+
+impl FromRequestParts<AppState> for Reader {
+    type Rejection = WebError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
+        if parts.headers.contains_key(header::AUTHORIZATION) {
+            // A wrong token is told, not taken for none.
+            return ApiUser::from_request_parts(parts, state).await.map(|_| Self { sees_all: true });
+        }
+        Ok(Self { sees_all: false })
+    }
+}
+
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
@@ -99,7 +117,8 @@ pub(crate) async fn json<T: DeserializeOwned>(
         .map_err(|error| WebError::bad_request(format!("the body is not the JSON expected here: {error}")))
 }
 
-async fn bytes(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, WebError> {
+/// A body of at most `bytes_max`.
+pub(crate) async fn bytes(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, WebError> {
     refuse_declared_excess(headers, bytes_max as u64)?;
     let mut pieces = Pieces::new(body);
     let mut all = BytesMut::new();

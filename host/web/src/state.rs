@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harmonia_cache::{Reader, Signer};
 use harmonia_core::Clock;
-use harmonia_core::ports::LogSpool;
+use harmonia_core::ports::{LogSpool, Plugins};
 use harmonia_db::Db;
 use harmonia_nix::PublicKey;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ pub struct AppOptions {
     pub reader: Option<Reader>,
     /// Logs of builds that run on this node, older than what the database keeps.
     pub spool: Option<Arc<dyn LogSpool>>,
+    /// The forges, on frontends.
+    pub plugins: Arc<dyn Plugins>,
     /// URL of this server as clients see it, without a slash at the end. Also that of the binary cache.
     pub public_url: String,
     /// Keys that sign what the cache serves, newest first.
@@ -80,6 +82,10 @@ impl AppState {
 
     pub(crate) fn db(&self) -> &Db {
         &self.0.options.db
+    }
+
+    pub(crate) fn plugins(&self) -> &dyn Plugins {
+        self.0.options.plugins.as_ref()
     }
 
     pub(crate) fn hub(&self) -> &Hub {

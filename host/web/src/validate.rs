@@ -5,6 +5,8 @@ use harmonia_core::api::{NewEvaluation, Source};
 use harmonia_core::limits::ATTR_BYTES_MAX;
 use url::Url;
 
+pub mod projects;
+
 /// Longest project name, in bytes.
 const PROJECT_BYTES_MAX: usize = 200;
 /// Most parts of a project name (`forge/owner/group/name`).
@@ -152,7 +154,8 @@ fn check_commit(commit: &str) -> Result<String, InvalidEvaluation> {
     if is_full { Ok(commit.to_ascii_lowercase()) } else { Err(InvalidEvaluation::Commit(shorten(commit))) }
 }
 
-fn check_git_url(text: &str) -> Result<(), InvalidEvaluation> {
+/// What git may be told to fetch from; shown on pages, so without credentials.
+pub fn check_git_url(text: &str) -> Result<(), InvalidEvaluation> {
     let refuse = |reason| Err(InvalidEvaluation::Url { url: shorten(text), reason });
     if text.len() > URL_BYTES_MAX {
         return refuse("it is longer than 2000 bytes");

@@ -1,11 +1,13 @@
 //! Which refusal each crate's errors become. Public texts never contain a cause.
 
 use harmonia_cache::{ReadError, SignError, SignErrorKind};
+use harmonia_core::forge::ForgeError;
 use harmonia_db::DbError;
 
 use super::WebError;
 use crate::live::WatchError;
 use crate::validate::InvalidEvaluation;
+use crate::validate::projects::InvalidSettings;
 
 impl From<DbError> for WebError {
     fn from(error: DbError) -> Self {
@@ -58,6 +60,39 @@ impl From<ReadError> for WebError {
     }
 }
 
+/// What a forge answers while somebody waits for us: what may be better later is a 503, the rest is refused.
+impl From<ForgeError> for WebError {
+    fn from(error: ForgeError) -> Self {
+        match &error {
+            ForgeError::RetryAfter(seconds) => Self::wait("the forge asks us to wait: try again later", *seconds),
+            ForgeError::Unavailable(_) => {
+                Self::unavailable("forge-unavailable", "the forge does not answer now: try again").because(error)
+            }
+            ForgeError::Plugin(_) => plugin_broken().because(error),
+            ForgeError::Denied(_) => Self::refused("the forge does not let us: its operator must look at what was granted"),
+            ForgeError::NotFound => Self::refused("the forge does not know this"),
+            ForgeError::Invalid(_) => Self::refused("the forge's plugin makes no sense of this"),
+            ForgeError::Unsupported(_) => Self::refused("this forge cannot do that"),
+        }
+    }
+}
+
+fn plugin_broken() -> WebError {
+    WebError::unavailable("plugin-failed", "the forge's plugin failed: try again; its operator finds the cause in the log")
+}
+
+/// What became of a webhook that its plugin refused to take. The forge shows it to whoever looks at its deliveries.
+pub(crate) fn refused_webhook(forge: &str, error: ForgeError) -> WebError {
+    match &error {
+        ForgeError::Denied(_) => WebError::unauthorized("the signature of this delivery is missing or wrong"),
+        ForgeError::Invalid(reason) => {
+            WebError::bad_request(format!("this delivery cannot be understood: {}", reason.chars().take(300).collect::<String>()))
+        }
+        ForgeError::Unsupported(_) | ForgeError::NotFound => WebError::not_found(format!("the forge '{forge}' takes no webhooks")),
+        ForgeError::RetryAfter(_) | ForgeError::Unavailable(_) | ForgeError::Plugin(_) => error.into(),
+    }
+}
+
 impl From<WatchError> for WebError {
     fn from(error: WatchError) -> Self {
         match error {
@@ -78,6 +113,12 @@ impl From<askama::Error> for WebError {
 
 impl From<InvalidEvaluation> for WebError {
     fn from(error: InvalidEvaluation) -> Self {
+        Self::refused(error.to_string())
+    }
+}
+
+impl From<InvalidSettings> for WebError {
+    fn from(error: InvalidSettings) -> Self {
         Self::refused(error.to_string())
     }
 }

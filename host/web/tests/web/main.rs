@@ -2,8 +2,12 @@
 
 mod api;
 mod cache;
+mod forge;
+mod dead_letters;
 mod lifecycle;
 mod live;
 mod pages;
+mod projects;
 mod upload;
+mod webhooks;
 mod world;

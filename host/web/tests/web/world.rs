@@ -31,6 +31,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::forge::ScriptedForge;
+
 /// The API token that the world's database knows.
 pub(crate) const TOKEN: &str = "test-token-0123456789";
 pub(crate) const SYSTEM: &str = "x86_64-linux";
@@ -46,6 +48,7 @@ pub(crate) struct World {
     pub(crate) url: String,
     pub(crate) client: Client,
     pub(crate) state: AppState,
+    pub(crate) forge: ScriptedForge,
     pub(crate) spool: Arc<Spool>,
     pub(crate) s3: Option<S3Endpoint>,
     pub(crate) shutdown: CancellationToken,
@@ -106,12 +109,14 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let spool = Arc::new(Spool::default());
+        let forge = ScriptedForge::default();
         let shutdown = CancellationToken::new();
         let state = AppState::new(AppOptions {
             db: db.clone(),
             signer: parts.signer.then_some(signer),
             reader: parts.reader.then_some(reader),
             spool: Some(spool.clone()),
+            plugins: Arc::new(forge.clone()),
             public_url: url.clone(),
             public_keys: keys,
             version: "0.1.0-test".to_owned(),
@@ -128,6 +133,7 @@ impl World {
             url,
             client: Client::new(),
             state,
+            forge,
             spool,
             s3: Some(s3),
             shutdown,

@@ -1,0 +1,47 @@
+//! What other nodes ask of a frontend (`harmonia_core::frontend_api`), with their claim tokens.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use harmonia_core::forge::{ForgeError, ForgeFeature};
+use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest, WireCredential};
+
+use crate::error::WebError;
+use crate::extract::{self, Claim};
+use crate::state::AppState;
+
+const BODY_BYTES_MAX: usize = 4 << 10;
+
+/// The credential for the repository of the evaluation that the token holds, and for no other.
+pub(crate) async fn clone_credential(
+    State(state): State<AppState>,
+    Claim(token): Claim,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, WebError> {
+    let request: CloneCredentialRequest = extract::json(&headers, body, BODY_BYTES_MAX).await?;
+    let Some((name, repository)) = state.db().evaluation_repository(request.eval, &token).await? else {
+        return Err(WebError::not_found("the project of this evaluation has no forge"));
+    };
+    // Not a 404: that would say that none is needed.
+    let forge = state.plugins().forge(&name).ok_or_else(|| {
+        WebError::unavailable("forge-unavailable", format!("the forge '{name}' is not configured on this node: ask another"))
+    })?;
+    let credential = if forge.has(ForgeFeature::Credentials) {
+        match forge.clone_credential(repository).await {
+            Ok(credential) => credential,
+            Err(ForgeError::Unsupported(_)) => None,
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        None
+    };
+    let credential = credential.map(|credential| WireCredential {
+        user: credential.user,
+        password: credential.password.expose().to_owned(),
+        hosts: credential.hosts,
+    });
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(CloneCredentialAnswer { credential })).into_response())
+}
