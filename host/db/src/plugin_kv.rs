@@ -93,9 +93,7 @@ impl Db {
 
 /// Bounds of what a plugin names.
 fn check(key: &str, value_bytes: usize) -> Result<(), PluginStoreError> {
-    for (what, is, most) in
-        [("a key", key.len(), KEY_BYTES_MAX), ("a value", value_bytes, VALUE_BYTES_MAX)]
-    {
+    for (what, is, most) in [("a key", key.len(), KEY_BYTES_MAX), ("a value", value_bytes, VALUE_BYTES_MAX)] {
         if is > most {
             return Err(PluginStoreError::Limit(format!("{what} of {is} bytes, at most {most} are stored")));
         }

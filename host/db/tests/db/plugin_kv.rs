@@ -94,7 +94,7 @@ async fn of_concurrent_writers_one_wins() {
 async fn expired_values_are_absent_and_get_deleted() {
     let test = TestDatabase::new().await;
     let db = &test.db;
-    let hour = Some(Duration::from_secs(3600));
+    let hour = Some(Duration::from_hours(1));
     for key in ["a", "b", "c"] {
         db.set("p".to_owned(), key.to_owned(), b"x".to_vec(), hour, WriteCondition::Always).await.expect("written");
     }

@@ -19,9 +19,6 @@ pub(super) const SECRET_BYTES_MIN: usize = 4;
 /// Bytes of a form that are searched for; where they stand, as much of the rest as agrees is replaced too.
 const NEEDLE_BYTES_MAX: usize = 64;
 
-/// Shortest part of a base64 text that is searched for.
-const BASE64_CORE_MIN: usize = 6;
-
 /// Left as they are by encoders of URL components (RFC 3986), beside letters and digits.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// As `encodeURIComponent` does.
@@ -214,11 +211,10 @@ fn base64_forms(secret: &[u8]) -> Vec<String> {
         let digits = bytes.len() * 8 / 6;
         for text in [STANDARD_NO_PAD.encode(&*bytes), URL_SAFE_NO_PAD.encode(&*bytes)] {
             let core = text.get(skipped..digits).unwrap_or_default();
-            if core.len() >= BASE64_CORE_MIN {
-                forms.push(core.to_owned());
-                forms.push(core.replace('/', "\\/"));
-                forms.push(percent_encode(core.as_bytes(), UNRESERVED).to_string());
-            }
+            // Four digits at least, because a secret has four bytes at least.
+            forms.push(core.to_owned());
+            forms.push(core.replace('/', "\\/"));
+            forms.push(percent_encode(core.as_bytes(), UNRESERVED).to_string());
         }
     }
     forms

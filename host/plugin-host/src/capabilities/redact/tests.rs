@@ -45,6 +45,18 @@ fn basic_authentication_is_found_whatever_the_user() {
 }
 
 #[test]
+fn the_shortest_secrets_are_found_in_basic_authentication() {
+    for secret in ["pass", "passw", "passwo", "\t\t a"] {
+        let redactor = redactor(&[secret]);
+        for user in ["", "a", "ab", "abc"] {
+            let sent = basic(user, secret.as_bytes());
+            let text = redactor.text(&sent);
+            assert!(text.contains(MARK) && text != *sent, "{user}:{secret}: {text}");
+        }
+    }
+}
+
+#[test]
 fn secrets_that_overlap_leave_no_rest() {
     let redactor = redactor(&["abcdefgh", "efghijkl", "aaaa"]);
     assert_eq!(redactor.text("<abcdefghijkl>"), "<[secret]>");
