@@ -64,8 +64,8 @@ BEGIN
     JOIN projects p ON p.id = r.project_id
     LEFT JOIN building b ON b.project_id = r.project_id;
     INSERT INTO queue_digest (fresh_until, classes, projects, marks, shares, consumed_seconds, running)
-    -- At most a tenth of the time goes into digests, however long one takes.
-    VALUES (clock_timestamp() + 9 * (clock_timestamp() - v_start), coalesce(v_digest.classes, '{}'),
+    -- About a tenth of the time goes into digests, however long one takes.
+    VALUES (clock_timestamp() + least(9 * (clock_timestamp() - v_start), interval '5 s'), coalesce(v_digest.classes, '{}'),
         coalesce(v_digest.projects, '{}'), coalesce(v_digest.marks, '{}'), coalesce(v_digest.shares, '{}'),
         coalesce(v_digest.consumed_seconds, '{}'), coalesce(v_digest.running, '{}'))
     ON CONFLICT (only_row) DO UPDATE SET fresh_until = excluded.fresh_until, classes = excluded.classes,
@@ -94,8 +94,8 @@ DECLARE
     v_rows bigint;
 BEGIN
     SELECT * INTO v_digest FROM queue_digest WHERE only_row;
-    -- One remakes it at a time; the others take what is there.
-    IF (v_digest.fresh_until IS NULL OR v_digest.fresh_until < clock_timestamp())
+    -- One remakes it at a time; the others take what is there. (A clock that was set back must not make it last.)
+    IF (v_digest.fresh_until IS NULL OR v_digest.fresh_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 s')
         AND pg_try_advisory_xact_lock(hashtext('harmonia-ci queue digest'))
     THEN
         PERFORM remake_queue_digest();

@@ -61,7 +61,8 @@ async fn main() -> ExitCode {
 }
 
 fn arguments() -> Result<Arguments, Error> {
-    let mut found = Arguments { url: String::new(), claimers: 16, seconds: 10, slots: 1, policy: None, give_back: false };
+    let mut found =
+        Arguments { url: String::new(), claimers: 16, seconds: 10, slots: 1, policy: None, give_back: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;

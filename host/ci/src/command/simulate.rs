@@ -72,8 +72,8 @@ fn title(args: &SimulateArgs) -> String {
 
 fn workload(args: &SimulateArgs, fleet: Fleet) -> Result<Workload, Failure> {
     if let Some(path) = &args.queue {
-        let file = File::open(path)
-            .map_err(|error| Failure::usage(format!("could not open {}: {error}", path.display())))?;
+        let file =
+            File::open(path).map_err(|error| Failure::usage(format!("could not open {}: {error}", path.display())))?;
         return simulate::read_record(BufReader::new(file))
             .map_err(|error| Failure::usage(format!("{}: {}", path.display(), chain(&error))));
     }
@@ -84,7 +84,8 @@ fn workload(args: &SimulateArgs, fleet: Fleet) -> Result<Workload, Failure> {
     };
     let mut wanted =
         Generated { jobs: args.jobs, projects: args.projects, arrive_within_s: 0.0, shape, seed: args.seed };
-    let generate = |wanted: &Generated| simulate::generate(wanted).map_err(|error| Failure::usage(chain(&error).to_string()));
+    let generate =
+        |wanted: &Generated| simulate::generate(wanted).map_err(|error| Failure::usage(chain(&error).to_string()));
     wanted.arrive_within_s = match args.arrive_within_s {
         Some(seconds) if seconds.is_finite() && seconds >= 0.0 => seconds,
         Some(_) => return Err(Failure::usage("--arrive-within-s must be a number of seconds")),
@@ -143,7 +144,9 @@ fn print(outcome: &Outcome, took: Duration) {
     );
     println!("utilisation  {:.1} %", 100.0 * outcome.utilisation);
     match outcome.fairness {
-        Some(index) => println!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)"),
+        Some(index) => {
+            println!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)")
+        }
         None => println!("fairness     no window was contended"),
     }
     println!(

@@ -33,12 +33,7 @@ pub struct RecordedJob {
 impl Db {
     /// Up to `limit` jobs with an id above `after`, by id, that were queued since `since`. All jobs of the cluster are read
     /// by calling again with the last id.
-    pub async fn recorded_jobs(
-        &self,
-        since: Timestamp,
-        after: JobId,
-        limit: u32,
-    ) -> Result<Vec<RecordedJob>, DbError> {
+    pub async fn recorded_jobs(&self, since: Timestamp, after: JobId, limit: u32) -> Result<Vec<RecordedJob>, DbError> {
         let rows = self
             .run("record the queue", || {
                 sqlx::query!(

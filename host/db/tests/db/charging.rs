@@ -60,15 +60,15 @@ async fn a_second_is_charged_once_while_it_runs_and_when_it_ended() {
     // They end: what is left is charged, and then they are done with.
     age(&world, 50.0).await;
     world.complete(&claimed[0]).await.expect("complete");
-    db.fail_attempt(claimed[1].attempt, &claimed[1].token, &failure(None), &Default::default(), None).await.expect("fail");
+    db.fail_attempt(claimed[1].attempt, &claimed[1].token, &failure(None), &Default::default(), None)
+        .await
+        .expect("fail");
     let second = read(db).await;
     assert!(second.iter().all(|attempt| attempt.ended && (50.0..80.0).contains(&attempt.seconds())), "{second:?}");
     assert!(book(db, &second, project, after_first).await);
     assert_eq!(read(db).await, []);
-    let total: f64 = sqlx::query_scalar("SELECT sum(charged_seconds) FROM build_attempts")
-        .fetch_one(pool(db))
-        .await
-        .expect("a sum");
+    let total: f64 =
+        sqlx::query_scalar("SELECT sum(charged_seconds) FROM build_attempts").fetch_one(pool(db)).await.expect("a sum");
     assert!((consumed(db, project).await - total).abs() < 1e-6);
 }
 
@@ -93,17 +93,13 @@ async fn of_many_that_book_the_same_reading_one_does() {
 async fn decay_is_booked_once_and_made_up_for_after_downtime() {
     let world = World::new().await;
     let (db, project) = (&world.db, world.project);
-    let set = |consumed: f64| {
-        sqlx::query("UPDATE projects SET consumed_seconds = $1").bind(consumed).execute(pool(db))
-    };
+    let set = |consumed: f64| sqlx::query("UPDATE projects SET consumed_seconds = $1").bind(consumed).execute(pool(db));
     assert_eq!(db.decay_due().await.expect("due").consumed, [], "nobody consumed anything");
     set(1000.0).await.expect("set");
-    sqlx::query(
-        "UPDATE settings SET value = to_jsonb(now() - interval '3 hours') WHERE key = 'scheduling.decayed_at'",
-    )
-    .execute(pool(db))
-    .await
-    .expect("three hours without any frontend");
+    sqlx::query("UPDATE settings SET value = to_jsonb(now() - interval '3 hours') WHERE key = 'scheduling.decayed_at'")
+        .execute(pool(db))
+        .await
+        .expect("three hours without any frontend");
     let due = db.decay_due().await.expect("due");
     assert!((10_800.0..10_860.0).contains(&due.seconds), "{due:?}");
     assert_eq!(due.consumed, [(project, 1000.0)]);

@@ -4,6 +4,7 @@
 mod charging;
 mod deliveries;
 mod evaluations;
+mod heads;
 mod healing;
 mod histories;
 mod intake;
