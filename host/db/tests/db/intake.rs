@@ -2,6 +2,7 @@
 //! requests, approvals and permissions in `pull_requests`.
 
 mod pull_requests;
+mod storm;
 
 use std::time::Duration;
 
@@ -449,4 +450,18 @@ async fn a_frontend_needs_no_more_than_its_role() {
     db.rerun_candidates(forge.project, A).await.expect("candidates");
     db.known_permission(1, "x", Duration::from_mins(5)).await.expect("permission");
     forge.world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_busy_forge_is_left_out_when_deliveries_are_claimed() {
+    let forge = Forge::new().await;
+    forge.deliver("1", vec![Event::Discover]).await;
+    let node = harmonia_core::NodeId("n".to_owned());
+    let lease = Duration::from_mins(1);
+    let busy = ["forge".to_owned()];
+    let without = forge.db.claim_deliveries_except(&node, 9, lease, &busy).await.expect("claim");
+    assert_eq!(without, []);
+    let other = ["other".to_owned()];
+    let claimed = forge.db.claim_deliveries_except(&node, 9, lease, &other).await.expect("claim");
+    assert_eq!(claimed.len(), 1);
 }
