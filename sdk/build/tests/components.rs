@@ -83,6 +83,17 @@ fn policies_are_pure() {
     }
 }
 
+#[test]
+fn foreign_imports_are_found_and_named() {
+    // Built all the same, because the host's tests want to see them refused (`unchecked` in tests/guests/Cargo.toml).
+    for (name, foreign) in
+        [("imports_wasi", "wasi:cli/environment@0.2.0"), ("imports_unknown", "evil:system/shell@1.0.0")]
+    {
+        let error = component(&format!("guests/{name}")).check().expect_err("it imports what is not ours");
+        assert!(error.to_string().starts_with(&format!("it imports {foreign};")), "{error}");
+    }
+}
+
 /// Whether a command of another language's tools is there; `./dev plugins` leaves out what it cannot build, and says so.
 fn runs(program: &str, arguments: &[&str]) -> bool {
     let command = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();

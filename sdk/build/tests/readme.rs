@@ -54,4 +54,5 @@ fn a_newcomer_gets_a_running_plugin() {
     assert!(output.status.success(), "a command of sdk/README.md failed:\n{said}");
     assert!(folder.path().join("my-chat/my-chat.wasm").exists(), "{said}");
     assert!(said.contains("my-chat.wasm"), "the builder says what it built:\n{said}");
+    assert!(said.contains("denied") && said.contains("chat.example.org"), "the missing grant is named:\n{said}");
 }
