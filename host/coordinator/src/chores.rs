@@ -20,6 +20,10 @@ const SWEEP_EVERY_ROUNDS: u32 = 10;
 /// Bundles that no evaluation took up for this long are thrown away.
 const STALE_BUNDLE_AFTER: Duration = Duration::from_hours(24);
 
+/// How long deliveries of forges are kept after they came, for the list of recent ones and for replays. Forges deliver
+/// again for a few days at most.
+const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
+
 /// How the chores run.
 #[derive(Clone)]
 pub struct CoordinatorOptions {
@@ -100,6 +104,7 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
     if state.round.is_multiple_of(SWEEP_EVERY_ROUNDS) {
         sweep(&options.db).await?;
         options.db.delete_stale(STALE_BUNDLE_AFTER).await?;
+        options.db.delete_old_deliveries(DELIVERIES_KEPT).await?;
     }
     state.round = state.round.wrapping_add(1);
     Ok(())

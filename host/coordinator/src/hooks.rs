@@ -51,7 +51,12 @@ async fn put_right(options: &ProjectsOptions, target: &HookTarget) -> Result<(),
     match result {
         Ok(()) => {
             db.hook_done(target).await?;
-            info!(forge.name = target.forge, project = target.name, wanted = target.wanted, "The webhook is as it should be");
+            info!(
+                forge.name = target.forge,
+                project = target.name,
+                wanted = target.wanted,
+                "The webhook is as it should be"
+            );
         }
         Err(error) if !target.wanted && !error.is_transient() && target.attempts >= REMOVALS_MAX => {
             warn!(forge.name = target.forge, project = target.name, error = %error, "Left a webhook that we may not remove");

@@ -49,9 +49,8 @@ async fn sync_forge(options: &ProjectsOptions, mut sync: Sync) -> Result<u64, Db
         if let Some(error) = senseless(&page.items, page.next.as_deref(), sync.cursor.as_deref(), pages) {
             break ForgeError::Invalid(error);
         }
-        let saved = db
-            .save_sync_page(&mut sync, &page.items, page.next.as_deref(), LEASE, options.discover_every)
-            .await?;
+        let saved =
+            db.save_sync_page(&mut sync, &page.items, page.next.as_deref(), LEASE, options.discover_every).await?;
         if saved == PageSaved::LeaseLost {
             return Ok(pages as u64);
         }
@@ -82,11 +81,7 @@ fn senseless(items: &[ForgeRepository], next: Option<&str>, cursor: Option<&str>
 
 /// Makes projects of those repositories that the configuration means. Never of one that was a project before: whoever
 /// disabled it meant that.
-async fn auto_enable(
-    options: &ProjectsOptions,
-    forge: &str,
-    repositories: &[ForgeRepository],
-) -> Result<(), DbError> {
+async fn auto_enable(options: &ProjectsOptions, forge: &str, repositories: &[ForgeRepository]) -> Result<(), DbError> {
     let Some(rules) = options.auto_enable.get(forge).filter(|rules| !rules.is_empty()) else { return Ok(()) };
     let meant = repositories.iter().filter(|repository| rules.iter().any(|rule| rule.matches(repository)));
     let ids: Vec<String> = meant.map(|repository| repository.id.clone()).collect();
@@ -96,7 +91,9 @@ async fn auto_enable(
     for (repository, full_name) in options.db.repositories_without_project(forge, &ids).await? {
         let names = project_name::for_repository(forge, &full_name);
         match options.db.enable_repository(repository, &names, ACTOR).await {
-            Ok((_, name)) => info!(forge.name = forge, project = name, "Enabled {full_name}, as the configuration says"),
+            Ok((_, name)) => {
+                info!(forge.name = forge, project = name, "Enabled {full_name}, as the configuration says")
+            }
             Err(DbError::Refused { reason }) => warn!(forge.name = forge, "Could not enable {full_name}: {reason}"),
             // Gone, or renamed, in between: the next sync sees to it.
             Err(DbError::NotFound { .. }) => {}

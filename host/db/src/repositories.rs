@@ -86,12 +86,7 @@ impl Db {
 
     /// Takes one due sync of these forges for `lease`: a new one, or one that stopped half-way. A forge that was never
     /// synced is due.
-    pub async fn begin_sync(
-        &self,
-        node: &NodeId,
-        forges: &[String],
-        lease: Duration,
-    ) -> Result<Option<Sync>, DbError> {
+    pub async fn begin_sync(&self, node: &NodeId, forges: &[String], lease: Duration) -> Result<Option<Sync>, DbError> {
         self.run("note forges", || {
             sqlx::query!(
                 "INSERT INTO forge_syncs (forge) SELECT DISTINCT f FROM unnest($1::text[]) AS f

@@ -22,6 +22,7 @@ mod log_text;
 pub(crate) mod nodes;
 mod project;
 pub(crate) mod queue;
+pub(crate) mod settings;
 
 /// What surrounds every page.
 pub(crate) struct Frame {

@@ -74,6 +74,7 @@ pub fn router(state: AppState) -> Router {
         .route("/ci/", get(pages::home::show))
         .route("/ci/queue", get(pages::queue::show))
         .route("/ci/nodes", get(pages::nodes::show))
+        .route("/ci/settings/projects", get(pages::settings::projects))
         .route("/ci/assets/{file}", get(pages::assets::show))
         .route("/ci/{*path}", get(pages::dispatch));
     // Forges, and other nodes.

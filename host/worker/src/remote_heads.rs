@@ -86,8 +86,7 @@ impl GitRemoteHeads {
             None => command.args(["ls-remote", "--quiet", "--symref", "--", url, "HEAD"]),
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child =
-            command.spawn().map_err(|error| format!("could not run {}: {error}", self.git.display()))?;
+        let mut child = command.spawn().map_err(|error| format!("could not run {}: {error}", self.git.display()))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (stdout, stderr, status) = tokio::join!(read_bounded(stdout), read_bounded(stderr), child.wait());
         match status {
@@ -95,7 +94,11 @@ impl GitRemoteHeads {
             _ => {
                 let words: String = stderr.trim().chars().filter(|c| !c.is_control() || *c == '\n').collect();
                 let words: String = words.lines().collect::<Vec<_>>().join("; ");
-                Err(format!("git could not ask {}: {}", shown(url), words.chars().take(MESSAGE_CHARS_MAX).collect::<String>()))
+                Err(format!(
+                    "git could not ask {}: {}",
+                    shown(url),
+                    words.chars().take(MESSAGE_CHARS_MAX).collect::<String>()
+                ))
             }
         }
     }
@@ -145,7 +148,8 @@ fn check_branch(branch: &str) -> Result<(), String> {
 }
 
 fn check_url(url: &str, allow_file: bool) -> Result<(), String> {
-    let parsed = url::Url::parse(url).ok().filter(|_| url.len() <= URL_BYTES_MAX && url.bytes().all(|b| b.is_ascii_graphic()));
+    let parsed =
+        url::Url::parse(url).ok().filter(|_| url.len() <= URL_BYTES_MAX && url.bytes().all(|b| b.is_ascii_graphic()));
     match parsed {
         Some(parsed) if parsed.scheme() == "file" && !allow_file => {
             Err(format!("{} is a repository of this machine, which eval.allow_file_urls does not allow", shown(url)))

@@ -85,8 +85,9 @@ fn parse(args: &ProjectSetArgs) -> Result<ProjectChanges, Failure> {
         };
         fields.insert(key.to_owned(), value);
     }
-    serde_json::from_value(fields.into())
-        .map_err(|error| Failure::usage(format!("these are no settings: {error}")).hint("`project set --help` names them"))
+    serde_json::from_value(fields.into()).map_err(|error| {
+        Failure::usage(format!("these are no settings: {error}")).hint("`project set --help` names them")
+    })
 }
 
 async fn list(args: &Reading) -> Result<(), Failure> {
@@ -114,8 +115,7 @@ async fn repositories(args: &RepositoriesArgs) -> Result<(), Failure> {
     let mut all: Vec<RepositoryInfo> = Vec::new();
     loop {
         let after = all.last().map(|last| format!("{}:{}", last.forge, last.full_name));
-        let query =
-            [("search", args.search.as_deref()), ("forge", args.forge.as_deref()), ("after", after.as_deref())];
+        let query = [("search", args.search.as_deref()), ("forge", args.forge.as_deref()), ("after", after.as_deref())];
         let page: Vec<RepositoryInfo> = client.get(&path("/api/v1/repositories", &query)).await?;
         let is_last = page.len() < PAGE;
         all.extend(page);
@@ -147,8 +147,7 @@ async fn repositories(args: &RepositoriesArgs) -> Result<(), Failure> {
 pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
     let client = Client::find(&args.output.server)?;
     if let Some(id) = args.replay {
-        let changed: Changed =
-            client.post(&format!("/api/v1/deliveries/{id}/replay"), &serde_json::json!({})).await?;
+        let changed: Changed = client.post(&format!("/api/v1/deliveries/{id}/replay"), &serde_json::json!({})).await?;
         if args.output.json {
             return print_json(&changed);
         }
@@ -179,7 +178,8 @@ pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
 }
 
 fn settings_table(projects: &[ProjectSettings]) -> Table {
-    let mut table = Table::new(&["PROJECT", "KIND", "SOURCE", "STATE", "PULL REQUESTS", "BRANCHES", "POLLED", "SHARES"]);
+    let mut table =
+        Table::new(&["PROJECT", "KIND", "SOURCE", "STATE", "PULL REQUESTS", "BRANCHES", "POLLED", "SHARES"]);
     for project in projects {
         let source = match (&project.forge, &project.repository, &project.url) {
             (Some(forge), Some(repository), _) => format!("{forge}:{repository}"),
@@ -193,7 +193,8 @@ fn settings_table(projects: &[ProjectSettings]) -> Table {
             (_, _, Some(error), _) | (_, _, None, Some(error)) => format!("trouble: {error}"),
             _ => "enabled".to_owned(),
         };
-        let branches = project.default_branch.iter().chain(&project.branch_patterns).chain(&project.tree_branch_patterns);
+        let branches =
+            project.default_branch.iter().chain(&project.branch_patterns).chain(&project.tree_branch_patterns);
         table.row([
             project.name.clone(),
             project.kind.clone(),

@@ -1,10 +1,12 @@
-//! The loops of a frontend that have to do with forges: discovery, webhooks at forges, polling.
+//! The loops of a frontend that have to do with forges and reporters: deliveries, discovery, webhooks at forges, polling,
+//! statuses, notifications.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_coordinator::{AutoEnable, ProjectsOptions};
+use harmonia_coordinator::report::ReportOptions;
+use harmonia_coordinator::{AutoEnable, INTAKE_RETRIES, IntakeOptions, ProjectsOptions};
 use harmonia_core::NodeId;
 use harmonia_core::ports::Plugins;
 use harmonia_db::Db;
@@ -33,13 +35,39 @@ pub(super) fn projects_options(
         plugins,
         node,
         public_url,
-        remote_heads: Arc::new(GitRemoteHeads::new(
-            PathBuf::from("git"),
-            config.eval.allow_file_urls,
-            REMOTE_TIME_MAX,
-        )),
+        remote_heads: Arc::new(GitRemoteHeads::new(PathBuf::from("git"), config.eval.allow_file_urls, REMOTE_TIME_MAX)),
         auto_enable: rules.collect(),
         discover_every: config.intervals.discovery.0,
         every: config.intervals.forge_loops.0,
     }
+}
+
+/// What working off deliveries needs.
+pub(super) fn intake_options(config: &Config, db: Db, plugins: Arc<dyn Plugins>, node: NodeId) -> IntakeOptions {
+    IntakeOptions {
+        db,
+        plugins,
+        node,
+        merge_branches: config.forges.merge_branches.clone(),
+        // Evaluators do not yet say whether a derivation contains its commit's hash, so nothing is ever reused.
+        reuse_key: None,
+        retries: INTAKE_RETRIES,
+        every: config.intervals.forge_loops.0,
+    }
+}
+
+/// What statuses, comments and notifications need.
+pub(super) fn report_options(
+    config: &Config,
+    db: Db,
+    plugins: Arc<dyn Plugins>,
+    node: NodeId,
+    public_url: &str,
+) -> ReportOptions {
+    let mut options = ReportOptions::new(db, plugins, node, public_url);
+    options.status.prefix.clone_from(&config.statuses.prefix);
+    options.status.failed_attrs_max = config.statuses.failed_attributes_max as usize;
+    options.burst = config.intervals.reports.0;
+    options.poll = config.intervals.forge_loops.0;
+    options
 }

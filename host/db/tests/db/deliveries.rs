@@ -175,7 +175,8 @@ async fn heads_take_their_place_in_the_order_of_arrival() {
     record(db, "3", vec![pull(7, "b"), pull(8, "x")]).await;
     record(db, "4", vec![pull(7, "a")]).await;
     record(db, "4", vec![pull(7, "z")]).await;
-    let expected: Vec<(i64, String)> = [(7, "a"), (7, "b"), (8, "x"), (7, "a")].map(|(n, h)| (n, h.to_owned())).to_vec();
+    let expected: Vec<(i64, String)> =
+        [(7, "a"), (7, "b"), (8, "x"), (7, "a")].map(|(n, h)| (n, h.to_owned())).to_vec();
     assert_eq!(heads().await, expected, "each change once, going back is a change, a redelivery is none");
 
     // Old deliveries go, and with them all but the newest head of each pull request.

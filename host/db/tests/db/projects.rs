@@ -84,9 +84,8 @@ async fn settings_change_one_by_one() {
     db.add_git_project("git/x", "https://example.org/x.git", None, 60, "me").await.expect("added");
     let twice = db.add_git_project("git/x", "https://example.org/y.git", None, 60, "me").await;
     assert!(matches!(twice, Err(DbError::Refused { .. })), "{twice:?}");
-    let settings = async |name: &str| {
-        db.projects_settings(Some(name), None, false, 1).await.expect("listed").pop().expect("one")
-    };
+    let settings =
+        async |name: &str| db.projects_settings(Some(name), None, false, 1).await.expect("listed").pop().expect("one");
     let before = settings("git/x").await;
     assert_eq!((before.kind.as_str(), before.poll_interval_s, before.default_branch.clone()), ("git", 60, None));
     db.set_project("git/x", &ProjectChanges::default(), "me").await.expect("nothing to change");
@@ -109,7 +108,10 @@ async fn settings_change_one_by_one() {
     let after = settings("git/x").await;
     assert_eq!((after.is_public, after.scheduling_shares, after.pr_enabled), (false, 300, false));
     assert_eq!((after.pr_trust, after.poll_interval_s, after.poll_pull_requests), (PullRequestTrust::None, 5, true));
-    assert_eq!((after.default_branch.as_deref(), after.branch_patterns), (Some("trunk"), changes.branch_patterns.clone().expect("set")));
+    assert_eq!(
+        (after.default_branch.as_deref(), after.branch_patterns),
+        (Some("trunk"), changes.branch_patterns.clone().expect("set"))
+    );
     assert_eq!((after.build_tags, after.build_drafts, after.reuse_trees, after.enabled), (true, true, false, true));
     assert_eq!(db.projects_settings(None, None, true, 9).await.expect("listed"), [], "it is private now");
     db.set_project("git/x", &ProjectChanges { default_branch: Some(String::new()), ..Default::default() }, "me")

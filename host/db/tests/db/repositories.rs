@@ -135,8 +135,7 @@ async fn repositories_are_found_by_part_of_their_name_page_by_page() {
     let rows: Vec<_> = (0..25).map(|n| repository(&n.to_string(), &format!("Owner/repo-{n:02}_x"))).collect();
     db.upsert_repositories(FORGE, &rows).await.expect("upsert");
     let list = async |search: &str, after: Option<(&str, &str)>| -> Vec<String> {
-        let filter =
-            RepositoryFilter { forge: Some(FORGE), search: Some(search), public_only: true, after, limit: 10 };
+        let filter = RepositoryFilter { forge: Some(FORGE), search: Some(search), public_only: true, after, limit: 10 };
         db.repositories(filter).await.expect("listed").into_iter().map(|r| r.full_name).collect()
     };
     assert_eq!(list("REPO-1", None).await.len(), 10);

@@ -69,7 +69,9 @@ impl From<ForgeError> for WebError {
                 Self::unavailable("forge-unavailable", "the forge does not answer now: try again").because(error)
             }
             ForgeError::Plugin(_) => plugin_broken().because(error),
-            ForgeError::Denied(_) => Self::refused("the forge does not let us: its operator must look at what was granted"),
+            ForgeError::Denied(_) => {
+                Self::refused("the forge does not let us: its operator must look at what was granted")
+            }
             ForgeError::NotFound => Self::refused("the forge does not know this"),
             ForgeError::Invalid(_) => Self::refused("the forge's plugin makes no sense of this"),
             ForgeError::Unsupported(_) => Self::refused("this forge cannot do that"),
@@ -78,17 +80,23 @@ impl From<ForgeError> for WebError {
 }
 
 fn plugin_broken() -> WebError {
-    WebError::unavailable("plugin-failed", "the forge's plugin failed: try again; its operator finds the cause in the log")
+    WebError::unavailable(
+        "plugin-failed",
+        "the forge's plugin failed: try again; its operator finds the cause in the log",
+    )
 }
 
 /// What became of a webhook that its plugin refused to take. The forge shows it to whoever looks at its deliveries.
 pub(crate) fn refused_webhook(forge: &str, error: ForgeError) -> WebError {
     match &error {
         ForgeError::Denied(_) => WebError::unauthorized("the signature of this delivery is missing or wrong"),
-        ForgeError::Invalid(reason) => {
-            WebError::bad_request(format!("this delivery cannot be understood: {}", reason.chars().take(300).collect::<String>()))
+        ForgeError::Invalid(reason) => WebError::bad_request(format!(
+            "this delivery cannot be understood: {}",
+            reason.chars().take(300).collect::<String>()
+        )),
+        ForgeError::Unsupported(_) | ForgeError::NotFound => {
+            WebError::not_found(format!("the forge '{forge}' takes no webhooks"))
         }
-        ForgeError::Unsupported(_) | ForgeError::NotFound => WebError::not_found(format!("the forge '{forge}' takes no webhooks")),
         ForgeError::RetryAfter(_) | ForgeError::Unavailable(_) | ForgeError::Plugin(_) => error.into(),
     }
 }

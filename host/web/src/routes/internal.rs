@@ -27,7 +27,10 @@ pub(crate) async fn clone_credential(
     };
     // Not a 404: that would say that none is needed.
     let forge = state.plugins().forge(&name).ok_or_else(|| {
-        WebError::unavailable("forge-unavailable", format!("the forge '{name}' is not configured on this node: ask another"))
+        WebError::unavailable(
+            "forge-unavailable",
+            format!("the forge '{name}' is not configured on this node: ask another"),
+        )
     })?;
     let credential = if forge.has(ForgeFeature::Credentials) {
         match forge.clone_credential(repository).await {

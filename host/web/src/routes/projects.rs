@@ -64,7 +64,17 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<ProjectSettings>>, WebError> {
     let limit = query.limit.unwrap_or(LIST_LIMIT);
     let (only, after) = (query.project.as_deref(), query.after.as_deref());
-    Ok(Json(state.db().projects_settings(only, after, !reader.sees_all, limit).await?))
+    let mut projects = state.db().projects_settings(only, after, !reader.sees_all, limit).await?;
+    if !reader.sees_all {
+        // They may name servers and files that are nobody's business.
+        for project in &mut projects {
+            project.poll_error = None;
+            if let Some(hook) = &mut project.hook {
+                hook.error = None;
+            }
+        }
+    }
+    Ok(Json(projects))
 }
 
 /// Makes a project of a plain git repository, or enables a forge's.
@@ -91,9 +101,9 @@ pub(crate) async fn add(
         }
         AddProject::Git { url, name, branch, poll_interval_s } => {
             validate::check_git_url(&url)?;
-            let name = name.or_else(|| project_name::for_git_url(&url)).ok_or_else(|| {
-                WebError::refused("this URL says no name for the project: give one")
-            })?;
+            let name = name
+                .or_else(|| project_name::for_git_url(&url))
+                .ok_or_else(|| WebError::refused("this URL says no name for the project: give one"))?;
             validate::check_project(&name)?;
             if let Some(branch) = &branch {
                 rules::check_branch(branch)?;

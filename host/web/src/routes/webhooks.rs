@@ -39,8 +39,7 @@ pub(crate) async fn take(
         return Err(WebError::bad_request("this delivery has no id, or one longer than 200 bytes"));
     }
     let duration_ms = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
-    let recorded =
-        state.db().record_delivery(&NewDelivery { forge: &name, delivery: &delivery, duration_ms }).await?;
+    let recorded = state.db().record_delivery(&NewDelivery { forge: &name, delivery: &delivery, duration_ms }).await?;
     let (follows, word) = match recorded {
         Recorded::New(_) => (true, "queued"),
         Recorded::Duplicate => (true, "known already"),

@@ -54,7 +54,8 @@ pub fn check_changes(changes: &ProjectChanges) -> Result<(), InvalidSettings> {
     if patterns.len() > PATTERNS_MAX {
         return Err(InvalidSettings::TooManyPatterns);
     }
-    let is_good = |pattern: &str| (1..=PATTERN_BYTES_MAX).contains(&pattern.len()) && !pattern.chars().any(char::is_control);
+    let is_good =
+        |pattern: &str| (1..=PATTERN_BYTES_MAX).contains(&pattern.len()) && !pattern.chars().any(char::is_control);
     match patterns.iter().find(|pattern| !is_good(pattern)) {
         Some(bad) => Err(InvalidSettings::Pattern(shorten(bad))),
         None => Ok(()),

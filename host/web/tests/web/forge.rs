@@ -36,7 +36,8 @@ impl Forge for ScriptedForge {
         !self.mute || feature != ForgeFeature::Webhooks
     }
     fn webhook(&self, request: WebhookRequest) -> Answer<'_, Delivery> {
-        let header = |name: &str| request.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
+        let header =
+            |name: &str| request.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
         let answer = if self.broken {
             Err(ForgeError::Plugin("wasm trap: unreachable, with the secret 42".to_owned()))
         } else if header("x-signature") != Some(SIGNATURE.1) {

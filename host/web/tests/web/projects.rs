@@ -38,13 +38,12 @@ async fn a_git_repository_becomes_a_project() {
     let added = world.add(json!({ "kind": "git", "url": "https://example.org/group/thing.git" })).await;
     assert_eq!((added.name.as_str(), added.page.as_str()), ("git/group/thing", "/ci/git/group/thing/"));
     world.text(&added.page).await;
-    let named = json!({ "kind": "git", "url": "file:///srv/x", "name": "mine", "branch": "trunk", "poll_interval_s": 0 });
+    let named =
+        json!({ "kind": "git", "url": "file:///srv/x", "name": "mine", "branch": "trunk", "poll_interval_s": 0 });
     world.add(named.clone()).await;
     let listed: Vec<ProjectSettings> = world.get_as_admin("/api/v1/project-settings").await;
-    let rows: Vec<_> = listed
-        .iter()
-        .map(|p| (p.name.as_str(), p.default_branch.as_deref(), p.poll_interval_s, p.enabled))
-        .collect();
+    let rows: Vec<_> =
+        listed.iter().map(|p| (p.name.as_str(), p.default_branch.as_deref(), p.poll_interval_s, p.enabled)).collect();
     assert_eq!(rows, [("git/group/thing", None, 60, true), ("mine", Some("trunk"), 0, true)]);
     for (field, value) in [
         ("url", json!("ext::sh -c id")),
@@ -106,12 +105,19 @@ async fn private_repositories_are_for_those_with_a_token() {
     for name in ["o/open", "o/secret"] {
         world.add(json!({ "kind": "repository", "forge": FORGE, "repository": name })).await;
     }
-    for path in ["/api/v1/repositories", "/api/v1/repositories?search=secret", "/api/v1/project-settings",
-        "/api/v1/project-settings?project=o/secret", "/api/v1/projects", "/ci/"]
-    {
+    for path in [
+        "/api/v1/repositories",
+        "/api/v1/repositories?search=secret",
+        "/api/v1/project-settings",
+        "/api/v1/project-settings?project=o/secret",
+        "/api/v1/projects",
+        "/ci/",
+        "/ci/settings/projects",
+    ] {
         let text = world.text(path).await;
         assert!(!text.contains("secret"), "{path}: {text}");
     }
+    assert!(world.text("/ci/settings/projects").await.contains("forge:o/open"));
     assert_eq!(world.get("/ci/o/secret/").await.status().as_u16(), 404);
     let all: Vec<RepositoryInfo> = world.get_as_admin("/api/v1/repositories").await;
     assert_eq!(all.len(), 2);

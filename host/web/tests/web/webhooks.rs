@@ -7,8 +7,8 @@ use harmonia_core::api::{ApiError, Changed, DeliveryInfo, Source};
 use harmonia_core::forge::{Delivery, Event, ForgeError, Push, Reference, RepositoryRef};
 use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest};
 use harmonia_core::{ClaimToken, Incarnation, NodeId};
-use harmonia_db::testing::random_token;
 use harmonia_db::NewEvaluationRow;
+use harmonia_db::testing::random_token;
 use reqwest::{Method, Response};
 
 use crate::forge::{FORGE, PASSWORD, SIGNATURE, repository};
@@ -141,7 +141,8 @@ async fn bodies_and_headers_have_bounds() {
     assert_eq!(refusal(answer).await.0, 413);
     // What is no text, or too long, does not reach the plugin.
     let request = world.request(Method::POST, "/webhook/forge").header(SIGNATURE.0, SIGNATURE.1);
-    let request = request.header("X-Long", "x".repeat(9_000)).header("X-Odd", &b"\xff\xfe"[..]).header("X-Event", "Push");
+    let request =
+        request.header("X-Long", "x".repeat(9_000)).header("X-Odd", &b"\xff\xfe"[..]).header("X-Event", "Push");
     request.body(padded(500)).send().await.expect("answered");
     let seen = world.forge.headers_seen.lock().expect("lock").clone();
     assert!(seen.contains(&("x-event".to_owned(), "Push".to_owned())), "{seen:?}");
@@ -187,7 +188,10 @@ async fn a_clone_credential_is_for_who_holds_the_evaluation() {
         world.call("/internal/clone-credential", token, &CloneCredentialRequest { eval }).await
     };
     let answer = ask(held[0].0, &held[0].1).await;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["cache-control"]), (200, &"no-store".parse().expect("header")));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["cache-control"]),
+        (200, &"no-store".parse().expect("header"))
+    );
     let answer: CloneCredentialAnswer = answer.json().await.expect("JSON");
     let credential = answer.credential.expect("one");
     assert_eq!((credential.user.as_str(), credential.password.as_str()), ("user of o/1", PASSWORD));
