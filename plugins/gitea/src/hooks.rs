@@ -8,7 +8,6 @@ use serde::Deserialize;
 
 use crate::PER_PAGE;
 use crate::api::Api;
-use crate::model::page_of;
 
 /// Stands in the body where the host puts the webhook's secret.
 const PLACEHOLDER: &str = "WEBHOOK_SECRET";
@@ -35,7 +34,11 @@ pub(crate) fn install(api: &Api, repository: &RepositoryRef, url: &str) -> Resul
     let secret = secrets::open("webhook")?;
     let hooks = api.repository_url(repository, &["hooks"])?;
     let body = body(url);
-    let request = if let Some(id) = ours(api, repository, url)?.first() {
+    let mut there = ours(api, repository, url)?.into_iter();
+    let first = there.next();
+    // Two with one address: an answer was lost, or somebody installed one by hand.
+    remove_these(api, &hooks, there)?;
+    let request = if let Some(id) = first {
         Request::patch(http::url(&hooks, &[&id.to_string()])).json(&body)
     } else {
         let mut body = body;
@@ -52,8 +55,12 @@ pub(crate) fn remove(api: &Api, repository: &RepositoryRef, url: &str) -> Result
         Err(Error::NotFound) => return Ok(()),
         found => found?,
     };
-    for id in found {
-        match api.delete(&http::url(&hooks, &[&id.to_string()])) {
+    remove_these(api, &hooks, found.into_iter())
+}
+
+fn remove_these(api: &Api, hooks: &str, ids: impl Iterator<Item = u64>) -> Result<(), Error> {
+    for id in ids {
+        match api.delete(&http::url(hooks, &[&id.to_string()])) {
             Ok(_) | Err(Error::NotFound) => {}
             Err(error) => return Err(error),
         }
@@ -72,13 +79,17 @@ fn body(url: &str) -> Value {
 fn ours(api: &Api, repository: &RepositoryRef, url: &str) -> Result<Vec<u64>, Error> {
     let hooks = api.repository_url(repository, &["hooks"])?;
     let mut ours = Vec::new();
-    let mut page = Some("1".to_owned());
-    for _ in 0..PAGES_MAX {
-        let Some(number) = page else { break };
-        let answer = api.get(&http::query(&hooks, &[("limit", PER_PAGE), ("page", &number)]))?;
-        page = answer.link("next").and_then(page_of);
+    let mut seen = 0;
+    for page in 1..=PAGES_MAX {
+        let answer = api.get(&http::query(&hooks, &[("limit", PER_PAGE), ("page", &page.to_string())]))?;
+        // This list has no links to its next page, and a page may be shorter than was asked for.
+        let total = answer.header("x-total-count").and_then(|total| total.parse::<usize>().ok());
         let found: Vec<Hook> = answer.json()?;
+        seen += found.len();
         ours.extend(found.iter().filter(|hook| hook.config.url.as_deref() == Some(url)).map(|hook| hook.id));
+        if found.is_empty() || total.is_some_and(|total| seen >= total) {
+            break;
+        }
     }
     Ok(ours)
 }

@@ -48,6 +48,8 @@ pub(crate) fn complete(completion: &LoginCompletion) -> Result<User, Error> {
     let mut answer = with_headers(request)
         .secret_in_body(&client_secret, PLACEHOLDER)
         .capture_for("/access_token", &[&host_of(&instance)])
+        // Not used; captured so that it does not get in here.
+        .capture("/refresh_token")
         .fetch()
         .map_err(|error| match Error::from(error) {
             // A code that was used before, or is not one.

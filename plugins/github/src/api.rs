@@ -18,6 +18,10 @@ const CLOCK_SKEW_S: u64 = 60;
 const TOKEN_MARGIN_S: i64 = 300;
 /// How long we believe which installation a repository belongs to.
 const INSTALLATION_KEPT_S: u32 = 24 * 3600;
+/// How long we believe it even where an answer speaks against it (a transferred repository is refused, or not found).
+const INSTALLATION_CERTAIN_S: u64 = 300;
+/// GitHub's advice where a limit says nothing else.
+const RATE_LIMIT_WAIT_S: u32 = 60;
 
 /// Where GitHub is.
 pub(crate) struct Server {
@@ -76,24 +80,24 @@ pub(crate) struct App {
 impl App {
     /// With a JWT of this App, made when none is kept.
     pub(crate) fn open() -> Result<Self, Error> {
-        let server = Server::from_settings();
-        if let Some(jwt) = secrets::kept("jwt") {
-            return Ok(Self { server, jwt });
-        }
-        let now_s = time::now_ms() / 1000;
-        let claims = json!({
-            "iat": now_s.saturating_sub(CLOCK_SKEW_S),
-            "exp": now_s + u64::from(JWT_LIFETIME_S),
-            "iss": settings::required("app_id")?,
-        });
-        let jwt = secrets::open("key")?.derive_jwt_rs256(&claims.to_string(), JWT_LIFETIME_S)?;
-        jwt.keep("jwt", JWT_KEPT_S)?;
-        Ok(Self { server, jwt })
+        let jwt = secrets::kept("jwt").map_or_else(sign_jwt, Ok)?;
+        Ok(Self { server: Server::from_settings(), jwt })
     }
 
     /// `GET` as the App.
     pub(crate) fn get(&self, url: &str) -> Result<Response, Error> {
-        Ok(with_headers(Request::get(url)).bearer(&self.jwt).fetch()?)
+        self.call(|| Request::get(url))
+    }
+
+    /// A kept JWT may be of a key that was replaced: one more try with a new one.
+    fn call<'a>(&'a self, request: impl Fn() -> Request<'a>) -> Result<Response, Error> {
+        let answer = with_headers(request()).bearer(&self.jwt).send()?;
+        if answer.status != 401 {
+            return checked(answer);
+        }
+        let jwt = sign_jwt()?;
+        // A request of its own: the one above borrows a JWT that lives longer.
+        checked(with_headers(request()).bearer(&jwt).send()?)
     }
 
     /// A new token of an installation, kept until shortly before it expires. `wishes` may ask for less than all that the App
@@ -103,8 +107,7 @@ impl App {
             http::url(&self.server.api_url, &["app", "installations", &installation.to_string(), "access_tokens"]);
         let hosts = [self.server.api_host(), self.server.html_host()];
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-        let mut answer =
-            with_headers(Request::post(url)).bearer(&self.jwt).json(wishes).capture_for("/token", &hosts).fetch()?;
+        let mut answer = self.call(|| Request::post(url.as_str()).json(wishes).capture_for("/token", &hosts))?;
         let minted: Minted = answer.json()?;
         let token = answer.captured_secret(0)?;
         let expires_s = time::parse_rfc3339(&minted.expires_at)
@@ -118,30 +121,95 @@ impl App {
 
     /// A token for all that the App may do in this installation.
     pub(crate) fn installation_token(&self, installation: u64) -> Result<Secret, Error> {
-        let name = format!("installation/{installation}");
+        let name = token_name(installation);
         secrets::kept(&name).map_or_else(|| self.mint(installation, &name, &json!({})), Ok)
     }
 
+    /// The installation that a repository belongs to, as far as we know.
+    fn installation_of(&self, repository: &RepositoryRef) -> Result<Installation, Error> {
+        kv::get_json(&installation_key(repository))?.map_or_else(|| self.find_installation(repository), Ok)
+    }
+
     /// The installation that a repository belongs to. [`Error::NotFound`]: the App is not installed there.
-    fn installation_of(&self, repository: &RepositoryRef) -> Result<u64, Error> {
+    fn find_installation(&self, repository: &RepositoryRef) -> Result<Installation, Error> {
         let key = installation_key(repository);
-        if let Some(Installation { id }) = kv::get_json(&key)? {
-            return Ok(id);
-        }
         let (owner, name) = repository.owner_and_name()?;
         let url = http::url(&self.server.api_url, &["repos", owner, name, "installation"]);
-        let found: Installation = self.get(&url)?.json()?;
+        let found: FoundInstallation = match self.get(&url) {
+            Err(Error::NotFound) => {
+                kv::delete(&key)?;
+                return Err(Error::NotFound);
+            }
+            answer => answer?.json()?,
+        };
+        let found = Installation { id: found.id, found_at_s: time::now_ms() / 1000 };
         kv::set_json(&key, &found, Some(INSTALLATION_KEPT_S))?;
-        Ok(found.id)
+        Ok(found)
     }
+
+    /// Something of the installation that a repository belongs to. What we know of that may be old: the App was installed
+    /// anew, or the repository transferred.
+    fn with_installation<T>(
+        &self,
+        repository: &RepositoryRef,
+        get: impl Fn(u64) -> Result<T, Error>,
+    ) -> Result<(Installation, T), Error> {
+        let known = self.installation_of(repository)?;
+        match get(known.id) {
+            Err(Error::NotFound) => {
+                let found = self.find_installation(repository)?;
+                get(found.id).map(|got| (found, got))
+            }
+            result => result.map(|got| (known, got)),
+        }
+    }
+}
+
+fn sign_jwt() -> Result<Secret, Error> {
+    let now_s = time::now_ms() / 1000;
+    let claims = json!({
+        "iat": now_s.saturating_sub(CLOCK_SKEW_S),
+        "exp": now_s + u64::from(JWT_LIFETIME_S),
+        "iss": settings::required("app_id")?,
+    });
+    let jwt = secrets::open("key")?.derive_jwt_rs256(&claims.to_string(), JWT_LIFETIME_S)?;
+    jwt.keep("jwt", JWT_KEPT_S)?;
+    Ok(jwt)
+}
+
+/// The answer, when it is a success. Limits that GitHub words rather than announces are told from refusals.
+fn checked(answer: Response) -> Result<Response, Error> {
+    let number = |name: &str| answer.header(name).and_then(|value| value.trim().parse::<u64>().ok());
+    if matches!(answer.status, 403 | 429) && number("retry-after").is_none() {
+        let now_s = time::now_ms() / 1000;
+        let wait_s = |reset: u64| u32::try_from(reset.saturating_sub(now_s).max(1)).unwrap_or(u32::MAX);
+        if number("x-ratelimit-remaining") == Some(0) {
+            return Err(Error::RetryAfter(number("x-ratelimit-reset").map_or(RATE_LIMIT_WAIT_S, wait_s)));
+        }
+        if is_secondary_limit(&answer.body) {
+            return Err(Error::RetryAfter(RATE_LIMIT_WAIT_S));
+        }
+    }
+    Ok(answer.success()?)
+}
+
+fn is_secondary_limit(body: &[u8]) -> bool {
+    body.windows(20).any(|part| part.eq_ignore_ascii_case(b"secondary rate limit"))
 }
 
 fn installation_key(repository: &RepositoryRef) -> String {
     format!("installation/{}", repository.id)
 }
 
-#[derive(Serialize, Deserialize)]
+/// As we remember it.
+#[derive(Clone, Copy, Serialize, Deserialize)]
 struct Installation {
+    id: u64,
+    found_at_s: u64,
+}
+
+#[derive(Deserialize)]
+struct FoundInstallation {
     id: u64,
 }
 
@@ -154,6 +222,9 @@ struct Minted {
 pub(crate) struct Api {
     app: App,
     installation: u64,
+    /// The repository that brought us to this installation, where we were not told just now.
+    doubtful: Option<RepositoryRef>,
+    repository: Option<RepositoryRef>,
     token: Secret,
 }
 
@@ -161,23 +232,16 @@ impl Api {
     /// With a token of the installation that the repository belongs to.
     pub(crate) fn for_repository(repository: &RepositoryRef) -> Result<Self, Error> {
         let app = App::open()?;
-        let installation = app.installation_of(repository)?;
-        match app.installation_token(installation) {
-            Ok(token) => Ok(Self { app, installation, token }),
-            // Installed anew, or transferred: under another id.
-            Err(Error::NotFound) => {
-                kv::delete(&installation_key(repository))?;
-                let installation = app.installation_of(repository)?;
-                Self::for_installation(app, installation)
-            }
-            Err(error) => Err(error),
-        }
+        let (known, token) = app.with_installation(repository, |id| app.installation_token(id))?;
+        let age_s = (time::now_ms() / 1000).saturating_sub(known.found_at_s);
+        let doubtful = (age_s >= INSTALLATION_CERTAIN_S).then(|| repository.clone());
+        Ok(Self { app, installation: known.id, doubtful, repository: Some(repository.clone()), token })
     }
 
     /// With a token of this installation.
     pub(crate) fn for_installation(app: App, installation: u64) -> Result<Self, Error> {
         let token = app.installation_token(installation)?;
-        Ok(Self { app, installation, token })
+        Ok(Self { app, installation, doubtful: None, repository: None, token })
     }
 
     /// Where.
@@ -206,38 +270,66 @@ impl Api {
         self.call(|| Request::patch(url).json(body))
     }
 
-    /// A kept token may have been revoked (the App was removed and installed again): one more try with a new one.
+    /// A kept token may have been revoked, and what we know of the installation may be old: one more try with better ones.
     fn call(&self, request: impl Fn() -> Request<'static>) -> Result<Response, Error> {
         let answer = with_headers(request()).bearer(&self.token).send()?;
-        if answer.status != 401 {
-            return Ok(answer.success()?);
+        let refused = if answer.status == 401 {
+            let name = token_name(self.installation);
+            match self.app.mint(self.installation, &name, &json!({})) {
+                Ok(token) => return checked(with_headers(request()).bearer(&token).send()?),
+                // The App was removed, and perhaps installed again.
+                Err(Error::NotFound) => self.repository.as_ref().map(|repository| (repository, Error::NotFound)),
+                Err(error) => return Err(error),
+            }
+        } else {
+            match checked(answer) {
+                Err(error @ (Error::NotFound | Error::Denied(_))) => match &self.doubtful {
+                    Some(repository) => Some((repository, error)),
+                    None => return Err(error),
+                },
+                result => return result,
+            }
+        };
+        let Some((repository, error)) = refused else { return Err(Error::NotFound) };
+        let found = self.app.find_installation(repository)?;
+        if found.id == self.installation {
+            return Err(error);
         }
-        let name = format!("installation/{}", self.installation);
-        let token = self.app.mint(self.installation, &name, &json!({}))?;
-        Ok(with_headers(request()).bearer(&token).fetch()?)
+        let token = self.app.installation_token(found.id)?;
+        checked(with_headers(request()).bearer(&token).send()?)
     }
+}
+
+fn token_name(installation: u64) -> String {
+    format!("installation/{installation}")
 }
 
 /// The API as a user who just logged in.
 pub(crate) fn get_as_user(url: &str, token: &Secret) -> Result<Response, Error> {
-    Ok(with_headers(Request::get(url)).bearer(token).fetch()?)
+    checked(with_headers(Request::get(url)).bearer(token).send()?)
 }
 
 /// A token that may only read the contents of the installation's repositories, for git.
 pub(crate) fn clone_credential(repository: &RepositoryRef) -> Result<Credential, Error> {
     let app = App::open()?;
-    let installation = app.installation_of(repository)?;
-    let name = format!("clone/{installation}");
-    let password = match secrets::kept(&name) {
-        Some(kept) => kept,
-        None => app.mint(installation, &name, &json!({ "permissions": { "contents": "read" } }))?,
-    };
+    let wishes = json!({ "permissions": { "contents": "read" } });
+    let (_, password) = app.with_installation(repository, |installation| {
+        let name = format!("clone/{installation}");
+        secrets::kept(&name).map_or_else(|| app.mint(installation, &name, &wishes), Ok)
+    })?;
     Ok(Credential { user: "x-access-token".to_owned(), password, hosts: vec![app.server.html_host()] })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_told_from_a_refusal() {
+        assert!(is_secondary_limit(br#"{"message":"You have exceeded a secondary rate limit. Please wait"}"#));
+        assert!(!is_secondary_limit(br#"{"message":"Resource not accessible by integration"}"#));
+        assert!(!is_secondary_limit(b""));
+    }
 
     #[test]
     fn pages_are_found_from_the_api() {

@@ -4,7 +4,7 @@
 //! it is not there: an answer that was lost must not leave two.
 
 use harmonia_plugin::forge::Error;
-use harmonia_plugin::forge::statuses::{AnnotationLevel, State, Status};
+use harmonia_plugin::forge::statuses::{Annotation, AnnotationLevel, State, Status};
 use harmonia_plugin::serde_json::Value;
 use harmonia_plugin::{http, json, kv, settings, time};
 use serde::{Deserialize, Serialize};
@@ -37,16 +37,32 @@ pub(crate) fn report(api: &Api, status: &Status) -> Result<(), Error> {
 }
 
 /// A run as we remember it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Run {
     id: u64,
     completed: bool,
+    /// Fingerprints of the annotations that it shows: GitHub adds to them what an update brings.
+    annotations: Vec<u32>,
 }
 
 #[derive(Deserialize)]
 struct Found {
     id: u64,
     status: String,
+    output: Option<FoundOutput>,
+    app: Option<FoundApp>,
+}
+
+#[derive(Deserialize)]
+struct FoundOutput {
+    #[serde(default)]
+    annotations_count: usize,
+}
+
+#[derive(Deserialize)]
+struct FoundApp {
+    id: u64,
+    client_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -60,45 +76,73 @@ fn check_run(api: &Api, status: &Status) -> Result<(), Error> {
         Some(run) => Some(run),
         None => find(api, status)?,
     };
-    let body = run_body(status);
     // A run that is over stays as it is in the history: what begins again is a new one.
-    let again = known.filter(|run| !run.completed || status.state != State::Pending);
-    let mut answer = None;
-    if let Some(run) = again {
+    let known = known.filter(|run: &Run| !run.completed || status.state != State::Pending);
+    let shown = known.as_ref().map(|run| run.annotations.clone()).unwrap_or_default();
+    let new: Vec<&Annotation> =
+        annotations(status).filter(|annotation| !shown.contains(&fingerprint(annotation))).collect();
+    if known.is_none() || !new.is_empty() {
+        // Done twice, this leaves two. Should its answer be lost, the next attempt looks instead of remembering.
+        kv::delete(&key)?;
+    }
+    let mut updated = None;
+    if let Some(run) = &known {
         let url = api.repository_url(&status.repository, &["check-runs", &run.id.to_string()])?;
-        answer = match api.patch(&url, &body) {
-            Ok(updated) => Some(updated),
+        updated = match api.patch(&url, &run_body(status, &new)) {
+            Ok(answer) => Some(answer),
             Err(Error::NotFound) => None,
             Err(error) => return Err(error),
         };
     }
-    let answer = if let Some(updated) = answer {
-        updated
+    let (answer, shown) = if let Some(answer) = updated {
+        (answer, shown.into_iter().chain(new.into_iter().map(fingerprint)).collect())
     } else {
-        let mut body = body;
+        kv::delete(&key)?;
+        let all: Vec<&Annotation> = annotations(status).collect();
+        let mut body = run_body(status, &all);
         body["head_sha"] = json!(status.commit);
-        api.post(&api.repository_url(&status.repository, &["check-runs"])?, &body)?
+        let answer = api.post(&api.repository_url(&status.repository, &["check-runs"])?, &body)?;
+        (answer, all.into_iter().map(fingerprint).collect())
     };
-    let Found { id, status } = answer.json()?;
-    kv::set_json(&key, &Run { id, completed: status == "completed" }, Some(KEPT_S))?;
+    let Found { id, status, .. } = answer.json()?;
+    let run = Run { id, completed: status == "completed", annotations: shown };
+    kv::set_json(&key, &run, Some(KEPT_S))?;
     Ok(())
 }
 
 /// The newest run of ours with this name.
 fn find(api: &Api, status: &Status) -> Result<Option<Run>, Error> {
+    let app = settings::required("app_id")?;
     let url = api.repository_url(&status.repository, &["commits", &status.commit, "check-runs"])?;
     let url = http::query(&url, &[("check_name", &status.context), ("filter", "latest"), ("per_page", "100")]);
-    // A token of an App sees all runs of that name; those of others we may not change, and `app_id` wants the numeric id.
-    let url = match settings::required("app_id")? {
-        id if id.bytes().all(|byte| byte.is_ascii_digit()) => http::query(&url, &[("app_id", &id)]),
+    // A token of an App sees all runs of that name; those of others we may not change. `app_id` wants the numeric id.
+    let url = match &app {
+        id if id.bytes().all(|byte| byte.is_ascii_digit()) => http::query(&url, &[("app_id", id)]),
         _ => url,
     };
+    let is_ours = |run: &&Found| {
+        let by = run.app.as_ref();
+        by.is_none_or(|by| by.id.to_string() == app || by.client_id.as_deref().is_none_or(|id| id == app))
+    };
     let found: FoundRuns = api.get(&url)?.json()?;
-    Ok(found
-        .check_runs
-        .iter()
-        .max_by_key(|run| run.id)
-        .map(|run| Run { id: run.id, completed: run.status == "completed" }))
+    Ok(found.check_runs.iter().filter(is_ours).max_by_key(|run| run.id).map(|run| {
+        // Sent in this order; which they are is not told.
+        let shown = run.output.as_ref().map_or(0, |output| output.annotations_count);
+        Run {
+            id: run.id,
+            completed: run.status == "completed",
+            annotations: annotations(status).take(shown).map(fingerprint).collect(),
+        }
+    }))
+}
+
+fn annotations(status: &Status) -> impl Iterator<Item = &Annotation> {
+    status.annotations.iter().take(ANNOTATIONS_MAX)
+}
+
+fn fingerprint(annotation: &Annotation) -> u32 {
+    let Annotation { path, line, level, message } = annotation;
+    (fnv(&format!("{path}\n{line}\n{level:?}\n{message}")) >> 32) as u32
 }
 
 fn key(status: &Status) -> String {
@@ -114,13 +158,13 @@ fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn run_body(status: &Status) -> Value {
+fn run_body(status: &Status, annotations: &[&Annotation]) -> Value {
     let mut body = json!({
         "name": status.context,
         "output": {
             "title": status.description,
             "summary": cut(&status.summary, SUMMARY_BYTES_MAX),
-            "annotations": annotations(status),
+            "annotations": annotations.iter().map(|annotation| annotation_body(annotation)).collect::<Vec<_>>(),
         },
     });
     match status.state {
@@ -146,26 +190,19 @@ fn run_body(status: &Status) -> Value {
     body
 }
 
-fn annotations(status: &Status) -> Vec<Value> {
-    let level = |level: AnnotationLevel| match level {
+fn annotation_body(annotation: &Annotation) -> Value {
+    let level = match annotation.level {
         AnnotationLevel::Notice => "notice",
         AnnotationLevel::Warning => "warning",
         AnnotationLevel::Failure => "failure",
     };
-    status
-        .annotations
-        .iter()
-        .take(ANNOTATIONS_MAX)
-        .map(|annotation| {
-            json!({
-                "path": annotation.path,
-                "start_line": annotation.line,
-                "end_line": annotation.line,
-                "annotation_level": level(annotation.level),
-                "message": cut(&annotation.message, SUMMARY_BYTES_MAX),
-            })
-        })
-        .collect()
+    json!({
+        "path": annotation.path,
+        "start_line": annotation.line,
+        "end_line": annotation.line,
+        "annotation_level": level,
+        "message": cut(&annotation.message, SUMMARY_BYTES_MAX),
+    })
 }
 
 fn commit_status(status: &Status) -> Value {
@@ -195,7 +232,6 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 mod tests {
     use super::*;
     use harmonia_plugin::forge::RepositoryRef;
-    use harmonia_plugin::forge::statuses::Annotation;
 
     fn status(state: State) -> Status {
         Status {
@@ -227,7 +263,8 @@ mod tests {
             (State::Failure, "completed", Some("failure")),
             (State::Error, "completed", Some("cancelled")),
         ] {
-            let body = run_body(&status(state));
+            let status = status(state);
+            let body = run_body(&status, &annotations(&status).collect::<Vec<_>>());
             assert_eq!(body["status"], said);
             assert_eq!(body.get("conclusion").and_then(Value::as_str), conclusion);
             assert_eq!(body.get("completed_at").is_some(), conclusion.is_some());
@@ -235,7 +272,7 @@ mod tests {
             assert_eq!(body["output"]["summary"].as_str().map(str::len), Some(60_000));
         }
         let queued = Status { started_at_ms: None, finished_at_ms: None, ..status(State::Pending) };
-        assert_eq!(run_body(&queued)["status"], "queued");
+        assert_eq!(run_body(&queued, &[])["status"], "queued");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(crate) fn complete(completion: &LoginCompletion) -> Result<User, Error> {
         ])
         .secret_in_body(&client_secret, PLACEHOLDER)
         .capture_for("/access_token", &[&server.api_host()])
+        // Not used; captured so that it does not get in here.
+        .capture("/refresh_token")
         .fetch()?;
     if let Answer { error: Some(error) } = answer.json()? {
         return Err(Error::denied(format!("the login was refused: {error}")));

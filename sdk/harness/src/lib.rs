@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use harmonia_core::SystemClock;
 use harmonia_core::policy::Policy;
-use harmonia_core::ports::{Forge, Plugins as _, Reporter};
+use harmonia_core::ports::{Forge, PluginStore, Plugins as _, Reporter};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec, SecretGrant};
 
 pub use conformance::conformance;
@@ -52,6 +52,7 @@ pub struct Harness {
     secrets: Vec<(String, String)>,
     server_settings: Vec<(String, String)>,
     clock: Arc<dyn harmonia_core::Clock>,
+    store: Option<Arc<dyn PluginStore>>,
 }
 
 impl Harness {
@@ -62,6 +63,7 @@ impl Harness {
             secrets: Vec::new(),
             server_settings: Vec::new(),
             clock: Arc::new(SystemClock),
+            store: None,
         }
     }
 
@@ -110,6 +112,13 @@ impl Harness {
         self
     }
 
+    /// A store of the test's own, to look into it, or to start with what an earlier run left.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn PluginStore>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
     /// Loads it.
     ///
     /// # Panics
@@ -138,7 +147,7 @@ impl Harness {
         let host = PluginHost::new(HostOptions {
             cache_folder: cache_folder(),
             scratch_folder: folder.path().join("scratch"),
-            store: Arc::new(MemoryStore::new(Arc::clone(&self.clock))),
+            store: self.store.unwrap_or_else(|| Arc::new(MemoryStore::new(Arc::clone(&self.clock)))),
             clock: self.clock,
             http: HttpClient::new(&HttpClientOptions::default()).map_err(|error| harmonia_core::chain(&error))?,
         })
@@ -152,7 +161,7 @@ impl Harness {
 }
 
 /// Compiled components are kept from test to test: compiling is what takes long.
-fn cache_folder() -> PathBuf {
+pub fn cache_folder() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")).join("plugin-cache")
 }
