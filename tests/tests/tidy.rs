@@ -14,6 +14,10 @@ const OWNERS: &[(&str, &str)] = &[
     ("ed25519-dalek", "harmonia-nix"),
     ("s3s", "harmonia-embedded"),
     ("clap", "harmonia-ci"),
+    ("wasmtime", "harmonia-plugin-host"),
+    ("wasmtime-wasi", "harmonia-plugin-host"),
+    ("wit-component", "harmonia-plugin-build"),
+    ("jsonschema", "harmonia-fake-forges"),
     ("indicatif", "harmonia-ci"),
 ];
 
@@ -28,8 +32,28 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("web", &["core", "nix", "db", "cache"]),
     ("sandbox", &[]),
     ("embedded", &["core"]),
-    ("ci", &["core", "nix", "db", "cache", "coordinator", "worker", "web", "sandbox", "embedded"]),
+    ("plugin-host", &["core"]),
+    (
+        "ci",
+        &["core", "nix", "db", "cache", "coordinator", "worker", "plugin-host", "web", "sandbox", "embedded"],
+    ),
+    // Plugins know the contract only, as everybody's do.
+    ("plugin", &[]),
+    ("plugin-github", &["plugin"]),
+    ("plugin-gitea", &["plugin"]),
+    ("plugin-scheduler-fair", &["plugin"]),
+    ("example-chat-reporter", &["plugin"]),
+    ("example-critical-path", &["plugin"]),
+    ("example-minimal-forge", &["plugin"]),
+    ("test-guests", &["plugin"]),
+    ("plugin-build", &[]),
+    ("plugin-harness", &["core", "plugin-host"]),
+    ("fake-forges", &[]),
     ("tests", &[]),
+    (
+        "scenarios",
+        &["core", "nix", "db", "coordinator", "web", "plugin-host", "plugin-harness", "fake-forges"],
+    ),
 ];
 
 /// Most lines of one file: a room that one can see at a glance.

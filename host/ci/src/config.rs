@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) evaluator: Evaluator,
     pub(crate) eval: Eval,
     pub(crate) intervals: Intervals,
+    pub(crate) forges: Forges,
     pub(crate) statuses: Statuses,
     pub(crate) log: Log,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -170,6 +171,13 @@ pub(crate) struct Intervals {
     pub(crate) plugin_reload: Span,
 }
 
+/// What holds for every forge.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Forges {
+    pub(crate) merge_branches: Vec<String>,
+}
+
 /// How commits' statuses are named and how many there are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -298,6 +306,12 @@ impl Default for Intervals {
             reports: Span::seconds(5),
             plugin_reload: Span::seconds(2),
         }
+    }
+}
+
+impl Default for Forges {
+    fn default() -> Self {
+        Self { merge_branches: ["gh-readonly-queue/*", "staging", "trying"].map(str::to_owned).to_vec() }
     }
 }
 

@@ -200,9 +200,19 @@ async fn run_roles(
             policy: Arc::clone(&plugins.policy),
         };
         helpers.spawn(harmonia_coordinator::run(options, background.clone()));
-        let options =
-            forges::projects_options(config, db.clone(), forge_plugins.clone(), identity.node.clone(), public_url.clone());
+        let options = forges::projects_options(
+            config,
+            db.clone(),
+            forge_plugins.clone(),
+            identity.node.clone(),
+            public_url.clone(),
+        );
         helpers.spawn(harmonia_coordinator::run_projects(options, background.clone()));
+        let options = forges::intake_options(config, db.clone(), forge_plugins.clone(), identity.node.clone());
+        helpers.spawn(harmonia_coordinator::run_intake(options, background.clone()));
+        let options =
+            forges::report_options(config, db.clone(), forge_plugins.clone(), identity.node.clone(), &public_url);
+        helpers.spawn(harmonia_coordinator::report::run(options, background.clone()));
     }
     if let Some(signer) = &signer {
         helpers.spawn(signing::run(signer.clone(), db.clone(), background.clone()));

@@ -1,0 +1,1 @@
+//! See `tests/journeys`: a scenario for each journey of a forge.
