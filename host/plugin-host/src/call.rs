@@ -94,7 +94,7 @@ impl Caller {
             run(Guest { store: &mut store, instance: &instance, _env: PhantomData }).await
         };
         let outcome = tokio::time::timeout_at(deadline, guest).await;
-        self.log_output(store.data_mut());
+        Self::log_output(store.data_mut());
         // The future is gone, and with the store goes whatever the host was doing for the guest.
         match outcome {
             Ok(outcome) => outcome.map_err(|error| self.failure(&error)),
@@ -132,13 +132,16 @@ impl Caller {
     }
 
     fn admit(&self, export: &str) -> Result<(), CallError> {
-        self.stats
-            .admit(self.clock.now())
-            .map_err(|failure| CallError { plugin: self.name.clone(), export: export.to_owned(), failure })
+        self.stats.admit(self.clock.now()).map_err(|failure| CallError {
+            plugin: self.name.clone(),
+            export: export.to_owned(),
+            failure,
+        })
     }
 
     fn store(&self, network: Network, yielding: Yielding) -> Result<Store<State>, CallFailure> {
-        let capabilities = CallState::new(self.shared.clone(), self.network == Network::Granted && network == Network::Granted);
+        let capabilities =
+            CallState::new(self.shared.clone(), self.network == Network::Granted && network == Network::Granted);
         let wasi = Wasi::new(self.wasi, &self.scratch_folder, self.limits.stdio_bytes_max, self.clock.clone())
             .map_err(|e| {
                 CallFailure::NotLoaded(format!("no scratch folder in {}: {e}", self.scratch_folder.display()))
@@ -147,7 +150,7 @@ impl Caller {
         Ok(State::new(capabilities, wasi, self.limits).into_store(engine, yielding))
     }
 
-    fn log_output(&self, state: &mut State) {
+    fn log_output(state: &mut State) {
         let Some(output) = state.wasi.as_ref().map(|wasi| wasi.output()) else { return };
         for line in output.lines().filter(|line| !line.trim().is_empty()) {
             state.capabilities.log(Level::Info, line);
@@ -159,7 +162,8 @@ impl Caller {
     }
 
     fn ended<R>(&self, export: &str, started: Instant, outcome: Result<R, CallFailure>) -> Result<R, CallError> {
-        let outcome = outcome.map_err(|failure| CallError { plugin: self.name.clone(), export: export.to_owned(), failure });
+        let outcome =
+            outcome.map_err(|failure| CallError { plugin: self.name.clone(), export: export.to_owned(), failure });
         let broke = self.stats.ended(self.clock.now(), started.elapsed(), outcome.as_ref().err());
         if let Err(error) = &outcome
             && error.is_fault()

@@ -74,7 +74,8 @@ impl PluginHost {
         report.add("is let in and describes itself", Ok(()));
         let description = &plugin.description;
         let named = [("name", &description.name), ("version", &description.version)];
-        let lacking: Vec<&str> = named.iter().filter(|(_, text)| text.trim().is_empty()).map(|(name, _)| *name).collect();
+        let lacking: Vec<&str> =
+            named.iter().filter(|(_, text)| text.trim().is_empty()).map(|(name, _)| *name).collect();
         let told = if lacking.is_empty() { Ok(()) } else { Err(format!("no {}", lacking.join(", no "))) };
         report.add("says its name and version", told);
         match &plugin.adapter {

@@ -84,9 +84,7 @@ pub(crate) async fn describe(caller: &Caller) -> Result<Description, CallError> 
         })
         .await?;
     let parameters = |list: Vec<wit::Parameter>| {
-        list.into_iter()
-            .map(|p| Parameter { name: p.name, summary: p.summary, required: p.required })
-            .collect()
+        list.into_iter().map(|p| Parameter { name: p.name, summary: p.summary, required: p.required }).collect()
     };
     Ok(Description {
         name: said.name,

@@ -6,7 +6,7 @@
 mod cache;
 mod ticker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -69,30 +69,23 @@ impl Engines {
     /// interpreter: not on an async thread). The error is the compiler's text.
     pub(crate) fn compile(&self, sha256: &str, bytes: &[u8]) -> Result<Compiled, String> {
         let text = |e: wasmtime::Error| format!("{e:#}");
-        let file = match self.cache.find(sha256) {
-            Some(file) => file,
-            None => self.cache.store(sha256, &self.on_demand.precompile_component(bytes).map_err(text)?)?,
-        };
+        if let Some(file) = self.cache.find(sha256)
+            && let Ok(compiled) = self.load(&file)
+        {
+            return Ok(compiled);
+        }
+        // Not there yet, or damaged.
+        let code = self.on_demand.precompile_component(bytes).map_err(text)?;
+        let file = self.cache.store(sha256, &code)?;
+        self.load(&file).map_err(text)
+    }
+
+    fn load(&self, file: &Path) -> wasmtime::Result<Compiled> {
         // What fits into the pool is for the pool to say; it does so before anything is instantiated.
-        if let Ok(component) = self.cache.load(&self.pooled, &file) {
+        if let Ok(component) = self.cache.load(&self.pooled, file) {
             return Ok(Compiled { component, is_pooled: true });
         }
-        match self.cache.load(&self.on_demand, &file) {
-            Ok(component) => Ok(Compiled { component, is_pooled: false }),
-            Err(_) => {
-                // Written by something else than this very build, or damaged: compile again, once.
-                let code = self.on_demand.precompile_component(bytes).map_err(text)?;
-                let file = self.cache.store(sha256, &code)?;
-                match self.cache.load(&self.pooled, &file) {
-                    Ok(component) => Ok(Compiled { component, is_pooled: true }),
-                    Err(_) => self
-                        .cache
-                        .load(&self.on_demand, &file)
-                        .map(|component| Compiled { component, is_pooled: false })
-                        .map_err(text),
-                }
-            }
-        }
+        self.cache.load(&self.on_demand, file).map(|component| Compiled { component, is_pooled: false })
     }
 
     /// The engine that runs a component.

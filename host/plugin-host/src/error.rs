@@ -75,7 +75,9 @@ pub enum LoadError {
     #[error("the component does not fit the contract: {0}")]
     Mismatch(String),
     /// It needs a setting or a secret that is not configured.
-    #[error("the plugin needs the {what} '{name}' ({summary}): add it to `{what}s` of the plugin `{plugin}` ([[plugins]])")]
+    #[error(
+        "the plugin needs the {what} '{name}' ({summary}): add it to `{what}s` of the plugin `{plugin}` ([[plugins]])"
+    )]
     MissingParameter {
         /// Name of the instance.
         plugin: String,

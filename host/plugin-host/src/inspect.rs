@@ -65,9 +65,7 @@ impl PluginHost {
         };
         let world = World { network: Network::Closed, ..self.world().clone() };
         let described = match plugin::link(&world, &spec, program, Arc::new(Stats::default())) {
-            Ok(caller) => {
-                description::describe(&caller).await.map_err(|error| LoadError::Describe(Box::new(error)))
-            }
+            Ok(caller) => description::describe(&caller).await.map_err(|error| LoadError::Describe(Box::new(error))),
             Err(error) => Err(error),
         };
         match described {

@@ -62,8 +62,8 @@ async fn call(
     let program = host.program(&spec).await?;
     let caller = plugin::link(world, &spec, program, std::sync::Arc::new(Stats::default()))?;
     let found = find(&caller, export)?;
-    let parameters = arguments(&found.types, &input)
-        .map_err(|error| InvokeError::Input { at: error.at, reason: error.reason })?;
+    let parameters =
+        arguments(&found.types, &input).map_err(|error| InvokeError::Input { at: error.at, reason: error.reason })?;
     // What the port promises holds here, too.
     let network = if found.name == "webhooks.parse" { Network::Closed } else { Network::Granted };
     let results = found.types.results().len();
@@ -137,10 +137,7 @@ fn arguments(types: &ComponentFunc, input: &Value) -> Result<Vec<Val>, InputErro
                 let reason = format!("no such parameter; there are: {}", names.join(", "));
                 return Err(InputError { at: unknown.clone(), reason });
             }
-            parameters
-                .iter()
-                .map(|(name, ty)| from_json(ty, object.get(*name).unwrap_or(&Value::Null), name))
-                .collect()
+            parameters.iter().map(|(name, ty)| from_json(ty, object.get(*name).unwrap_or(&Value::Null), name)).collect()
         }
         _ => Err(InputError { at: "input".into(), reason: "an object or an array is expected".into() }),
     }

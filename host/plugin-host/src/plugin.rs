@@ -60,8 +60,7 @@ impl Plugin {
         // Tried with a record of its own: what fails here is no fault of the one that runs now, whose broken circuit must
         // not keep a better one out.
         let trial = Arc::new(link(world, &spec, program.clone(), Arc::new(Stats::default()))?);
-        let description =
-            description::describe(&trial).await.map_err(|error| LoadError::Describe(Box::new(error)))?;
+        let description = description::describe(&trial).await.map_err(|error| LoadError::Describe(Box::new(error)))?;
         description.check_parameters(&spec)?;
         check_types(&trial).await?;
         let caller = Arc::new(link(world, &spec, program, stats)?);

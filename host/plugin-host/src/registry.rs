@@ -68,9 +68,8 @@ struct Inner {
 impl PluginHost {
     /// Starts the engines; there are no plugins yet: [`Self::reload`] brings them.
     pub fn new(options: HostOptions) -> Result<Self, LoadError> {
-        let scratch_folder = wasi::scratch_folder(options.scratch_folder.clone()).map_err(|e| {
-            LoadError::CacheFolder { path: options.scratch_folder.clone(), reason: e.to_string() }
-        })?;
+        let scratch_folder = wasi::scratch_folder(options.scratch_folder.clone())
+            .map_err(|e| LoadError::CacheFolder { path: options.scratch_folder.clone(), reason: e.to_string() })?;
         Ok(Self(Arc::new(Inner {
             world: World {
                 engines: Engines::start(options.cache_folder)?,
@@ -225,7 +224,7 @@ impl PluginHost {
             Err(error) => {
                 let reason = harmonia_core::chain(&error);
                 tracing::warn!(plugin = %slot.name, "Plugin {} is not loaded as configured: {reason}", slot.name);
-                slot.refuse(spec, stamp, reason.to_string());
+                slot.refuse(spec, stamp, reason);
                 Err(error)
             }
         }
@@ -233,7 +232,10 @@ impl PluginHost {
 
     fn slot_or_new(&self, spec: &PluginSpec) -> Arc<Slot> {
         self.slots_mut(|slots| {
-            slots.entry(spec.name.clone()).or_insert_with(|| Arc::new(Slot::new(spec.clone(), Stats::default()))).clone()
+            slots
+                .entry(spec.name.clone())
+                .or_insert_with(|| Arc::new(Slot::new(spec.clone(), Stats::default())))
+                .clone()
         })
     }
 

@@ -89,9 +89,7 @@ impl PluginSpec {
     pub(crate) fn check_name(&self) -> Result<(), LoadError> {
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         let name = &self.name;
-        let fits = name.len() <= 64
-            && name.starts_with(good)
-            && name.chars().all(|c| good(c) || c == '-' || c == '_');
+        let fits = name.len() <= 64 && name.starts_with(good) && name.chars().all(|c| good(c) || c == '-' || c == '_');
         if fits { Ok(()) } else { Err(LoadError::BadName(name.clone())) }
     }
 }

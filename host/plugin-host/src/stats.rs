@@ -10,8 +10,7 @@ use crate::breaker::Breaker;
 use crate::error::{CallError, CallFailure};
 
 /// Upper bounds of the latency buckets, in microseconds; one more bucket holds the rest.
-pub const LATENCY_BUCKETS_US: [u64; 10] =
-    [50, 100, 500, 1_000, 5_000, 20_000, 100_000, 500_000, 2_000_000, 10_000_000];
+pub const LATENCY_BUCKETS_US: [u64; 10] = [50, 100, 500, 1_000, 5_000, 20_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Counters of one plugin since this node started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

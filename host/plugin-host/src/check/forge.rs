@@ -75,7 +75,10 @@ pub(super) async fn check(forge: &dyn Forge, report: &mut Report<'_>) {
         report.add("nobody is given a permission without a network", outcome);
     }
     if forge.has(ForgeFeature::Credentials) {
-        report.add("a clone credential is answered without a network", answered(forge.clone_credential(repository()).await));
+        report.add(
+            "a clone credential is answered without a network",
+            answered(forge.clone_credential(repository()).await),
+        );
     }
     if forge.has(ForgeFeature::Hooks) {
         let url = "https://ci.example/webhook/x".to_owned();

@@ -43,7 +43,11 @@ fn notification(kind: NotificationKind, failures: usize) -> Notification {
         succeeded: 0,
         failed: failures as u32,
         failures: vec![
-            NotifiedFailure { attr: strange.clone(), message: strange, url: "https://ci.example/build/1".into() };
+            NotifiedFailure {
+                attr: strange.clone(),
+                message: strange,
+                url: "https://ci.example/build/1".into()
+            };
             failures
         ],
         failed_before: None,

@@ -11,7 +11,8 @@ const AMOUNTS: [f64; 6] = [0.0, 1.0, 60.0, 3600.0, 1e6, 1e12];
 
 pub(super) fn check(policy: &dyn Policy, report: &mut Report<'_>) {
     for count in [0, 1, 1000] {
-        report.add(format!("{count} candidates are ranked: only these, none twice, twice the same"), rank(policy, count));
+        report
+            .add(format!("{count} candidates are ranked: only these, none twice, twice the same"), rank(policy, count));
     }
     report.add("a charge is finite and grows with what is charged", charge(policy));
     report.add("decay is finite, only takes away, and more with time", decay(policy));

@@ -157,13 +157,7 @@ impl Forge for Adapter {
         body: String,
     ) -> PortFuture<'_, Result<(), ForgeError>> {
         let repository: types::RepositoryRef = repository.into();
-        Box::pin(call!(
-            self,
-            comments,
-            "comments.post",
-            Network::Granted,
-            call_post(&repository, number, &key, &body)
-        ))
+        Box::pin(call!(self, comments, "comments.post", Network::Granted, call_post(&repository, number, &key, &body)))
     }
 
     fn repositories(&self, cursor: Option<String>) -> PortFuture<'_, Result<Page<ForgeRepository>, ForgeError>> {
@@ -224,13 +218,7 @@ impl Forge for Adapter {
     fn permission(&self, repository: RepositoryRef, user: String) -> PortFuture<'_, Result<Permission, ForgeError>> {
         let repository: types::RepositoryRef = repository.into();
         Box::pin(async move {
-            let call = call!(
-                self,
-                permissions,
-                "permissions.get",
-                Network::Granted,
-                call_get(&repository, &user)
-            );
+            let call = call!(self, permissions, "permissions.get", Network::Granted, call_get(&repository, &user));
             Ok(call.await?.into())
         })
     }

@@ -123,12 +123,7 @@ impl secrets::Host for State {
 }
 
 impl secrets::HostSecret for State {
-    fn verify_hmac_sha256(
-        &mut self,
-        secret: Resource<Secret>,
-        data: Vec<u8>,
-        mac: Vec<u8>,
-    ) -> wasmtime::Result<bool> {
+    fn verify_hmac_sha256(&mut self, secret: Resource<Secret>, data: Vec<u8>, mac: Vec<u8>) -> wasmtime::Result<bool> {
         let secret = self.secret(&secret)?;
         Ok(self.capabilities.verify_hmac_sha256(&secret, &data, &mac))
     }
@@ -170,10 +165,7 @@ impl secrets::HostSecret for State {
 }
 
 impl http::Host for State {
-    async fn send(
-        &mut self,
-        request: http::Request,
-    ) -> wasmtime::Result<Result<http::Response, http::HttpError>> {
+    async fn send(&mut self, request: http::Request) -> wasmtime::Result<Result<http::Response, http::HttpError>> {
         let auth = request
             .auth
             .into_iter()

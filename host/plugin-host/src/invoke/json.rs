@@ -35,13 +35,12 @@ pub(super) fn to_json(value: &Val) -> Value {
         }
         Val::Variant(name, None) | Val::Enum(name) => json!(name),
         Val::Variant(name, Some(value)) => one(name, to_json(value)),
-        Val::Option(None) => Value::Null,
         Val::Option(Some(value)) => to_json(value),
         Val::Result(Ok(value)) => one("ok", value.as_deref().map_or(Value::Null, to_json)),
         Val::Result(Err(value)) => one("err", value.as_deref().map_or(Value::Null, to_json)),
         Val::Flags(names) => json!(names),
         Val::Resource(_) => json!("[secret]"),
-        Val::Future(_) | Val::Stream(_) | Val::ErrorContext(_) => Value::Null,
+        Val::Option(None) | Val::Future(_) | Val::Stream(_) | Val::ErrorContext(_) => Value::Null,
     }
 }
 
@@ -164,8 +163,7 @@ pub(super) fn from_json(ty: &Type, value: &Value, at: &str) -> Result<Val, Input
         },
         Type::Flags(flags) => {
             let known: Vec<&str> = flags.names().collect();
-            let given: Option<Vec<&str>> =
-                value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
+            let given: Option<Vec<&str>> = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
             match given.filter(|given| given.iter().all(|name| known.contains(name))) {
                 Some(given) => Val::Flags(given.into_iter().map(ToOwned::to_owned).collect()),
                 None => return expected(&format!("a list of {}", known.join(", "))),

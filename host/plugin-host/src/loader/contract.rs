@@ -104,8 +104,7 @@ pub(crate) fn contract(imports: &[String], exports: &[String]) -> Result<Contrac
             *package == name.package && *track == name.track() && interfaces.contains(&name.interface.as_str())
         })
     };
-    let ours: Vec<InterfaceName> =
-        exports.iter().filter_map(|name| InterfaceName::parse(name)).filter(known).collect();
+    let ours: Vec<InterfaceName> = exports.iter().filter_map(|name| InterfaceName::parse(name)).filter(known).collect();
     let found: Vec<(&str, PluginKind)> = kinds
         .into_iter()
         .filter(|(package, _)| ours.iter().any(|name| name.package == *package && name.interface != "types"))
@@ -113,8 +112,7 @@ pub(crate) fn contract(imports: &[String], exports: &[String]) -> Result<Contrac
     let (package, kind) = match found.as_slice() {
         [one] => *one,
         [] => {
-            let known: Vec<String> =
-                TRACKS.iter().map(|(package, track, _)| format!("{package}@{track}")).collect();
+            let known: Vec<String> = TRACKS.iter().map(|(package, track, _)| format!("{package}@{track}")).collect();
             let exports = if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") };
             return Err(LoadError::NoWorld { exports, known: known.join(", ") });
         }
@@ -141,7 +139,12 @@ pub(crate) fn contract(imports: &[String], exports: &[String]) -> Result<Contrac
 }
 
 /// Every import that this kind of plugin may not have, or has no grant for.
-pub(crate) fn import_problems(imports: &[String], kind: PluginKind, wasi: WasiGrant, plugin: &str) -> Vec<ImportProblem> {
+pub(crate) fn import_problems(
+    imports: &[String],
+    kind: PluginKind,
+    wasi: WasiGrant,
+    plugin: &str,
+) -> Vec<ImportProblem> {
     imports
         .iter()
         .filter_map(|import| {
@@ -201,11 +204,14 @@ mod tests {
         list.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    /// Kind and exported interfaces, or a part of the error.
+    type Expected = Result<(PluginKind, &'static [&'static str]), &'static str>;
+
     const DESCRIPTION: &str = "harmonia:plugin/description@0.1.0";
 
     #[test]
     fn the_kind_is_told_from_the_exports() {
-        let cases: &[(&[&str], Result<(PluginKind, &[&str]), &str>)] = &[
+        let cases: &[(&[&str], Expected)] = &[
             (
                 &["harmonia:forge/login@0.1.0", DESCRIPTION, "harmonia:forge/webhooks@0.1.3"],
                 Ok((PluginKind::Forge, &["webhooks", "login"])),

@@ -44,9 +44,17 @@ struct State {
     /// As last configured; the running one may be an older one.
     wanted: PluginSpec,
     /// File and configuration of the last try, whatever became of it.
-    tried: Option<Option<Stamp>>,
+    tried: Tried,
     /// Why what is wanted does not run.
     problem: Option<String>,
+}
+
+/// What was tried last.
+#[derive(Debug, PartialEq, Eq)]
+enum Tried {
+    Nothing,
+    /// This file, or that there was none.
+    File(Option<Stamp>),
 }
 
 impl Slot {
@@ -57,7 +65,7 @@ impl Slot {
             state: RwLock::new(State {
                 plugin: None,
                 wanted: spec,
-                tried: None,
+                tried: Tried::Nothing,
                 problem: Some("it was not loaded yet".into()),
             }),
         }
@@ -66,7 +74,7 @@ impl Slot {
     /// Whether this configuration, with the file as it is, was tried already.
     pub(super) fn is_up_to_date(&self, spec: &PluginSpec) -> bool {
         let stamp = Stamp::of(&spec.path);
-        self.read(|state| state.wanted == *spec && state.tried == Some(stamp))
+        self.read(|state| state.wanted == *spec && state.tried == Tried::File(stamp))
     }
 
     pub(super) fn wanted(&self) -> PluginSpec {
@@ -75,12 +83,11 @@ impl Slot {
 
     /// What runs; the error says why nothing does.
     pub(super) fn plugin(&self) -> Result<Arc<Plugin>, String> {
-        self.read(|state| match &state.plugin {
-            Some(plugin) => Ok(plugin.clone()),
-            None => {
+        self.read(|state| {
+            state.plugin.clone().ok_or_else(|| {
                 let problem = state.problem.as_deref().unwrap_or("it is not configured");
-                Err(format!("plugin {} is not loaded: {problem}", self.name))
-            }
+                format!("plugin {} is not loaded: {problem}", self.name)
+            })
         })
     }
 
@@ -94,7 +101,7 @@ impl Slot {
         self.write(|state| {
             state.wanted = plugin.spec.clone();
             state.plugin = Some(Arc::new(plugin));
-            state.tried = Some(stamp);
+            state.tried = Tried::File(stamp);
             state.problem = None;
         });
     }
@@ -104,7 +111,7 @@ impl Slot {
         self.stats.refused_load(reason.clone());
         self.write(|state| {
             state.wanted = spec;
-            state.tried = Some(stamp);
+            state.tried = Tried::File(stamp);
             state.problem = Some(reason);
         });
     }

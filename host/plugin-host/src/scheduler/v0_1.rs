@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectLoad};
 use harmonia_core::JobId;
+use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectLoad};
 use wasmtime::Store;
 use wasmtime::component::Instance;
 
@@ -65,8 +65,7 @@ impl Policy for Adapter {
         let node = wit::Node { name: node.node.0.clone(), slots: node.slots, speed_factor: node.speed_factor };
         let projects: Vec<wit::Project> = projects.iter().map(project).collect();
         let candidates: Vec<wit::Candidate> = candidates.iter().map(candidate).collect();
-        let order =
-            self.call("policy.rank", |policy, store| policy.call_rank(store, &node, &projects, &candidates))?;
+        let order = self.call("policy.rank", |policy, store| policy.call_rank(store, &node, &projects, &candidates))?;
         // Numbers that no job can have are no candidates: left to whoever checks that.
         Ok(order.into_iter().filter_map(|job| i64::try_from(job).ok()).map(JobId).collect())
     }

@@ -128,7 +128,7 @@ async fn the_whole_call_has_an_end_also_while_the_host_works() {
     let started = Instant::now();
     let text = failure(&world, spec).await;
     assert!(text.contains("more than 300 ms") && text.contains("wall_ms_max"), "{text}");
-    assert!(started.elapsed() < Duration::from_secs(60), "it ended by its own limit, not by that of HTTP");
+    assert!(started.elapsed() < Duration::from_mins(1), "it ended by its own limit, not by that of HTTP");
 }
 
 #[tokio::test]

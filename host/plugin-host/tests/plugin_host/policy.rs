@@ -28,7 +28,7 @@ fn load(consumed_seconds: f64) -> ProjectLoad {
 }
 
 /// Last come, first served. A candidate takes 40 bytes, its id first.
-const LAST_FIRST: &str = r#"
+const LAST_FIRST: &str = "
     (i32.store (i32.const 1024) (i32.const 4096)) (i32.store (i32.const 1028) (local.get 7))
     (block $done (loop $next
         (br_if $done (i32.ge_u (local.get $i) (local.get 7)))
@@ -36,7 +36,7 @@ const LAST_FIRST: &str = r#"
             (i64.load (i32.add (local.get 6)
                 (i32.mul (i32.sub (i32.sub (local.get 7) (local.get $i)) (i32.const 1)) (i32.const 40)))))
         (local.set $i (i32.add (local.get $i) (i32.const 1)))
-        (br $next)))"#;
+        (br $next)))";
 const CHARGE: &str = "(f64.add (local.get 2) (local.get 4))";
 const DECAY: &str = "(f64.mul (local.get 0) (f64.const 0.5))";
 

@@ -82,7 +82,8 @@ async fn check_knows_bad_policies() {
 #[tokio::test]
 async fn an_export_is_called_with_json() {
     let world = World::new();
-    let spec = world.spec("p", &policy("", "(f64.add (local.get 2) (local.get 4))", "(f64.mul (local.get 0) (f64.const 2))"));
+    let spec =
+        world.spec("p", &policy("", "(f64.add (local.get 2) (local.get 4))", "(f64.mul (local.get 0) (f64.const 2))"));
     let project = json!({"id": 1, "shares": 100, "consumed-seconds": 1.5, "running": 0});
     let answer = world.host.call(spec.clone(), "policy.charge", json!({"project": project, "seconds": 2})).await;
     assert_eq!(answer.expect("answers"), json!(3.5));
