@@ -12,7 +12,8 @@ use harmonia_db::{Answer, Db, DueNotification, NewProject, ProjectKind};
 use crate::statuses::{LEASE, Reported, compute};
 use crate::world::{Eval, graph};
 
-const AWAY: Answer<'static> = Answer { next: Next::Again { after: Duration::from_secs(5), is_ambiguous: true }, error: "away" };
+const AWAY: Answer<'static> =
+    Answer { next: Next::Again { after: Duration::from_secs(5), is_ambiguous: true }, error: "away" };
 
 async fn claim(db: &Db, reporter: &str) -> Vec<DueNotification> {
     db.claim_notifications(&NodeId("one".to_owned()), reporter, 10, LEASE).await.expect("claim")
@@ -99,11 +100,10 @@ async fn a_dead_letter_lets_others_pass_and_can_be_replayed() {
     assert_eq!(keys(&claim(&it.db, "chat").await), ["builds-1-1"]);
     let letters = it.db.dead_letters(10).await.expect("list");
     let letter = &letters[0];
-    assert_eq!((letter.kind, letter.target.as_str(), letter.subject.as_str()), (
-        DeadLetterKind::Notification,
-        "chat",
-        "r evaluation-1"
-    ));
+    assert_eq!(
+        (letter.kind, letter.target.as_str(), letter.subject.as_str()),
+        (DeadLetterKind::Notification, "chat", "r evaluation-1")
+    );
     assert!(it.db.replay_dead_letter(letter.kind, letter.id, "bob").await.expect("replay"));
     assert_eq!(keys(&claim(&it.db, "chat").await), ["evaluation-1"]);
     assert!(!it.db.replay_dead_letter(DeadLetterKind::Notification, 999, "bob").await.expect("replay"));

@@ -308,13 +308,10 @@ async fn one_computation_a_project_at_a_time_and_none_twice() {
     it.evaluation("main").await;
     let slow = it.world.test.single_connection().await;
     sqlx::query!("BEGIN").execute(pool(&slow)).await.expect("begin");
-    sqlx::query!(
-        "SELECT pg_advisory_xact_lock(hashtext('harmonia-ci report'), hashtext($1))",
-        it.project.to_string()
-    )
-    .execute(pool(&slow))
-    .await
-    .expect("lock");
+    sqlx::query!("SELECT pg_advisory_xact_lock(hashtext('harmonia-ci report'), hashtext($1))", it.project.to_string())
+        .execute(pool(&slow))
+        .await
+        .expect("lock");
     let busy = it.db.compute_report(&it.target(), &[], PROGRESS, decide).await.expect("compute");
     assert_eq!(busy, ReportOutcome::Busy);
     sqlx::query!("ROLLBACK").execute(pool(&slow)).await.expect("roll back");

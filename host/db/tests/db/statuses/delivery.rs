@@ -12,7 +12,8 @@ use harmonia_db::{Answer, PauseKind};
 use super::{COMMIT, LEASE, PROGRESS, Reported};
 use crate::world::graph;
 
-const AWAY: Answer<'static> = Answer { next: Next::Again { after: Duration::from_secs(40), is_ambiguous: true }, error: "away" };
+const AWAY: Answer<'static> =
+    Answer { next: Next::Again { after: Duration::from_secs(40), is_ambiguous: true }, error: "away" };
 const DEAD: Answer<'static> = Answer { next: Next::Dead, error: "makes no sense" };
 
 /// A running evaluation whose status waits to be sent.
