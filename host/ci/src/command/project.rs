@@ -186,7 +186,7 @@ fn settings_table(projects: &[ProjectSettings]) -> Table {
             (_, _, Some(url)) => url.clone(),
             _ => String::new(),
         };
-        let hook_error = project.hook.as_ref().and_then(|hook| hook.error.clone());
+        let hook_error = project.hook.as_ref().and_then(|hook| hook.error.as_ref());
         let state = match (project.enabled, project.repository_removed, &project.poll_error, hook_error) {
             (false, ..) => "disabled".to_owned(),
             (_, true, ..) => "its repository is gone".to_owned(),
