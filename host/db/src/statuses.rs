@@ -19,8 +19,8 @@ use crate::error::DbError;
 use crate::outbox;
 
 pub use comments::OwedComment;
-pub(crate) use delivery::{Consequence, new_lease};
 pub use delivery::{Answer, DueStatus, PauseKind};
+pub(crate) use delivery::{Consequence, new_lease};
 
 /// Marks of jobs that are taken at once.
 const JOB_MARKS_MAX: i32 = 20_000;
@@ -128,7 +128,10 @@ impl Db {
         let connection = &mut *transaction;
         // One snapshot: what a mark tells of is in it when the mark is. Who was faster on these rows makes this fail and
         // start again.
-        sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *connection).await.map_err(failed)?;
+        sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
         // One at a time for each project, so that what its reporters hear is numbered in the order of commit.
         let is_ours = sqlx::query_scalar!(
             r#"SELECT pg_try_advisory_xact_lock(hashtext('harmonia-ci report'), hashtext($1)) AS "ours!""#,
@@ -154,7 +157,8 @@ impl Db {
         let mut changed = 0;
         if let Some(repository) = repository.filter(|_| !target.commit.is_empty()) {
             for status in &computed.statuses {
-                changed += u64::from(store(&mut *connection, repository, &target.commit, status, progress_every).await?);
+                changed +=
+                    u64::from(store(&mut *connection, repository, &target.commit, status, progress_every).await?);
             }
         }
         let mut notified = 0;

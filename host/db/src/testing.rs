@@ -42,19 +42,22 @@ pub fn random_token() -> ClaimToken {
 /// # Panics
 /// When the database does not answer.
 pub async fn time_passes(db: &Db, time: std::time::Duration) {
-    let by = crate::connection::interval(time);
-    sqlx::query!(
-        "WITH marks AS (UPDATE report_marks SET marked_at = marked_at - $1::interval),
-             computed AS (UPDATE commit_reports SET computed_at = computed_at - $1::interval),
-             pauses AS (UPDATE delivery_pauses SET until = until - $1::interval),
-             statuses AS (UPDATE commit_statuses SET next_attempt_at = next_attempt_at - $1::interval,
-                 leased_until = leased_until - $1::interval, delivered_at = delivered_at - $1::interval, desired_at = desired_at - $1::interval),
-             comments AS (UPDATE forge_comments SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval),
-             notifications AS (UPDATE outbox SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval)
-         SELECT 1 AS one",
-        by
-    )
-    .fetch_one(&db.pool)
+    // What dies in the middle of a transaction may hold rows for a moment, and wait for ours.
+    db.run("let time pass", || {
+        sqlx::query!(
+            "WITH marks AS (UPDATE report_marks SET marked_at = marked_at - $1::interval),
+                 jobs AS (UPDATE job_marks SET marked_at = marked_at - $1::interval),
+                 computed AS (UPDATE commit_reports SET computed_at = computed_at - $1::interval),
+                 pauses AS (UPDATE delivery_pauses SET until = until - $1::interval),
+                 statuses AS (UPDATE commit_statuses SET next_attempt_at = next_attempt_at - $1::interval,
+                     leased_until = leased_until - $1::interval, delivered_at = delivered_at - $1::interval, desired_at = desired_at - $1::interval),
+                 comments AS (UPDATE forge_comments SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval),
+                 notifications AS (UPDATE outbox SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval)
+             SELECT 1 AS one",
+            crate::connection::interval(time)
+        )
+        .fetch_one(&db.pool)
+    })
     .await
     .expect("time passes");
 }
@@ -88,9 +91,7 @@ pub async fn desired_statuses(db: &Db) -> Vec<(String, String, String, String)> 
         "SELECT commit_sha, context, desired_state, desired_description FROM commit_statuses ORDER BY commit_sha, context"
     );
     let rows = rows.fetch_all(&db.pool).await.expect("read desired statuses");
-    rows.into_iter()
-        .map(|row| (row.commit_sha, row.context, row.desired_state, row.desired_description))
-        .collect()
+    rows.into_iter().map(|row| (row.commit_sha, row.context, row.desired_state, row.desired_description)).collect()
 }
 
 impl TestDatabase {

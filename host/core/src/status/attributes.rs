@@ -62,7 +62,11 @@ fn repaired(view: &View<'_>, evaluation: &EvaluationReport, attr: &str, shown: S
     if let Some(now) = now.filter(|_| evaluation.facts.status != EvalStatus::Failed) {
         let is_under_way = matches!(now.state, AttrState::Pending | AttrState::Building | AttrState::Uploading);
         if is_under_way && !evaluation.stands() {
-            return if shown == StatusState::Pending { say(StatusState::Error, &ended_because(evaluation)) } else { None };
+            return if shown == StatusState::Pending {
+                say(StatusState::Error, &ended_because(evaluation))
+            } else {
+                None
+            };
         }
         return Some(of_attribute(view, evaluation, now));
     }

@@ -112,11 +112,9 @@ pub(super) fn failure(attr: &AttrReport) -> String {
             }
         }
         AttrState::Cancelled => message.map_or_else(|| "cancelled".to_owned(), |message| cut(message, 100)),
-        AttrState::Cached
-        | AttrState::Pending
-        | AttrState::Building
-        | AttrState::Uploading
-        | AttrState::Succeeded => "not failed".to_owned(),
+        AttrState::Cached | AttrState::Pending | AttrState::Building | AttrState::Uploading | AttrState::Succeeded => {
+            "not failed".to_owned()
+        }
     }
 }
 

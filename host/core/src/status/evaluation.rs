@@ -83,8 +83,7 @@ impl View<'_> {
 
     /// A status that says "pending" and that nothing is going to end.
     pub(super) fn abandoned(&self, shown: &ShownStatus, last: Option<&EvaluationReport>) -> DesiredStatus {
-        let reason =
-            last.map_or_else(|| "nothing evaluates this commit any more".to_owned(), ended_because);
+        let reason = last.map_or_else(|| "nothing evaluates this commit any more".to_owned(), ended_because);
         let mut status = self.status(&StatusContext::Evaluation, StatusState::Error, &reason);
         status.context.clone_from(&shown.context);
         status.attr.clone_from(&shown.attr);

@@ -51,8 +51,7 @@ pub fn notifications(report: &CommitReport, options: &StatusOptions) -> Vec<Told
         };
         if let Some(well) = ended.filter(|_| told.evaluation.is_none()) {
             told.evaluation = Some(well);
-            let kind =
-                if well { NotificationKind::EvaluationSucceeded } else { NotificationKind::EvaluationFailed };
+            let kind = if well { NotificationKind::EvaluationSucceeded } else { NotificationKind::EvaluationFailed };
             let key = format!("evaluation-{}", evaluation.id);
             notifications.push(notification(report, options, evaluation, kind, key));
         }
@@ -101,8 +100,9 @@ fn notification(
     } else {
         Vec::new()
     };
-    let at: Timestamp = if is_of_builds { evaluation.builds_finished_at.max(evaluation.finished_at) } else { evaluation.finished_at }
-        .unwrap_or(evaluation.created_at);
+    let at: Timestamp =
+        if is_of_builds { evaluation.builds_finished_at.max(evaluation.finished_at) } else { evaluation.finished_at }
+            .unwrap_or(evaluation.created_at);
     Notification {
         key,
         kind,

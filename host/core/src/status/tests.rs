@@ -91,10 +91,7 @@ fn an_evaluation_on_its_way() {
         (evaluation(1, Running, counts(0, 0)), &["nix-eval: pending evaluating -> /eval/1"]),
         (
             evaluation(1, Running, AttrCounts { pending: 2, building: 1, ..counts(5, 2) }),
-            &[
-                "nix-build: pending 2/5 done, still evaluating -> /eval/1",
-                "nix-eval: pending evaluating -> /eval/1",
-            ],
+            &["nix-build: pending 2/5 done, still evaluating -> /eval/1", "nix-eval: pending evaluating -> /eval/1"],
         ),
         (
             evaluation(1, Succeeded, AttrCounts { pending: 38, building: 1, ..counts(42, 3) }),
@@ -109,10 +106,7 @@ fn an_evaluation_on_its_way() {
         ),
         (
             EvaluationReport {
-                facts: Facts {
-                    allow_empty: true,
-                    ..evaluation(1, Succeeded, counts(0, 0)).facts
-                },
+                facts: Facts { allow_empty: true, ..evaluation(1, Succeeded, counts(0, 0)).facts },
                 ..evaluation(1, Succeeded, counts(0, 0))
             },
             &["nix-build: success nothing to build -> /eval/1", "nix-eval: success 0 attributes -> /eval/1"],
@@ -203,10 +197,7 @@ fn an_evaluation_that_came_to_nothing() {
     let failed = with(EvalStatus::Failed, &|eval| eval.error = Some("error: no flake.nix".to_owned()));
     assert_eq!(
         failed,
-        [
-            "nix-build: error not built: the evaluation failed -> /eval/1",
-            "nix-eval: failure no flake.nix -> /eval/1"
-        ]
+        ["nix-build: error not built: the evaluation failed -> /eval/1", "nix-eval: failure no flake.nix -> /eval/1"]
     );
     let cancelled = with(EvalStatus::Cancelled, &|eval| eval.error = Some("cancelled by bob".to_owned()));
     assert_eq!(
@@ -368,7 +359,8 @@ fn only_so_many_failures_get_a_status_of_their_own() {
 
 #[test]
 fn contexts_are_read_back_and_stay_apart() {
-    for context in [StatusContext::Evaluation, StatusContext::Builds, StatusContext::Attribute("a.\"b/c\"".to_owned())] {
+    for context in [StatusContext::Evaluation, StatusContext::Builds, StatusContext::Attribute("a.\"b/c\"".to_owned())]
+    {
         assert_eq!(StatusContext::parse("x/y", &context.name("x/y")), Some(context.clone()));
         assert_eq!(StatusContext::parse("x", &context.name("x/y")), None);
     }
@@ -448,4 +440,3 @@ fn reporters_are_told_once_and_again_when_a_rebuild_changes_it() {
     report.evaluations = vec![evaluation(3, EvalStatus::Failed, counts(0, 0))];
     step(&mut report, &[("evaluation-3", NotificationKind::EvaluationFailed)]);
 }
-

@@ -27,10 +27,11 @@ pub(super) async fn read(
     connection: &mut PgConnection,
     target: &ReportTarget,
 ) -> Result<Option<(CommitReport, Option<i64>)>, DbError> {
-    let project = sqlx::query!("SELECT name, status_prefix, repository_id FROM projects WHERE id = $1", target.project.0)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(failed)?;
+    let project =
+        sqlx::query!("SELECT name, status_prefix, repository_id FROM projects WHERE id = $1", target.project.0)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(failed)?;
     let Some(project) = project else { return Ok(None) };
     let (shown, waiting) = match project.repository_id {
         Some(repository) => {
@@ -51,11 +52,7 @@ pub(super) async fn read(
     Ok(Some((report, project.repository_id)))
 }
 
-async fn read_shown(
-    connection: &mut PgConnection,
-    repository: i64,
-    commit: &str,
-) -> Result<Vec<ShownStatus>, DbError> {
+async fn read_shown(connection: &mut PgConnection, repository: i64, commit: &str) -> Result<Vec<ShownStatus>, DbError> {
     let rows = sqlx::query!(
         "SELECT context, attr, desired_state FROM commit_statuses WHERE repository_id = $1 AND commit_sha = $2
          ORDER BY id LIMIT 2000",
@@ -68,7 +65,8 @@ async fn read_shown(
     rows.into_iter()
         .map(|row| {
             let state = row.desired_state.parse();
-            let state = state.map_err(|()| DbError::Corrupt { what: ["status state ", &row.desired_state].concat() })?;
+            let state =
+                state.map_err(|()| DbError::Corrupt { what: ["status state ", &row.desired_state].concat() })?;
             Ok(ShownStatus { context: row.context, attr: row.attr, state })
         })
         .collect()
