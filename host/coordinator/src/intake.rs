@@ -239,7 +239,7 @@ impl Intake {
             let error = format!("took longer than {TIME_MAX:?}");
             return self.put_off(delivery, &error, Duration::ZERO).await;
         };
-        let texts: Vec<String> = errors.iter().map(|error| chain(error).to_string()).collect();
+        let texts: Vec<String> = errors.iter().map(|error| chain(error)).collect();
         let text = texts.join("; ");
         if errors.is_empty() {
             let outcome = outcomes.join("; ");

@@ -4,12 +4,13 @@
 
 mod command;
 
-pub use command::{BODY_BYTES_MAX, Command, parse_command};
+pub use command::{BODY_BYTES_MAX, Command, is_full_hash, parse_command};
 
 use crate::forge::{Permission, PullRequestTrust};
 
 /// What is known when a pull request's head may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Question {
     /// The project builds pull requests at all.
     pub pr_enabled: bool,

@@ -81,6 +81,10 @@ impl Intake {
         asked: Option<BranchState>,
         new_attempt: bool,
     ) -> Result<Requested, EventError> {
+        if let Some(flaw) = wanted.flaw() {
+            let what = ["evaluate ", &wanted.branch].concat();
+            return Err(EventError::Forge { what, source: ForgeError::Invalid(flaw.to_owned()) });
+        }
         let tree_hash = self.tree_hash(concern, &wanted).await;
         let request = EvaluationRequest {
             project: concern.project.project,

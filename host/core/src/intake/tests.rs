@@ -235,3 +235,24 @@ fn rerunning_does_again_what_failed_for_those_who_may_push() {
         assert!(matches!(rerun(None, permission, Failed), Rerun::Nothing(_)), "{permission:?}");
     }
 }
+
+#[test]
+fn what_a_forge_says_of_commits_and_refs_is_looked_at_before_git_sees_it() {
+    type Change = fn(&mut PullRequest);
+    let cases: [(Change, bool); 9] = [
+        (|_| {}, true),
+        (|pull| pull.head_commit = A.repeat(2)[..64].to_owned(), true),
+        (|pull| pull.head_commit = "--upload-pack=x".to_owned(), false),
+        (|pull| pull.head_commit = A[..39].to_owned(), false),
+        (|pull| pull.base_commit = String::new(), false),
+        (|pull| pull.base_branch = "-x".to_owned(), false),
+        (|pull| pull.base_branch = "a\nb".to_owned(), false),
+        (|pull| pull.head_ref = String::new(), false),
+        (|pull| pull.head_ref = "x".repeat(NAME_BYTES_MAX + 1), false),
+    ];
+    for (change, is_fine) in cases {
+        let mut pull = open_pull_request();
+        change(&mut pull);
+        assert_eq!(wanted_of(&pull).flaw().is_none(), is_fine, "{pull:?}");
+    }
+}

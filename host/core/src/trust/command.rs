@@ -45,8 +45,8 @@ fn command(line: &str) -> Option<Command> {
     })
 }
 
-/// Whether a text is a whole SHA-1 or SHA-256.
-fn is_full_hash(text: &str) -> bool {
+/// Whether a text is a whole SHA-1 or SHA-256 in hex.
+pub fn is_full_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -353,7 +353,7 @@ async fn a_tree_is_reused_only_when_nothing_in_it_depends_on_the_commit() {
     forge.world.insert(&eval, &graph, &[1]).await.expect("insert");
     assert!(forge.db.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
 
-    let cases: [(Option<bool>, Option<&str>, Option<&str>, bool); 5] = [
+    let cases = [
         // embeds the commit?, its key, the key asked for, reused
         (None, None, Some("k"), false), // not examined
         (Some(true), Some("k"), Some("k"), false),

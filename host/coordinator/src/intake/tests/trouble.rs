@@ -94,6 +94,18 @@ async fn what_a_forge_refuses_is_a_dead_letter_and_the_other_events_are_done() {
 }
 
 #[tokio::test]
+async fn a_commit_that_is_none_is_a_dead_letter() {
+    let world = World::new().await;
+    world.forge.head("main", "--upload-pack=x");
+    world.record("1", vec![push("main", "--upload-pack=x")]).await;
+    world.intake.step().await.expect("step");
+    let delivery = world.delivery("1").await;
+    assert_eq!(delivery.state, "dead");
+    assert!(delivery.error.expect("why").contains("not a full hash"));
+    assert_eq!(world.evaluations().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_forge_whose_plugin_is_missing_is_waited_for() {
     let world = World::new().await;
     let mut without = options(&world.db, &world.forge, "n");
