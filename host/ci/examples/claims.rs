@@ -196,7 +196,7 @@ async fn measure(
                     }
                 }
             }
-            Ok::<_, harmonia_db::DbError>(measured)
+            Ok::<_, Error>(measured)
         });
     }
     let mut all = Measured::default();

@@ -6,7 +6,7 @@ use super::engine::Fleet;
 use super::{SimulatedProject, Workload};
 use crate::policy::PolicyError;
 
-/// Windows into which the least possible makespan is divided, for fairness and the timeline.
+/// Windows into which the time that the work takes on all slots is divided, for fairness and the timeline.
 const WINDOWS: f64 = 100.0;
 /// No window is shorter, in seconds.
 const WINDOW_MIN_S: f64 = 1.0;
@@ -117,7 +117,7 @@ pub struct Outcome {
     pub utilisation: f64,
     /// Jain's index: the mean over contended windows (see [`jain`]); `None` when no window was contended.
     ///
-    /// A window is a hundredth of the least possible makespan. It is contended when at least two projects had ready jobs
+    /// A window is a hundredth of all work divided by all slots. It is contended when at least two projects had ready jobs
     /// waiting during all of it. Their numbers are the slot seconds that each got in the window over its shares.
     pub fairness: Option<f64>,
     /// How long ready jobs waited.
@@ -184,7 +184,7 @@ impl Recorder {
         Self {
             fleet,
             bounds,
-            window_s: (bounds.makespan_s() / WINDOWS).max(WINDOW_MIN_S),
+            window_s: (bounds.work_over_slots_s / WINDOWS).max(WINDOW_MIN_S),
             windows_closed: 0,
             accounts: vec![Account::default(); workload.projects.len()],
             shares: workload.projects.iter().map(|project| project.shares.max(1)).collect(),
