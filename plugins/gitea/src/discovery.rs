@@ -1,5 +1,6 @@
 //! Which repositories the token's user works on: their own, then those of each organisation. A cursor is `own.PAGE` or
-//! `PAGE.INDEX.REPOSITORIES`: page of organisations, place in it, page of that one's repositories.
+//! `PAGE.REPOSITORIES.NAME`: page of organisations, page of one's repositories, its name (empty: the first on the page).
+//! Names, because an organisation that is removed meanwhile must not hide those behind it.
 
 use harmonia_plugin::forge::{Error, RepositoryPage};
 use harmonia_plugin::http;
@@ -19,7 +20,7 @@ struct Organization {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cursor {
     Own(String),
-    Organizations { page: u32, index: usize, repositories: String },
+    Organizations { page: u32, repositories: String, name: String },
 }
 
 impl Cursor {
@@ -29,21 +30,27 @@ impl Cursor {
             return is_page(page).then(|| Self::Own(page.to_owned()));
         }
         let mut parts = text.splitn(3, '.');
-        let (page, index) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let page = parts.next()?.parse().ok()?;
         let repositories = parts.next().filter(|page| is_page(page))?.to_owned();
-        Some(Self::Organizations { page, index, repositories })
+        Some(Self::Organizations { page, repositories, name: parts.next()?.to_owned() })
     }
 
     fn text(&self) -> String {
         match self {
             Self::Own(page) => format!("own.{page}"),
-            Self::Organizations { page, index, repositories } => format!("{page}.{index}.{repositories}"),
+            Self::Organizations { page, repositories, name } => format!("{page}.{repositories}.{name}"),
         }
     }
 }
 
-fn first_of(page: u32, index: usize) -> Cursor {
-    Cursor::Organizations { page, index, repositories: "1".to_owned() }
+fn first_of(page: u32, name: &str) -> Cursor {
+    Cursor::Organizations { page, repositories: "1".to_owned(), name: name.to_owned() }
+}
+
+impl Organization {
+    fn name(&self) -> &str {
+        self.username.as_deref().or(self.name.as_deref()).unwrap_or_default()
+    }
 }
 
 /// One page.
@@ -56,26 +63,29 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
     let (found, next) = match at {
         Cursor::Own(page) => {
             let (found, next) = repositories(&api, &api.url(&["user", "repos"]), &page)?;
-            (found, Some(next.map_or_else(|| first_of(1, 0), Cursor::Own)))
+            (found, Some(next.map_or_else(|| first_of(1, ""), Cursor::Own)))
         }
-        Cursor::Organizations { page, index, repositories: of } => {
+        Cursor::Organizations { page, repositories: of, name: wanted } => {
             let url = http::query(&api.url(&["user", "orgs"]), &[("limit", PER_PAGE), ("page", &page.to_string())]);
             let answer = api.get(&url)?;
             let more = answer.link("next").is_some();
             let organizations: Vec<Organization> = answer.json()?;
-            let Some(organization) = organizations.get(index) else {
-                return Ok(RepositoryPage { repositories: Vec::new(), next: None });
+            let place = organizations.iter().position(|found| wanted.is_empty() || found.name() == wanted);
+            let Some(place) = place else {
+                // It is gone, and what was behind it moved up: we begin again. To name a repository twice does no harm.
+                let next = (!wanted.is_empty()).then(|| first_of(1, "").text());
+                return Ok(RepositoryPage { repositories: Vec::new(), next });
             };
-            let name = organization.username.as_deref().or(organization.name.as_deref()).unwrap_or_default();
+            let name = organizations[place].name();
             let (found, next) = match repositories(&api, &api.url(&["orgs", name, "repos"]), &of) {
                 // Gone since the list was made.
                 Err(Error::NotFound) => (Vec::new(), None),
                 other => other?,
             };
-            let next = match next {
-                Some(next) => Some(Cursor::Organizations { page, index, repositories: next }),
-                None if index + 1 < organizations.len() => Some(first_of(page, index + 1)),
-                None => more.then(|| first_of(page + 1, 0)),
+            let next = match (next, organizations.get(place + 1)) {
+                (Some(repositories), _) => Some(Cursor::Organizations { page, repositories, name: name.to_owned() }),
+                (None, Some(following)) => Some(first_of(page, following.name())),
+                (None, None) => more.then(|| first_of(page + 1, "")),
             };
             (found, next)
         }
@@ -96,10 +106,10 @@ mod tests {
 
     #[test]
     fn cursors_survive_their_text() {
-        for cursor in [Cursor::Own("3".to_owned()), first_of(2, 17)] {
+        for cursor in [Cursor::Own("3".to_owned()), first_of(2, ""), first_of(2, "a.b")] {
             assert_eq!(Cursor::parse(&cursor.text()), Some(cursor));
         }
-        for odd in ["", "own.", "own.x", "1.2", "1.2.x", "1.2.3.4", "-1.0.1"] {
+        for odd in ["", "own.", "own.x", "1.2", "1.x.y", "-1.1.x"] {
             assert_eq!(Cursor::parse(odd), None, "{odd}");
         }
     }

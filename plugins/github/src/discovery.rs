@@ -1,5 +1,6 @@
-//! Which repositories the App can see: those of each installation, page by page. A cursor is `PAGE.INDEX.REPOSITORIES`: page of
-//! installations, place in it, page of that one's repositories.
+//! Which repositories the App can see: those of each installation, page by page. A cursor is `PAGE.ID.REPOSITORIES`: page of
+//! installations, id of one on it (0: the first), page of that one's repositories. Ids, because an installation that is
+//! removed meanwhile must not hide those behind it: what discovery does not name counts as gone.
 
 use harmonia_plugin::forge::{Error, RepositoryPage};
 use harmonia_plugin::{http, log};
@@ -25,25 +26,25 @@ struct Repositories {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cursor {
     page: u32,
-    index: usize,
+    installation: u64,
     repositories: u32,
 }
 
 impl Cursor {
-    const START: Self = Self { page: 1, index: 0, repositories: 1 };
+    const START: Self = Self { page: 1, installation: 0, repositories: 1 };
 
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('.');
         let cursor = Self {
             page: parts.next()?.parse().ok()?,
-            index: parts.next()?.parse().ok()?,
+            installation: parts.next()?.parse().ok()?,
             repositories: parts.next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(cursor)
     }
 
     fn text(self) -> String {
-        format!("{}.{}.{}", self.page, self.index, self.repositories)
+        format!("{}.{}.{}", self.page, self.installation, self.repositories)
     }
 }
 
@@ -57,9 +58,13 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
     let url = http::url(&app.server.api_url, &["app", "installations"]);
     let installations: Vec<Installation> =
         app.get(&http::query(&url, &[("per_page", "100"), ("page", &at.page.to_string())]))?.json()?;
-    let Some(installation) = installations.get(at.index) else {
-        return Ok(RepositoryPage { repositories: Vec::new(), next: None });
+    let place = installations.iter().position(|found| at.installation == 0 || found.id == at.installation);
+    let Some(place) = place else {
+        // It was removed, and what was behind it moved up: we begin again. To name a repository twice does no harm.
+        let next = (at.installation != 0).then(|| Cursor::START.text());
+        return Ok(RepositoryPage { repositories: Vec::new(), next });
     };
+    let installation = &installations[place];
     let mut repositories = Vec::new();
     let mut full = false;
     if installation.suspended_at.is_none() {
@@ -73,7 +78,9 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
             Err(error) => return Err(error),
         }
     }
-    let next = next(at, full, installations.len()).map(Cursor::text);
+    let here = Cursor { installation: installation.id, ..at };
+    let following = installations.get(place + 1).map(|following| following.id);
+    let next = next(here, full, following, installations.len()).map(Cursor::text);
     Ok(RepositoryPage { repositories, next })
 }
 
@@ -85,14 +92,12 @@ fn repositories_of(app: App, installation: u64, page: u32) -> Result<Vec<Reposit
     Ok(found.repositories)
 }
 
-/// Where to go on after a page of repositories that was full or not, with so many installations on this page of them.
-fn next(at: Cursor, full: bool, installations: usize) -> Option<Cursor> {
-    if full {
-        Some(Cursor { repositories: at.repositories + 1, ..at })
-    } else if at.index + 1 < installations {
-        Some(Cursor { index: at.index + 1, repositories: 1, ..at })
-    } else {
-        (installations == PER_PAGE).then_some(Cursor { page: at.page + 1, ..Cursor::START })
+/// Where to go on after a page of repositories that was full or not, with this installation behind it and so many on the page.
+fn next(at: Cursor, full: bool, following: Option<u64>, installations: usize) -> Option<Cursor> {
+    match following {
+        _ if full => Some(Cursor { repositories: at.repositories + 1, ..at }),
+        Some(installation) => Some(Cursor { installation, repositories: 1, ..at }),
+        None => (installations == PER_PAGE).then_some(Cursor { page: at.page + 1, ..Cursor::START }),
     }
 }
 
@@ -102,18 +107,16 @@ mod tests {
 
     #[test]
     fn every_page_of_every_installation_is_visited() {
-        let at = Cursor { page: 1, index: 0, repositories: 3 };
-        assert_eq!(next(at, true, 2), Some(Cursor { repositories: 4, ..at }));
-        assert_eq!(next(at, false, 2), Some(Cursor { page: 1, index: 1, repositories: 1 }));
-        let last = Cursor { index: 1, ..at };
-        assert_eq!(next(last, false, 2), None);
-        let end = Cursor { index: 99, ..at };
-        assert_eq!(next(end, false, 100), Some(Cursor { page: 2, index: 0, repositories: 1 }));
+        let at = Cursor { page: 1, installation: 7, repositories: 3 };
+        assert_eq!(next(at, true, Some(8), 2), Some(Cursor { repositories: 4, ..at }));
+        assert_eq!(next(at, false, Some(8), 2), Some(Cursor { page: 1, installation: 8, repositories: 1 }));
+        assert_eq!(next(at, false, None, 2), None);
+        assert_eq!(next(at, false, None, 100), Some(Cursor { page: 2, installation: 0, repositories: 1 }));
     }
 
     #[test]
     fn cursors_survive_their_text() {
-        let at = Cursor { page: 2, index: 17, repositories: 3 };
+        let at = Cursor { page: 2, installation: 17, repositories: 3 };
         assert_eq!(Cursor::parse(&at.text()), Some(at));
         for odd in ["", "1", "1.2", "1.2.x", "1.2.3.4", "-1.0.1"] {
             assert_eq!(Cursor::parse(odd), None, "{odd}");

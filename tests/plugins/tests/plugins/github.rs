@@ -1,0 +1,10 @@
+//! GitHub.
+
+mod discovery;
+mod limits;
+mod login;
+mod reading;
+mod setup;
+mod statuses;
+mod tokens;
+mod webhooks;
