@@ -87,7 +87,7 @@ async fn poll(options: &ProjectsOptions, target: &PollTarget) -> Result<(), DbEr
                 }
                 _ => None,
             };
-            (Some(chain(&error).to_string()), wait)
+            (Some(chain(&error)), wait)
         }
     };
     if let Some(error) = &error {

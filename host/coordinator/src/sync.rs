@@ -36,10 +36,7 @@ pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
 
 async fn sync_forge(options: &ProjectsOptions, mut sync: Sync) -> Result<u64, DbError> {
     let db = &options.db;
-    let forge = match options.forge(&sync.forge) {
-        Ok(forge) => forge,
-        Err(_) => return db.release_sync(&sync).await.map(|()| 0),
-    };
+    let Ok(forge) = options.forge(&sync.forge) else { return db.release_sync(&sync).await.map(|()| 0) };
     let mut pages = 0;
     let failure = loop {
         let page = match call(forge.repositories(sync.cursor.clone())).await {
@@ -92,7 +89,7 @@ async fn auto_enable(options: &ProjectsOptions, forge: &str, repositories: &[For
         let names = project_name::for_repository(forge, &full_name);
         match options.db.enable_repository(repository, &names, ACTOR).await {
             Ok((_, name)) => {
-                info!(forge.name = forge, project = name, "Enabled {full_name}, as the configuration says")
+                info!(forge.name = forge, project = name, "Enabled {full_name}, as the configuration says");
             }
             Err(DbError::Refused { reason }) => warn!(forge.name = forge, "Could not enable {full_name}: {reason}"),
             // Gone, or renamed, in between: the next sync sees to it.

@@ -71,7 +71,7 @@ async fn a_sync_goes_on_after_an_error_where_it_stopped() {
     assert_eq!(two, 2);
 
     world.script(|s| {
-        s.pages = vec![vec![repository("1", "o/a")], vec![repository("2", "o/b")], vec![repository("3", "o/c")]]
+        s.pages = vec![vec![repository("1", "o/a")], vec![repository("2", "o/b")], vec![repository("3", "o/c")]];
     });
     world.later().await;
     world.forge.calls();
