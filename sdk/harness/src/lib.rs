@@ -22,7 +22,9 @@ use std::sync::Arc;
 use harmonia_core::SystemClock;
 use harmonia_core::policy::Policy;
 use harmonia_core::ports::{Forge, PluginStore, Plugins as _, Reporter};
-use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec, SecretGrant};
+use harmonia_plugin_host::{
+    HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec, SecretGrant,
+};
 
 pub use conformance::conformance;
 pub use server::{Answer, Received, ScriptedServer};

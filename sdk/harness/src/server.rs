@@ -38,6 +38,9 @@ impl Received {
     }
 }
 
+/// Answers by what came.
+type AnswerBy = Arc<dyn Fn(&Received) -> Answer + Send + Sync>;
+
 /// What to answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -77,7 +80,7 @@ struct Script {
     /// Method, path, answer; the first that fits is used up.
     answers: Vec<(String, String, Answer)>,
     /// For whatever nothing else fits.
-    otherwise: Option<Answer>,
+    otherwise: Option<AnswerBy>,
     received: Vec<Received>,
 }
 
@@ -125,7 +128,12 @@ impl ScriptedServer {
 
     /// Answers whatever no other answer is for so, from now on.
     pub fn answer_everything(&self, answer: Answer) {
-        lock(&self.script).otherwise = Some(answer);
+        self.answer_everything_by(move |_| answer.clone());
+    }
+
+    /// Answers whatever no other answer is for by what came, from now on.
+    pub fn answer_everything_by(&self, answer: impl Fn(&Received) -> Answer + Send + Sync + 'static) {
+        lock(&self.script).otherwise = Some(Arc::new(answer));
     }
 
     /// What came, in order.
@@ -151,7 +159,7 @@ async fn serve(stream: TcpStream, script: Arc<Mutex<Script>>) {
             let path = received.target.split('?').next().unwrap_or_default();
             let fits = |(method, wanted, _): &(String, String, Answer)| *method == received.method && wanted == path;
             let scripted = script.answers.iter().position(fits).map(|place| script.answers.remove(place).2);
-            let answer = scripted.or_else(|| script.otherwise.clone());
+            let answer = scripted.or_else(|| script.otherwise.as_ref().map(|answer| answer(&received)));
             script.received.push(received);
             answer.unwrap_or_else(|| Answer::text(404, "nothing is scripted here"))
         };
