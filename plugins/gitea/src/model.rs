@@ -4,6 +4,11 @@
 use harmonia_plugin::forge::{BranchHead, Permission, PullRequest, Repository as ForgeRepository, RepositoryRef};
 use serde::Deserialize;
 
+/// A commit's message, which comes with the line break that git puts at its end.
+pub fn message_of(text: &str) -> String {
+    text.trim_end_matches('\n').to_owned()
+}
+
 /// Stands for accounts that were deleted.
 const GHOST: &str = "Ghost";
 
@@ -179,7 +184,7 @@ impl Branch {
         BranchHead {
             commit: self.commit.id,
             author: author.unwrap_or_else(|| GHOST.to_owned()),
-            message: self.commit.message,
+            message: message_of(&self.commit.message),
         }
     }
 }

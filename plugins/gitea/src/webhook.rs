@@ -9,7 +9,7 @@ use harmonia_plugin::serde_json;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Account, NamedRepository, Pull, Repository, is_work_in_progress, login_of};
+use crate::model::{Account, NamedRepository, Pull, Repository, is_work_in_progress, login_of, message_of};
 
 /// What a delivery of this event (header `x-gitea-event`) says. Empty: nothing that concerns us.
 pub fn events(event: &str, body: &[u8]) -> Result<Vec<Event>, Error> {
@@ -74,7 +74,7 @@ fn push(payload: PushPayload) -> Result<Vec<Event>, Error> {
     Ok(vec![Event::Push(Push {
         repository: payload.repository.to_ref(),
         reference,
-        message: message.map(|found| found.message.clone()).unwrap_or_default(),
+        message: message.map(|found| message_of(&found.message)).unwrap_or_default(),
         commit,
         deleted,
         author: login_of(payload.sender.as_ref().or(payload.pusher.as_ref())),
@@ -226,7 +226,7 @@ mod tests {
         let push = json!({
             "ref": "refs/heads/main", "before": "b".repeat(40), "after": commit, "repository": repository(),
             "pusher": {"login": "ada"}, "sender": {"login": "ada"},
-            "commits": [{"id": commit, "message": "newest"}, {"id": "c".repeat(40), "message": "older"}],
+            "commits": [{"id": commit, "message": "newest\n"}, {"id": "c".repeat(40), "message": "older"}],
         });
         let Event::Push(found) = one("push", &push) else { panic!("push") };
         assert_eq!(

@@ -56,31 +56,35 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
     };
     let app = App::open()?;
     let url = http::url(&app.server.api_url, &["app", "installations"]);
-    let installations: Vec<Installation> =
+    let mut installations: Vec<Installation> =
         app.get(&http::query(&url, &[("per_page", "100"), ("page", &at.page.to_string())]))?.json()?;
+    let listed = installations.len();
+    // Nothing works while one is suspended.
+    installations.retain(|installation| installation.suspended_at.is_none());
     let place = installations.iter().position(|found| at.installation == 0 || found.id == at.installation);
     let Some(place) = place else {
-        // It was removed, and what was behind it moved up: we begin again. To name a repository twice does no harm.
-        let next = (at.installation != 0).then(|| Cursor::START.text());
-        return Ok(RepositoryPage { repositories: Vec::new(), next });
+        let next = match at.installation {
+            0 => next(at, false, None, listed),
+            // It was removed, and what was behind it moved up: we begin again. To name a repository twice does no harm.
+            _ => Some(Cursor::START),
+        };
+        return Ok(RepositoryPage { repositories: Vec::new(), next: next.map(Cursor::text) });
     };
     let installation = &installations[place];
     let mut repositories = Vec::new();
     let mut full = false;
-    if installation.suspended_at.is_none() {
-        match repositories_of(app, installation.id, at.repositories) {
-            Ok(found) => {
-                full = found.len() == PER_PAGE;
-                repositories = found.into_iter().map(Into::into).collect();
-            }
-            // Removed since the list was made.
-            Err(Error::NotFound) => log::info(format!("installation {} is gone", installation.id)),
-            Err(error) => return Err(error),
+    match repositories_of(app, installation.id, at.repositories) {
+        Ok(found) => {
+            full = found.len() == PER_PAGE;
+            repositories = found.into_iter().map(Into::into).collect();
         }
+        // Removed since the list was made.
+        Err(Error::NotFound) => log::info(format!("installation {} is gone", installation.id)),
+        Err(error) => return Err(error),
     }
     let here = Cursor { installation: installation.id, ..at };
     let following = installations.get(place + 1).map(|following| following.id);
-    let next = next(here, full, following, installations.len()).map(Cursor::text);
+    let next = next(here, full, following, listed).map(Cursor::text);
     Ok(RepositoryPage { repositories, next })
 }
 

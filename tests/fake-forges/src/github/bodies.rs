@@ -1,5 +1,6 @@
 //! Bodies of answers: GitHub's published examples, with the values of the world in them.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -215,7 +216,10 @@ impl Github {
         let mut value = self.example("branch-get", "octocat/Hello-World", &repository.full_name());
         replace_text(
             &mut value,
-            &[("/branches/main", &format!("/branches/{name}")), ("/tree/main", &format!("/tree/{name}"))],
+            &[
+                ("/branches/main", &format!("/branches/{}", in_url(name))),
+                ("/tree/main", &format!("/tree/{}", in_url(name))),
+            ],
         );
         let mut commit = self.commit(world, repository, head);
         // The commit of a branch comes without its changes.
@@ -274,7 +278,7 @@ impl Github {
         let labels: Vec<Value> = pull.labels.iter().map(|label| {
             json!({
                 "id": label.id, "node_id": node_id("LA", label.id), "name": label.name, "color": "f29513", "default": false,
-                "description": null, "url": format!("{}/labels/{}", self.api_of(repository), label.name),
+                "description": "", "url": format!("{}/labels/{}", self.api_of(repository), in_url(&label.name)),
             })
         }).collect();
         patch(
@@ -441,6 +445,12 @@ impl Github {
         set(&mut value, "/name", display.filter(|name| !name.is_empty()).map_or(Value::Null, Value::from));
         value
     }
+}
+
+/// A name as it stands in a path; `/` stays.
+fn in_url(name: &str) -> String {
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    utf8_percent_encode(name, KEPT).to_string()
 }
 
 fn person(commit: &Commit) -> Value {

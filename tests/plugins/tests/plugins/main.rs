@@ -2,6 +2,7 @@
 //! request to what the real ones publish. Start reading at `bench.rs`; then one folder a forge.
 
 mod bench;
+mod conformance;
 mod gitea;
 mod github;
 mod watch;

@@ -79,8 +79,11 @@ async fn a_lost_answer_does_not_leave_two_hooks() {
         assert!(matches!(lost, Err(ForgeError::Unavailable(_))), "{effect:?}: {lost:?}");
         gitea.install(&site).await.expect("a hook");
         assert_eq!(gitea.hooks("acme/site").len(), 1, "{effect:?}");
-        gitea.fake.faults().add(When::request("DELETE", "/hooks").times(1), effect.clone());
-        assert!(matches!(gitea.remove(&site).await, Err(ForgeError::Unavailable(_))), "{effect:?}");
+        // Of an answer without a body nothing can be cut off.
+        if !matches!(effect, Effect::CutOff) {
+            gitea.fake.faults().add(When::request("DELETE", "/hooks").times(1), effect.clone());
+            assert!(matches!(gitea.remove(&site).await, Err(ForgeError::Unavailable(_))), "{effect:?}");
+        }
         gitea.remove(&site).await.expect("it is gone");
         assert_eq!(gitea.hooks("acme/site").len(), 0, "{effect:?}");
     }

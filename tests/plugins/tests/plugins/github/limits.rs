@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use harmonia_core::forge::{ForgeError, StatusState};
 use harmonia_fake_forges::{Effect, When};
+use harmonia_plugin_harness::{Answer, Harness, component};
+use serde_json::json;
 
 use super::setup::Github;
 use crate::bench::status;
@@ -36,6 +38,27 @@ async fn who_is_asked_to_wait_waits() {
     assert_eq!(github.head(&site, "main").await.err(), Some(ForgeError::RetryAfter(30)));
     let ping = github.fake.delivery(harmonia_fake_forges::Event::Ping { repository: "acme/site" });
     github.events(&ping).await;
+    github.finish();
+}
+
+#[tokio::test]
+async fn a_limit_that_is_only_worded_is_no_refusal() {
+    let github = Github::start().await;
+    let running = Harness::new(component("github"))
+        .setting("app_id", "29310")
+        .server_setting("api_url", "")
+        .secret("webhook", "hook-secret-0123456789")
+        .secret("key", github.fake.private_key())
+        .clock(github.clock.clone())
+        .start()
+        .await;
+    let page = || async { github.watch.said(running.forge().repositories(None).await).err() };
+    let worded = json!({ "message": "You have exceeded a secondary rate limit. Please wait a few minutes." });
+    running.server().answer("GET", "/app/installations", Answer::json(403, &worded));
+    assert_eq!(page().await, Some(ForgeError::RetryAfter(60)));
+    let forbidden = json!({ "message": "Resource not accessible by integration" });
+    running.server().answer("GET", "/app/installations", Answer::json(403, &forbidden));
+    assert!(matches!(page().await, Some(ForgeError::Denied(_))));
     github.finish();
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use harmonia_core::Clock as _;
 use harmonia_core::forge::{ForgeError, RepositoryRef, StatusState};
 use harmonia_fake_forges::Token;
 use harmonia_plugin_harness::{Answer, Harness, component};
@@ -35,6 +36,50 @@ async fn one_token_serves_many_calls_and_is_renewed_in_time() {
     github.head(&site, "main").await.expect("a head");
     assert_eq!((github.minted(), github.count("POST", &format!("/{installation}/"))), (3, 3));
     assert!(github.fake.requests().iter().all(|request| request.status == Some(200) || request.status == Some(201)));
+    github.finish();
+}
+
+#[tokio::test]
+async fn clocks_may_differ_by_nearly_a_minute() {
+    for skew_s in [-55, 55] {
+        let github = Github::start().await;
+        let clock = github.clock.clone();
+        github.fake.world().set_clock(move || clock.now() + time::Duration::seconds(skew_s));
+        let (site, _, head) = github.add("acme/site");
+        assert_eq!(github.head(&site, "main").await.expect("a head").commit, head, "{skew_s}");
+        github.clock.advance(8 * MINUTE);
+        github.add("other/site");
+        github.page(None).await.expect("the JWT is not used for too long");
+        github.finish();
+    }
+}
+
+#[tokio::test]
+async fn a_jwt_that_is_refused_is_signed_anew_once() {
+    let github = Github::start().await;
+    let running = Harness::new(component("github"))
+        .setting("app_id", "29310")
+        .server_setting("api_url", "")
+        .secret("webhook", "hook-secret-0123456789")
+        .secret("key", github.fake.private_key())
+        .clock(github.clock.clone())
+        .start()
+        .await;
+    let (server, forge) = (running.server(), running.forge());
+    let refused = || Answer::json(401, &json!({ "message": "A JSON web token could not be decoded" }));
+    // Kept from a call before; its key was replaced since.
+    server.answer("GET", "/app/installations", Answer::json(200, &json!([])));
+    assert_eq!(github.watch.said(forge.repositories(None).await).expect("a page").next, None);
+    github.clock.advance(MINUTE);
+    server.answer("GET", "/app/installations", refused());
+    server.answer("GET", "/app/installations", Answer::json(200, &json!([])));
+    forge.repositories(None).await.expect("the new one is taken");
+    let tokens: Vec<_> = server.requests().iter().map(|sent| sent.header("authorization").map(str::to_owned)).collect();
+    assert_eq!((tokens.len(), tokens[0] == tokens[1], tokens[1] == tokens[2]), (3, true, false));
+    server.answer("GET", "/app/installations", refused());
+    server.answer("GET", "/app/installations", refused());
+    assert!(matches!(forge.repositories(None).await, Err(ForgeError::Denied(_))), "a wrong key does not go on for ever");
+    assert_eq!(server.requests().len(), 5);
     github.finish();
 }
 
