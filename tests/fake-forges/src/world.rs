@@ -264,11 +264,14 @@ impl World {
         let head_commit = known.unwrap_or_else(|| self.push(head_repository, head_branch, "A change"));
         let id = self.fresh_id();
         let created_at = self.now();
+        // The base repository has it as well, under refs/pull/NUMBER/head.
+        let fetched = self.repository(head_repository).commits[&head_commit].clone();
         let head_repository = Some(self.repository(head_repository).id);
         let base_branch = self.repository(full_name).default_branch.clone();
         let base_commit =
             self.repository(full_name).branches.get(&base_branch).cloned().expect("the default branch exists");
         let repository = self.repository_mut(full_name);
+        repository.commits.insert(head_commit.clone(), fetched);
         let number = repository.pull_requests.keys().last().map_or(1, |last| last + 1);
         let pull_request = PullRequest {
             id,
@@ -296,7 +299,10 @@ impl World {
         let pull_request = self.repository(full_name).pull_requests[&number].clone();
         let head =
             pull_request.head_repository.and_then(|id| self.repositories.get(&id)).expect("the head is still there");
-        let sha = self.push(&head.full_name(), &pull_request.head_branch, message);
+        let head = head.full_name();
+        let sha = self.push(&head, &pull_request.head_branch, message);
+        let fetched = self.repository(&head).commits[&sha].clone();
+        self.repository_mut(full_name).commits.insert(sha.clone(), fetched);
         self.repository_mut(full_name).pull_request_mut(number).head_commit.clone_from(&sha);
         sha
     }

@@ -39,7 +39,9 @@ async fn a_failed_build_is_red_by_name_until_a_rebuild_repairs_it() {
     world.db.rebuild_failed(taken.claimed.id, "ada").await.expect("asks for a rebuild");
     world.built(&[]).await;
     world.settle().await;
-    assert!(world.shown(&commit).values().all(|state| state == "success"), "{:?}", world.shown(&commit));
+    let shown = world.shown(&commit);
+    assert_eq!((shown["nix-eval"].as_str(), shown["nix-build"].as_str()), ("success", "success"), "{shown:?}");
+    assert!(shown.values().all(|state| state == "success"), "{shown:?}");
     world.assert_well_behaved();
 }
 
@@ -172,7 +174,9 @@ async fn states_of_a_merge_queue_are_built_beside_each_other() {
 async fn a_renamed_repository_keeps_its_project() {
     let world = World::start().await;
     world.github.world().rename(REPOSITORY, "acme/place");
-    world.happens(Event::Repository { repository: "acme/place", action: RepositoryAction::Renamed { from: "site" } }).await;
+    world
+        .happens(Event::Repository { repository: "acme/place", action: RepositoryAction::Renamed { from: "site" } })
+        .await;
     let (before, after) = {
         let mut forge = world.github.world();
         let before = forge.repository("acme/place").head("main").to_owned();

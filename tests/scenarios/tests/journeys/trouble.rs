@@ -35,7 +35,9 @@ async fn a_forge_that_is_down_for_an_hour_hears_the_last_word() {
     world.evaluated(&[1]).await;
     world.built(&[]).await;
     world.settle().await;
-    assert!(world.shown(&commit).values().all(|state| state == "success"), "{:?}", world.shown(&commit));
+    let shown = world.shown(&commit);
+    assert_eq!((shown["nix-eval"].as_str(), shown["nix-build"].as_str()), ("success", "success"), "{shown:?}");
+    assert!(shown.values().all(|state| state == "success"), "{shown:?}");
     world.assert_well_behaved();
 }
 
@@ -50,7 +52,8 @@ async fn a_forge_that_asks_to_wait_is_left_alone() {
         world.step(&world.frontend).await;
     }
     let asked = world.github.requests().len();
-    assert!(asked <= 1, "{asked} requests while the forge asked for ten minutes' rest");
+    // Two statuses may be on their way at once when the first hears of it.
+    assert!(asked <= 2, "{asked} requests while the forge asked for ten minutes' rest");
     world.pass(Duration::from_mins(10)).await;
     world.settle().await;
     assert_eq!(world.shown(&commit)["nix-build"], "success");

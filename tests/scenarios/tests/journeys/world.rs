@@ -137,8 +137,19 @@ impl World {
         db.register_node(&registration).await.expect("registers");
         let frontend = frontend("frontend-1", &db, &plugins, &url);
         let client = reqwest::Client::new();
-        let world =
-            Self { github, db, frontend, plugins, clock, url, client, worker, shutdown, _folder: folder, _database: database };
+        let world = Self {
+            github,
+            db,
+            frontend,
+            plugins,
+            clock,
+            url,
+            client,
+            worker,
+            shutdown,
+            _folder: folder,
+            _database: database,
+        };
         world.db.request_sync(&[FORGE.to_owned()]).await.expect("asks for a sync");
         world.settle().await;
         let id = world.db.repository(FORGE, REPOSITORY).await.expect("looks").expect("discovered");
@@ -292,6 +303,15 @@ impl World {
         let runs = self.github.check_runs(REPOSITORY, commit);
         let state = |run: &harmonia_fake_forges::CheckRun| run.conclusion.clone().unwrap_or_else(|| run.status.clone());
         runs.iter().map(|(name, run)| (name.trim_start_matches("harmonia-ci/").to_owned(), state(run))).collect()
+    }
+
+    /// What should be shown of a commit, and what was asked of the forge: for failures.
+    pub(crate) async fn explain(&self, commit: &str) -> String {
+        let desired = harmonia_db::testing::desired_statuses(&self.db).await;
+        let asked = self.github.requests();
+        let asked: Vec<String> =
+            asked.iter().map(|request| format!("{} {} {:?}", request.method, request.path, request.status)).collect();
+        format!("commit {commit}\ndesired {desired:#?}\nviolations {:#?}\nasked {asked:#?}", self.github.violations())
     }
 
     /// How many check runs of a name there are: the forge keeps every one that was made.
