@@ -105,6 +105,7 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
         sweep(&options.db).await?;
         options.db.delete_stale(STALE_BUNDLE_AFTER).await?;
         options.db.delete_old_deliveries(DELIVERIES_KEPT).await?;
+        options.db.delete_expired_kv().await?;
     }
     state.round = state.round.wrapping_add(1);
     Ok(())

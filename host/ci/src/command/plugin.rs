@@ -57,7 +57,10 @@ fn describe(found: &Inspection, file: &Path) -> String {
     }
     lines.push(format!("  sha256 = \"{}\"  ({} KiB)", found.sha256, found.size_bytes.div_ceil(1024)));
     lines.push(format!("exports {}", found.exports.join(", ")));
-    lines.push(format!("imports {}", if found.imports.is_empty() { "nothing".to_owned() } else { found.imports.join(", ") }));
+    lines.push(format!(
+        "imports {}",
+        if found.imports.is_empty() { "nothing".to_owned() } else { found.imports.join(", ") }
+    ));
     if found.needs_wasi {
         lines.push("needs wasi = \"empty\" (or \"scratch\") in its configuration".to_owned());
     }

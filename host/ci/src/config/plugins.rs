@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use harmonia_plugin_host::PluginSpec;
 use serde::{Deserialize, Serialize};
 
-
 /// One configured plugin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,7 +201,10 @@ mod tests {
             (vec![plugin("a", None), plugin("a", None)], "two plugins are named 'a'"),
             (vec![plugin("a", Some("12"))], "64 hexadecimal digits"),
             (
-                vec![Plugin { limits: toml::Table::from_iter([("speed_max".to_owned(), 1.into())]), ..plugin("a", None) }],
+                vec![Plugin {
+                    limits: toml::Table::from_iter([("speed_max".to_owned(), 1.into())]),
+                    ..plugin("a", None)
+                }],
                 "speed_max",
             ),
             (vec![Plugin { allow_hosts: vec!["not a host".to_owned()], ..plugin("a", None) }], "not a host"),

@@ -160,11 +160,7 @@ fn describe_conflicts(conflicts: &[String]) -> String {
 
 /// Fetches one commit (the head of the branch when none is named), merges it where that is wanted, and checks it out with
 /// its submodules.
-pub(crate) async fn checkout(
-    sources: &GitSources,
-    origin: &Origin,
-    wanted: &Wanted<'_>,
-) -> Result<Checkout, GitError> {
+pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wanted<'_>) -> Result<Checkout, GitError> {
     check_wanted(wanted)?;
     let dir = temporary(&sources.scratch_dir, "checkout-")?;
     // A bundle comes once; a URL is fetched again and again.
@@ -206,9 +202,8 @@ pub(crate) async fn checkout(
     drop(guard);
     // People look for the commit that was pushed, not for our merge of it.
     let described = merged.as_ref().map_or(&commit, |merged| &merged.head);
-    let facts = git
-        .run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", described])
-        .await?;
+    let facts =
+        git.run("show", ["show", "--no-patch", "--no-show-signature", "--format=%T%n%ct%n%an%n%s", described]).await?;
     let mut facts = facts.lines().map(str::to_owned);
     let mut next = || facts.next().unwrap_or_default();
     let (mut tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());

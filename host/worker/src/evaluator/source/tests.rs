@@ -126,7 +126,8 @@ async fn a_commit_comes_from_a_bundle() {
     let bundle = world.dir.path().join("x.bundle");
     world.git("repo", &["bundle", "create", "--quiet", bundle.to_str().expect("text"), "HEAD"]);
     let origin = Origin::Bundle(bundle.clone());
-    let checked_out = checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect("checks out");
+    let checked_out =
+        checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect("checks out");
     assert_eq!(std::fs::read_to_string(checked_out.dir.path().join("a")).expect("file"), "bundled");
     let other = "0".repeat(40);
     let error = checkout(&world.sources(false), &origin, &wanted(Some(&other), "main")).await.expect_err("not there");
@@ -146,7 +147,8 @@ async fn submodules_are_fetched_but_never_from_this_machine() {
     let url = format!("file://{}", inner.display());
     world.git("outer", &["submodule", "--quiet", "add", &url, "stolen"]);
     let commit = world.commit("outer", "outer");
-    let error = checkout(&world.sources(true), &world.url("outer"), &wanted(Some(&commit), "main")).await.expect_err("refused");
+    let error =
+        checkout(&world.sources(true), &world.url("outer"), &wanted(Some(&commit), "main")).await.expect_err("refused");
     let message = error.to_string();
     assert!(matches!(error, GitError::Failed { command: "submodule update", .. }), "{message}");
     assert!(message.contains("transport 'file' not allowed"), "{message}");
@@ -256,7 +258,11 @@ async fn a_pull_request_with_conflicts_names_them() {
 #[tokio::test]
 async fn what_a_stranger_may_not_decide_comes_from_the_base() {
     let world = Repositories::new();
-    let (base, head) = fork(&world, ("ours", "x"), (".harmonia-ci.toml", "allow-ifd = true\neval-timeout = \"5h\"\nattrs = [\"packages\"]\n"));
+    let (base, head) = fork(
+        &world,
+        ("ours", "x"),
+        (".harmonia-ci.toml", "allow-ifd = true\neval-timeout = \"5h\"\nattrs = [\"packages\"]\n"),
+    );
     let out = checkout(&world.sources(true), &world.url("repo"), &pull(&head, &base)).await.expect("merges");
     let mut config = read_config(out.dir.path()).expect("reads");
     assert!(config.config.allow_ifd, "the merged file is the stranger's");

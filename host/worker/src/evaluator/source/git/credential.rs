@@ -3,8 +3,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use harmonia_core::forge::CloneCredential;
 use harmonia_core::SecretText;
+use harmonia_core::forge::CloneCredential;
 use tokio::process::Command;
 use url::Url;
 
@@ -56,7 +56,11 @@ mod tests {
     #[test]
     fn a_password_goes_to_its_own_server_only() {
         for (url, hosts, key) in [
-            ("https://git.example.org/a/b.git", vec!["git.example.org"], Some("http.https://git.example.org/.extraHeader")),
+            (
+                "https://git.example.org/a/b.git",
+                vec!["git.example.org"],
+                Some("http.https://git.example.org/.extraHeader"),
+            ),
             ("http://127.0.0.1:3000/a", vec!["127.0.0.1:3000"], Some("http.http://127.0.0.1:3000/.extraHeader")),
             ("https://git.example.org.evil.org/a", vec!["git.example.org"], None),
             ("ssh://git.example.org/a", vec!["git.example.org"], None),

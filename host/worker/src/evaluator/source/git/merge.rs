@@ -33,9 +33,8 @@ impl Git<'_> {
     }
 
     async fn merge(&self, head: &str, base: &str, base_branch: &str) -> Result<String, GitError> {
-        let merged = self
-            .run(COMMAND, ["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", base, head])
-            .await;
+        let merged =
+            self.run(COMMAND, ["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", base, head]).await;
         let tree = match merged {
             Ok(tree) => tree.trim_end_matches('\0').to_owned(),
             // The tree with conflict markers, then the files, each ended by a zero byte.
