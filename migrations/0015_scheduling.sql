@@ -545,3 +545,16 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('decay_projects', '{frontend}'),
     ('report_policy_error', '{builder,frontend}')
 ) AS g(f, r);
+
+-- As in 0008, but found by id: asked for those that are held, the planner may walk over everything that is held (its
+-- statistics may be of a time when nothing was).
+CREATE OR REPLACE FUNCTION return_jobs(p_jobs bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM lock_jobs_with_inputs(p_jobs);
+    UPDATE build_jobs SET status = 'pending', started_at = NULL
+    WHERE id = ANY (p_jobs) AND status NOT IN ('pending', 'succeeded', 'failed', 'cancelled', 'dep-failed');
+    PERFORM settle_jobs(p_jobs, true);
+    PERFORM recheck_jobs(p_jobs);
+END
+$$;
