@@ -6,8 +6,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harmonia_core::forge::{
-    BranchHead, CloneCredential, CommitStatus, Delivery, Event, ForgeError, ForgeRepository, ForgeUser, LoginCompletion,
-    LoginStart, Page, Permission, PullRequest, RepositoryRef, StatusState, WebhookRequest,
+    BranchHead, CloneCredential, CommitStatus, Delivery, Event, ForgeError, ForgeRepository, ForgeUser,
+    LoginCompletion, LoginStart, Page, Permission, PullRequest, RepositoryRef, StatusState, WebhookRequest,
 };
 use harmonia_core::ports::Forge;
 use harmonia_core::{Clock, Timestamp};

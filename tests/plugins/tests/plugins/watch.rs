@@ -69,7 +69,8 @@ impl Watch {
             for form in [secret.clone(), STANDARD.encode(secret)] {
                 for (place, text) in [("the store", &written), ("answers", &said), ("the log", &logged)] {
                     if let Some(at) = text.find(&form) {
-                        let near: String = text[..at].chars().rev().take(200).collect::<Vec<_>>().iter().rev().collect();
+                        let near: String =
+                            text[..at].chars().rev().take(200).collect::<Vec<_>>().iter().rev().collect();
                         panic!("a secret is in {place}, behind: {near}");
                     }
                 }

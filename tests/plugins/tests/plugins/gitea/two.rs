@@ -83,7 +83,10 @@ async fn two_instances_of_one_component_know_nothing_of_each_other() {
     }
     // One that goes away takes nothing with it.
     let report = host.reload(specs[1..].to_vec()).await;
-    assert_eq!((report.removed.as_slice(), report.unchanged.as_slice()), (&["one".to_owned()][..], &["two".to_owned()][..]));
+    assert_eq!(
+        (report.removed.as_slice(), report.unchanged.as_slice()),
+        (&["one".to_owned()][..], &["two".to_owned()][..])
+    );
     assert!(host.forge("one").is_none());
     let (_, _, bench) = &benches[1];
     bench.head(&heads[1].0, "main").await.expect("a head");

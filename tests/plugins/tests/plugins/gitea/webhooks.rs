@@ -76,10 +76,7 @@ async fn pushes_of_branches_and_tags_reach_the_installed_hook() {
     };
     let release = || Reference::Branch("release/1.0".to_owned());
     let branch = "refs/heads/release/1.0";
-    assert_eq!(
-        gitea.event(&delivery(branch, &first, &second)).await,
-        Event::Push(push(release(), &second, "Second"))
-    );
+    assert_eq!(gitea.event(&delivery(branch, &first, &second)).await, Event::Push(push(release(), &second, "Second")));
     assert_eq!(
         gitea.event(&delivery(branch, &second, &first)).await,
         Event::Push(push(release(), &first, "Initial commit"))

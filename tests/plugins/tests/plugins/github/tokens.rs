@@ -78,7 +78,10 @@ async fn a_jwt_that_is_refused_is_signed_anew_once() {
     assert_eq!((tokens.len(), tokens[0] == tokens[1], tokens[1] == tokens[2]), (3, true, false));
     server.answer("GET", "/app/installations", refused());
     server.answer("GET", "/app/installations", refused());
-    assert!(matches!(forge.repositories(None).await, Err(ForgeError::Denied(_))), "a wrong key does not go on for ever");
+    assert!(
+        matches!(forge.repositories(None).await, Err(ForgeError::Denied(_))),
+        "a wrong key does not go on for ever"
+    );
     assert_eq!(server.requests().len(), 5);
     github.finish();
 }
