@@ -23,12 +23,18 @@ fn who_consumed_least_for_its_shares_goes_first() {
         ("nothing", vec![], vec![], vec![]),
         ("less consumed", vec![load(1, 100, 500.0, 0), load(2, 100, 20.0, 0)], queues(&[1, 2], 1), vec![200, 100]),
         ("more shares", vec![load(1, 100, 50.0, 0), load(2, 300, 120.0, 0)], queues(&[1, 2], 1), vec![200, 100]),
-        ("running counts in advance", vec![load(1, 100, 0.0, 3), load(2, 100, 20.0, 0)], queues(&[1, 2], 1), vec![
-            200, 100,
-        ]),
-        ("equal: first in, first out", vec![load(1, 100, 0.0, 0), load(2, 100, 0.0, 0)], queues(&[1, 2], 2), vec![
-            100, 200, 101, 201,
-        ]),
+        (
+            "running counts in advance",
+            vec![load(1, 100, 0.0, 3), load(2, 100, 20.0, 0)],
+            queues(&[1, 2], 1),
+            vec![200, 100],
+        ),
+        (
+            "equal: first in, first out",
+            vec![load(1, 100, 0.0, 0), load(2, 100, 0.0, 0)],
+            queues(&[1, 2], 2),
+            vec![100, 200, 101, 201],
+        ),
         ("a project nobody described consumed nothing", vec![load(1, 100, 1.0, 0)], queues(&[1, 2], 1), vec![200, 100]),
         (
             "within a project: boosted, then the oldest",
@@ -67,7 +73,10 @@ fn consumption_adds_up_and_fades_by_the_hour() {
 
 fn a_queue() -> impl Strategy<Value = (Vec<Load>, Vec<Head>)> {
     let loads = prop::collection::vec((1_u32..1000, 0.0_f64..1e7, 0_u32..50), 1..12).prop_map(|loads| {
-        (1..).zip(loads).map(|(project, (shares, consumed, running))| load(project, shares, consumed, running)).collect()
+        (1..)
+            .zip(loads)
+            .map(|(project, (shares, consumed, running))| load(project, shares, consumed, running))
+            .collect()
     });
     let heads = prop::collection::vec((1_u64..14, 0_i32..2), 0..60)
         .prop_map(|heads| (1..).zip(heads).map(|(job, (project, priority))| Head { job, project, priority }).collect());
