@@ -32,7 +32,7 @@ async fn a_person_logs_in_once_with_each_code() {
     let stolen = gitea.login(&code(), &verifier(2)).await;
     assert!(matches!(stolen, Err(ForgeError::Denied(_))), "another browser's: {stolen:?}");
     let old = code();
-    gitea.clock.advance(Duration::from_secs(11 * 60));
+    gitea.clock.advance(Duration::from_mins(11));
     let late = gitea.login(&old, &verifier(1)).await;
     assert!(matches!(late, Err(ForgeError::Denied(_))), "{late:?}");
 

@@ -35,7 +35,7 @@ async fn a_person_logs_in_once_with_each_code() {
     let stolen = github.login(&code, &verifier(2)).await;
     assert!(matches!(stolen, Err(ForgeError::Denied(_))), "another browser's: {stolen:?}");
     let code = code_of(&github.fake.approve(&address, "alice").expect("the page is right"));
-    github.clock.advance(Duration::from_secs(11 * 60));
+    github.clock.advance(Duration::from_mins(11));
     let late = github.login(&code, &verifier(1)).await;
     assert!(matches!(late, Err(ForgeError::Denied(_))), "{late:?}");
 

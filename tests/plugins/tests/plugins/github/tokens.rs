@@ -11,7 +11,7 @@ use serde_json::json;
 use super::setup::Github;
 use crate::bench::{Bench, status, verifier};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn one_token_serves_many_calls_and_is_renewed_in_time() {
