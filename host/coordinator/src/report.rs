@@ -65,7 +65,7 @@ impl ReportOptions {
             status: StatusOptions::new(public_url),
             burst: Duration::from_secs(5),
             progress_every: Duration::from_secs(30),
-            call_timeout: Duration::from_secs(60),
+            call_timeout: Duration::from_mins(1),
             calls_at_once: 4,
             pause_after_silence: Duration::from_secs(10),
             poll: Duration::from_secs(5),

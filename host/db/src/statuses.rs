@@ -124,7 +124,7 @@ impl Db {
         compute: &impl Fn(&CommitReport) -> ComputedReport,
     ) -> Result<ReportOutcome, DbError> {
         let failed = |error| DbError::from_sqlx("report a commit", error);
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        let mut transaction = self.begin().await.map_err(failed)?;
         let connection = &mut *transaction;
         // One snapshot: what a mark tells of is in it when the mark is. Who was faster on these rows makes this fail and
         // start again.
@@ -179,6 +179,13 @@ impl Db {
         .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         Ok(ReportOutcome::Done { changed, notified })
+    }
+
+    /// Begins a transaction in a task of its own. The driver, dropped between sending BEGIN and hearing of it, gives the
+    /// connection back with the transaction open, and what the next one writes on it is never committed.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.begin().await }).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 
     /// Marks commits that are not settled and were not computed for `age`, and tidies. Returns how many it marked.

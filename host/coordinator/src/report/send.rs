@@ -218,7 +218,7 @@ fn failed(name: &str, what: &str, failures: u32, next: Next, error: &str) {
             warn!(name, error, "Could not deliver the {what}; next try in {after:?}");
         }
         Next::Again { after, .. } => {
-            debug!(name, error, failures, "Could not deliver the {what}; next try in {after:?}")
+            debug!(name, error, failures, "Could not deliver the {what}; next try in {after:?}");
         }
     }
 }

@@ -48,7 +48,11 @@ async fn a_failure_is_shown_and_repaired_by_a_rebuild() {
     let one = world.frontend("one");
     let eval = world.evaluated("main", &[0, 1]).await;
     for (n, job) in world.claim(2).await.iter().enumerate() {
-        if n == 0 { world.fail(job).await.expect("fail") } else { world.complete(job).await.expect("complete") }
+        if n == 0 {
+            world.fail(job).await.expect("fail");
+        } else {
+            world.complete(job).await.expect("complete");
+        }
     }
     world.step(&one).await;
     assert_eq!(world.forge.states(), ["nix-build: failure", "nix-build/a0: failure", "nix-eval: success"]);
@@ -190,9 +194,9 @@ async fn two_frontends_at_once_send_everything_once() {
     world.evaluated("main", &numbers).await;
     for (n, job) in world.claim(12).await.iter().enumerate() {
         if n % 2 == 0 {
-            world.fail(job).await.expect("fail")
+            world.fail(job).await.expect("fail");
         } else {
-            world.complete(job).await.expect("complete")
+            world.complete(job).await.expect("complete");
         }
         if n % 4 == 3 {
             tokio::join!(world.step(&one), world.step(&two));

@@ -1,5 +1,7 @@
 //! The two statuses of an evaluation: of itself, and of all its builds.
 
+use std::fmt::Write as _;
+
 use crate::api::{AttrState, Verdict};
 use crate::forge::StatusState;
 use crate::state::EvalStatus;
@@ -138,7 +140,7 @@ fn progress(evaluation: &EvaluationReport, is_evaluating: bool) -> String {
     let failed = counts.failed + counts.dep_failed + counts.eval_errors;
     let mut text = format!("{done}/{} done", counts.total);
     if failed > 0 {
-        text.push_str(&format!(", {failed} failed"));
+        let _ = write!(text, ", {failed} failed");
     }
     if is_evaluating {
         text.push_str(", still evaluating");

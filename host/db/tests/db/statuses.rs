@@ -15,7 +15,7 @@ use crate::world::{Eval, World, graph, new_evaluation};
 
 pub(crate) const BURST: Duration = Duration::from_secs(5);
 pub(crate) const PROGRESS: Duration = Duration::from_secs(30);
-pub(crate) const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const LEASE: Duration = Duration::from_mins(1);
 /// What [`new_evaluation`] evaluates.
 pub(crate) const COMMIT: &str = "0000000000000000000000000000000000000000";
 

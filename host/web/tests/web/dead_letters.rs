@@ -12,7 +12,7 @@ use reqwest::{Method, StatusCode};
 
 use crate::world::{TOKEN, World};
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 
 /// A status that a forge refused for good.
 async fn refused(world: &World) {
