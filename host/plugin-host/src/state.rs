@@ -18,6 +18,8 @@ pub(crate) struct State {
     pub(crate) table: ResourceTable,
     pub(crate) wasi: Option<Box<Wasi>>,
     bounds: Bounds,
+    /// The host waited for something, for a tick or longer, since the guest was last interrupted.
+    waited: bool,
 }
 
 /// How a call gives way to others.
@@ -58,7 +60,12 @@ impl State {
     pub(crate) fn new(capabilities: CallState, wasi: Option<Box<Wasi>>, limits: CallLimits) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
-        Self { capabilities, table, wasi, bounds: Bounds { limits, memory_bytes: 0 } }
+        Self { capabilities, table, wasi, bounds: Bounds { limits, memory_bytes: 0 }, waited: false }
+    }
+
+    /// Notes that the host began to wait at `since` for something that the guest asked for.
+    pub(crate) fn waited(&mut self, since: Instant) {
+        self.waited |= since.elapsed() >= Duration::from_millis(TICK_MS);
     }
 
     /// A store that holds its guest to the limits.
@@ -71,9 +78,12 @@ impl State {
         let started = Instant::now();
         let mut ticks = 0;
         let mut busy = None;
-        store.epoch_deadline_callback(move |_| {
-            // Called at most once a tick, and only while the guest itself runs: this counts its processor time.
-            ticks += 1;
+        store.epoch_deadline_callback(move |mut store| {
+            // Called at most once a tick, and only while the guest itself runs: this counts its processor time. A tick that
+            // passed while the host waited for it is none of the guest's.
+            if !std::mem::take(&mut store.data_mut().waited) {
+                ticks += 1;
+            }
             if ticks * TICK_MS > limits.cpu_ms_max {
                 return Err(LimitReached::Cpu(limits.cpu_ms_max).into());
             }

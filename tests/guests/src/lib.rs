@@ -1,5 +1,5 @@
 //! Guest programs, one for each behaviour of the plugin host, good and bad: see `examples/`. Each is a component of its own,
-//! `guests/<name>.wasm`; `tests/tests/guests.rs` calls them.
+//! `guests/<name>.wasm`; `tests/hostile` calls them.
 //!
 //! Most are forges of one function: `branches.head(repository, branch)` takes its argument as `branch` and answers in
 //! `commit`, because that call may use everything that a plugin may.

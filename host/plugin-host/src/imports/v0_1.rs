@@ -1,5 +1,7 @@
 //! Track 0.1 of `wit/plugin`: converts between the guest's words and [`crate::capabilities`], and nothing else.
 
+use std::time::Instant;
+
 use harmonia_core::ports::{PluginStoreError, WriteCondition};
 use wasmtime::component::{HasData, Linker, Resource};
 
@@ -186,7 +188,10 @@ impl http::Host for State {
                 .map(|capture| capabilities::Capture { pointer: capture.pointer, hosts: capture.hosts })
                 .collect(),
         };
-        let response = match self.capabilities.http_send(request).await {
+        let since = Instant::now();
+        let response = self.capabilities.http_send(request).await;
+        self.waited(since);
+        let response = match response {
             Ok(response) => response,
             Err(error) => return Ok(Err(error.into())),
         };
@@ -257,7 +262,9 @@ impl From<PluginStoreError> for kv::KvError {
 
 impl kv::Host for State {
     async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<kv::Entry>, kv::KvError>> {
+        let since = Instant::now();
         let found = CallState::kv_get(&mut self.capabilities, &key).await;
+        self.waited(since);
         Ok(found
             .map(|found| found.map(|found| kv::Entry { value: found.value, version: found.version }))
             .map_err(Into::into))
@@ -275,10 +282,16 @@ impl kv::Host for State {
             kv::Condition::Absent => WriteCondition::Absent,
             kv::Condition::Version(version) => WriteCondition::Version(version),
         };
-        Ok(self.capabilities.kv_set(&key, value, lifetime_s, condition).await.map_err(Into::into))
+        let since = Instant::now();
+        let written = self.capabilities.kv_set(&key, value, lifetime_s, condition).await;
+        self.waited(since);
+        Ok(written.map_err(Into::into))
     }
 
     async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), kv::KvError>> {
-        Ok(self.capabilities.kv_delete(&key).await.map_err(Into::into))
+        let since = Instant::now();
+        let deleted = self.capabilities.kv_delete(&key).await;
+        self.waited(since);
+        Ok(deleted.map_err(Into::into))
     }
 }
