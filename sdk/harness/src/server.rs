@@ -191,7 +191,7 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Received> {
 async fn write(stream: &mut BufReader<TcpStream>, answer: &Answer) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} Scripted\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
     for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await?;

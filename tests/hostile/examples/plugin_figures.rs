@@ -67,7 +67,7 @@ async fn webhook(payload: Vec<u8>, calls: usize) {
     let headers = [
         ("x-github-event", "push".to_owned()),
         ("x-github-delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958".to_owned()),
-        ("x-hub-signature-256", format!("sha256={}", hex::encode(&signature))),
+        ("x-hub-signature-256", format!("sha256={}", hex::encode(signature))),
     ];
     let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let request = WebhookRequest { headers, body: payload.clone() };

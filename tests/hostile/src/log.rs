@@ -54,7 +54,7 @@ impl Log {
 
     /// Everything as one text.
     pub fn text(&self) -> String {
-        self.lines().iter().map(|line| format!("{line:?}\n")).collect()
+        self.lines().iter().map(|line| format!("{line:?}")).collect::<Vec<_>>().join("\n")
     }
 }
 

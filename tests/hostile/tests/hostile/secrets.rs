@@ -49,7 +49,7 @@ fn shapes(secret: &str) -> Vec<String> {
 
 /// In JSON, with every letter escaped although none needs it.
 fn units(secret: &str) -> String {
-    secret.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect()
+    secret.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat()
 }
 
 /// Everything that came, with the secret in all its shapes, in headers and body.
@@ -98,7 +98,7 @@ async fn nothing_that_a_guest_sees_logs_or_stores_holds_a_secret() {
         // The server got it, each way, and the minted one after it.
         let requests = server.requests();
         assert!(requests.len() == 7, "{}", requests.len());
-        let came: String = requests.iter().map(|request| format!("{request:?}")).collect();
+        let came = format!("{requests:?}");
         assert!(requests.iter().any(|request| request.header("authorization") == Some(&format!("Bearer {MINTED}"))));
         assert!(came.contains("Basic"), "{came}");
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use harmonia_core::forge::ForgeError;
 use harmonia_core::ports::{PluginStore, PluginStoreError, PortFuture, StoredValue, WriteCondition};
 use harmonia_hostile_tests::{World, ask};
-use harmonia_plugin_host::{HttpClientOptions, PluginSpec};
+use harmonia_plugin_host::{HttpClientOptions, PluginSpec, TICK_MS};
 
 /// A store in which somebody else writes the key after the first read of it.
 struct Busy {
@@ -98,4 +98,43 @@ async fn writes_without_end_meet_their_number() {
     let text = world.answer("stores_forever", "").await;
     assert!(text.starts_with("500 "), "{text}");
     assert!(text.contains("`limits.kv_operations_per_call` of the plugin `stores_forever`"), "{text}");
+}
+
+/// A store that is slower than a tick.
+struct Slow(Arc<dyn PluginStore>);
+
+impl PluginStore for Slow {
+    fn get(&self, plugin: String, key: String) -> PortFuture<'_, Result<Option<StoredValue>, PluginStoreError>> {
+        self.0.get(plugin, key)
+    }
+
+    fn set(
+        &self,
+        plugin: String,
+        key: String,
+        value: Vec<u8>,
+        lifetime: Option<Duration>,
+        condition: WriteCondition,
+    ) -> PortFuture<'_, Result<u64, PluginStoreError>> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(2 * TICK_MS)).await;
+            self.0.set(plugin, key, value, lifetime, condition).await
+        })
+    }
+
+    fn delete(&self, plugin: String, key: String) -> PortFuture<'_, Result<(), PluginStoreError>> {
+        self.0.delete(plugin, key)
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_the_store_is_no_processor_time() {
+    let world = World::with(HttpClientOptions::default(), |inner| Arc::new(Slow(inner)));
+    let mut spec = world.guest("stores_forever");
+    spec.limits.capabilities.kv_operations_per_call = 60;
+    // Less than a tick for each.
+    spec.limits.call.cpu_ms_max = Some(30 * TICK_MS);
+    world.load(vec![spec]).await;
+    let text = world.answer("stores_forever", "").await;
+    assert!(text.starts_with("60 "), "{text}");
 }
