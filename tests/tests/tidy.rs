@@ -33,10 +33,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("sandbox", &[]),
     ("embedded", &["core"]),
     ("plugin-host", &["core"]),
-    (
-        "ci",
-        &["core", "nix", "db", "cache", "coordinator", "worker", "plugin-host", "web", "sandbox", "embedded"],
-    ),
+    ("ci", &["core", "nix", "db", "cache", "coordinator", "worker", "plugin-host", "web", "sandbox", "embedded"]),
     // Plugins know the contract only, as everybody's do.
     ("plugin", &[]),
     ("plugin-github", &["plugin"]),
@@ -52,10 +49,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("plugin-tests", &["core", "plugin-host", "plugin-harness", "fake-forges"]),
     ("hostile-tests", &["core", "plugin-host", "plugin-harness", "plugin-github"]),
     ("tests", &[]),
-    (
-        "scenarios",
-        &["core", "nix", "db", "coordinator", "web", "plugin-host", "plugin-harness", "fake-forges"],
-    ),
+    ("scenarios", &["core", "nix", "db", "coordinator", "web", "plugin-host", "plugin-harness", "fake-forges"]),
 ];
 
 /// Most lines of one file: a room that one can see at a glance.
@@ -138,7 +132,8 @@ fn status_codes_and_sql_live_in_one_place() {
             findings.push(format!("{}: SQL belongs into host/db", file.path));
         }
         // One documented line: loading code that we compiled ourselves.
-        let loads_own_code = file.path == "host/plugin-host/src/engine/cache.rs" && text.matches("unsafe {").count() == 1;
+        let loads_own_code =
+            file.path == "host/plugin-host/src/engine/cache.rs" && text.matches("unsafe {").count() == 1;
         if text.contains("unsafe {") && !file.path.starts_with("host/sandbox/") && !loads_own_code {
             findings.push(format!("{}: unsafe belongs into host/sandbox", file.path));
         }

@@ -308,13 +308,8 @@ impl Db {
         patterns: &[String],
     ) -> Result<bool, DbError> {
         self.run("remember the branches of the tree", || {
-            sqlx::query_scalar!(
-                r#"SELECT set_tree_branches($1, $2, $3) AS "changed!""#,
-                eval.0,
-                hash(token),
-                patterns
-            )
-            .fetch_one(&self.pool)
+            sqlx::query_scalar!(r#"SELECT set_tree_branches($1, $2, $3) AS "changed!""#, eval.0, hash(token), patterns)
+                .fetch_one(&self.pool)
         })
         .await
     }

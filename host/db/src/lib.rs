@@ -33,8 +33,9 @@ pub use connection::{Db, DbOptions};
 pub use deliveries::{ClaimedDelivery, DeliveryRowId, NewDelivery, Recorded};
 pub use error::DbError;
 pub use evaluations::{
-    AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation, FinishedEvaluation, GraphAttr,
-    GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind, Walk,
+    AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation,
+    FinishedEvaluation, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind,
+    Walk,
 };
 pub use harmonia_core::retry::RetryPolicy;
 pub use intake::{

@@ -1,8 +1,7 @@
 //! `plugin inspect | check | call | list`: what a plugin is, whether it keeps to its contract, one call, and how those of a
 //! server are. The first three need no server: they run the component here, with nothing granted but what is said.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use harmonia_core::SystemClock;
@@ -182,6 +181,9 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn grants() -> PluginGrants {

@@ -2,8 +2,8 @@
 
 mod api;
 mod cache;
-mod forge;
 mod dead_letters;
+mod forge;
 mod lifecycle;
 mod live;
 mod pages;

@@ -147,6 +147,8 @@ pub(super) async fn evaluate(
     let work = async {
         let mut connection = settings.daemon.connect().await?;
         let tree = source::add_tree(&mut connection, checkout.dir.path()).await?;
+        // Errors name files below this path; reports show them as files of the repository.
+        db.set_evaluation_source(eval, token, &tree.path).await?;
         let commit = Some(checkout.commit.as_str()).filter(|commit| commit.len() == 40 && !claimed.dirty);
         let flake = source::pin(
             &mut connection,
