@@ -48,7 +48,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("fake-forges", &[]),
     ("plugin-tests", &["core", "plugin-host", "plugin-harness", "fake-forges"]),
     ("hostile-tests", &["core", "plugin-host", "plugin-harness", "plugin-github"]),
-    ("tests", &[]),
+    ("tests", &["core", "db", "embedded", "fake-forges"]),
     ("scenarios", &["core", "nix", "db", "coordinator", "web", "plugin-host", "plugin-harness", "fake-forges"]),
 ];
 
