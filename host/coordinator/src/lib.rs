@@ -1,7 +1,9 @@
-//! Loops that decide: the chores that exactly one live frontend does for the whole cluster.
+//! Loops that decide. [`run`] does the chores, on exactly one live frontend for the whole cluster; the others run on every
+//! frontend over leased rows: [`run_intake`] works off deliveries, [`report`] keeps statuses and notifications as the rows
+//! say, [`run_projects`] discovers repositories, installs webhooks and polls.
 //!
-//! Start reading at [`run`]. A loop fetches, decides by a pure function ([`health`]), and stores; what it stores is a
-//! statement of `harmonia-db`.
+//! Start reading at [`Intake::step`] or [`report::step`]. A loop fetches, decides by a pure function of `harmonia-core`, and
+//! stores; what it stores is a statement of `harmonia-db`. Forges and reporters are core's ports.
 //!
 //! Never here: HTTP, object store, WebAssembly, foreign programs.
 
