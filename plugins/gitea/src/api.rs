@@ -66,22 +66,3 @@ pub(crate) fn with_headers(request: Request<'_>) -> Request<'_> {
 pub(crate) fn instance() -> Result<String, Error> {
     Ok(settings::required("instance")?.trim_end_matches('/').to_owned())
 }
-
-/// `host` or `host:port` of a URL.
-pub(crate) fn host_of(url: &str) -> String {
-    url.split("://").nth(1).unwrap_or(url).split('/').next().unwrap_or_default().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::host_of;
-
-    #[test]
-    fn hosts_of_instances() {
-        for (url, host) in
-            [("https://codeberg.org", "codeberg.org"), ("http://127.0.0.1:3000/git/", "127.0.0.1:3000"), ("", "")]
-        {
-            assert_eq!(host_of(url), host);
-        }
-    }
-}

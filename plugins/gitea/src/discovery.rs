@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::PER_PAGE;
 use crate::api::Api;
-use crate::model::{Repository, page_of};
+use crate::model::Repository;
 
 #[derive(Deserialize)]
 struct Organization {
@@ -96,7 +96,7 @@ pub(crate) fn page(cursor: Option<&str>) -> Result<RepositoryPage, Error> {
 
 fn repositories(api: &Api, url: &str, page: &str) -> Result<(Vec<Repository>, Option<String>), Error> {
     let answer = api.get(&http::query(url, &[("limit", PER_PAGE), ("page", page)]))?;
-    let next = answer.link("next").and_then(page_of);
+    let next = answer.next_page();
     Ok((answer.json()?, next))
 }
 

@@ -14,18 +14,16 @@ use harmonia_plugin::forge::statuses::{State, Status, Statuses};
 use harmonia_plugin::forge::webhooks::{Delivery, Request, Webhooks};
 use harmonia_plugin::forge::{
     BranchHead, Branches, Comments, Credential, Credentials, Discovery, Error, Hooks, Login, LoginCompletion,
-    LoginStart, Permission, Permissions, PullRequest, PullRequestPage, PullRequests, RepositoryPage, RepositoryRef,
-    User,
+    LoginStart, Marker, Permission, Permissions, PullRequest, PullRequestPage, PullRequests, RepositoryPage,
+    RepositoryRef, User,
 };
-use harmonia_plugin::{Description, Plugin, http, json, settings, time};
+use harmonia_plugin::{Description, Plugin, http, json, settings};
 use serde::Deserialize;
 
 use crate::api::Api;
 
 /// Most entries of one page; instances may allow fewer.
 const PER_PAGE: &str = "50";
-/// How far back we look for a comment of ours: it is looked for because an answer was lost a moment ago.
-const LOOK_BACK_MS: u64 = 7 * 24 * 3600 * 1000;
 /// Longest description of a status.
 const DESCRIPTION_CHARS_MAX: usize = 255;
 
@@ -34,7 +32,7 @@ struct Gitea;
 impl Plugin for Gitea {
     fn describe() -> Description {
         let instance = settings::get("instance").unwrap_or_default();
-        let host = api::host_of(&instance);
+        let host = http::host_of(&instance);
         Description::new("gitea", env!("CARGO_PKG_VERSION"), "Gitea, Forgejo and Codeberg, through a token of a user.")
             .required_setting("instance", "Address of the instance: https://codeberg.org.")
             .setting(
@@ -90,13 +88,13 @@ impl Comments for Gitea {
     fn post_comment(repository: RepositoryRef, number: u64, key: String, body: String) -> Result<(), Error> {
         let api = Api::open()?;
         let url = api.repository_url(&repository, &["issues", &number.to_string(), "comments"])?;
-        let since = time::format_rfc3339(time::now_ms().saturating_sub(LOOK_BACK_MS));
-        let marker = model::marker(&key);
-        let comments: Vec<Comment> = api.get(&http::query(&url, &[("since", &since)]))?.json()?;
-        if comments.iter().any(|comment| comment.body.contains(&marker)) {
+        let marker = Marker::of(&key);
+        // All of them: this list has no pages.
+        let comments: Vec<Comment> = api.get(&http::query(&url, &[("since", &Marker::looked_for_since())]))?.json()?;
+        if comments.iter().any(|comment| marker.is_in(&comment.body)) {
             return Ok(());
         }
-        api.post(&url, &json!({ "body": format!("{body}\n\n{marker}") })).map(drop)
+        api.post(&url, &json!({ "body": marker.under(&body) })).map(drop)
     }
 }
 
@@ -134,7 +132,7 @@ impl PullRequests for Gitea {
         let page = cursor.as_deref().unwrap_or("1");
         let url = api.repository_url(&repository, &["pulls"])?;
         let answer = api.get(&http::query(&url, &[("state", "open"), ("limit", PER_PAGE), ("page", page)]))?;
-        let next = answer.link("next").and_then(model::page_of);
+        let next = answer.next_page();
         let found: Vec<model::Pull> = answer.json()?;
         Ok(PullRequestPage { pull_requests: found.into_iter().map(Into::into).collect(), next })
     }
@@ -156,7 +154,7 @@ impl Permissions for Gitea {
 impl Credentials for Gitea {
     fn clone_credential(_: RepositoryRef) -> Result<Option<Credential>, Error> {
         let api = Api::open()?;
-        let hosts = vec![api::host_of(api.instance())];
+        let hosts = vec![http::host_of(api.instance())];
         // A token is taken whatever the user's name.
         Ok(Some(Credential { user: "harmonia-ci".to_owned(), password: api.into_token(), hosts }))
     }

@@ -5,7 +5,7 @@ use harmonia_plugin::http::{self, Request};
 use harmonia_plugin::{secrets, settings};
 use serde::Deserialize;
 
-use crate::api::{host_of, instance, with_headers};
+use crate::api::{instance, with_headers};
 
 /// Stands in the form where the host puts the client secret.
 const PLACEHOLDER: &str = "CLIENT_SECRET";
@@ -47,7 +47,7 @@ pub(crate) fn complete(completion: &LoginCompletion) -> Result<User, Error> {
     ]);
     let mut answer = with_headers(request)
         .secret_in_body(&client_secret, PLACEHOLDER)
-        .capture_for("/access_token", &[&host_of(&instance)])
+        .capture_for("/access_token", &[&http::host_of(&instance)])
         // Not used; captured so that it does not get in here.
         .capture("/refresh_token")
         .fetch()

@@ -230,20 +230,6 @@ impl Collaborator {
     }
 }
 
-/// The `page` parameter of a link to the next page.
-pub fn page_of(link: &str) -> Option<String> {
-    let (_, query) = link.split_once('?')?;
-    let page = query.split('&').find_map(|pair| pair.strip_prefix("page="))?;
-    (!page.is_empty() && page.bytes().all(|byte| byte.is_ascii_digit())).then(|| page.to_owned())
-}
-
-/// Hides a comment's key in it; a key cannot end the hiding.
-pub fn marker(key: &str) -> String {
-    let safe: String =
-        key.chars().map(|c| if c.is_ascii_alphanumeric() || "-_./:".contains(c) { c } else { '_' }).collect();
-    format!("<!-- harmonia-ci {} -->", safe.replace("--", "-_"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,11 +256,5 @@ mod tests {
         {
             assert_eq!(is_work_in_progress(title), draft, "{title}");
         }
-    }
-
-    #[test]
-    fn a_key_stays_hidden() {
-        assert_eq!(marker("head-changed/abc"), "<!-- harmonia-ci head-changed/abc -->");
-        assert_eq!(marker("a --> <b>").matches("-->").count(), 1);
     }
 }

@@ -7,7 +7,7 @@ use harmonia_plugin::forge::webhooks::{
 };
 use harmonia_plugin::serde_json;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::model::{Account, NamedRepository, Pull, Repository, is_work_in_progress, login_of, message_of};
 
@@ -160,7 +160,7 @@ struct CommentPayload {
 #[derive(Deserialize)]
 struct Issue {
     number: u64,
-    pull_request: Option<serde_json::Value>,
+    pull_request: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -50,17 +50,13 @@ impl Server {
 
     /// `host` or `host:port` of the API.
     pub(crate) fn api_host(&self) -> String {
-        host_of(&self.api_url)
+        http::host_of(&self.api_url)
     }
 
     /// `host` or `host:port` of pages and git.
     pub(crate) fn html_host(&self) -> String {
-        host_of(&self.html_url)
+        http::host_of(&self.html_url)
     }
-}
-
-fn host_of(url: &str) -> String {
-    url.split("://").nth(1).unwrap_or(url).split('/').next().unwrap_or_default().to_owned()
 }
 
 fn with_headers(request: Request<'_>) -> Request<'_> {

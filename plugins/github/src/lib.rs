@@ -102,7 +102,7 @@ impl PullRequests for Github {
             &[("state", "open"), ("sort", "created"), ("direction", "desc"), ("per_page", "100"), ("page", page)],
         );
         let answer = api.get(&url)?;
-        let next = answer.link("next").and_then(model::page_of);
+        let next = answer.next_page();
         let found: Vec<model::Pull> = answer.json()?;
         Ok(PullRequestPage { pull_requests: found.into_iter().map(Into::into).collect(), next })
     }

@@ -187,13 +187,6 @@ impl Collaborator {
     }
 }
 
-/// The `page` parameter of a link to the next page.
-pub fn page_of(link: &str) -> Option<String> {
-    let (_, query) = link.split_once('?')?;
-    let page = query.split('&').find_map(|pair| pair.strip_prefix("page="))?;
-    (!page.is_empty() && page.bytes().all(|byte| byte.is_ascii_digit())).then(|| page.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,14 +202,6 @@ mod tests {
             ("", Permission::None),
         ] {
             assert_eq!(Collaborator { permission: said.to_owned() }.permission(), meant, "{said}");
-        }
-    }
-
-    #[test]
-    fn pages_are_numbers() {
-        assert_eq!(page_of("https://x/y?per_page=100&page=7"), Some("7".to_owned()));
-        for odd in ["https://x/y", "https://x/y?per_page=7", "https://x?page=", "https://x?page=a"] {
-            assert_eq!(page_of(odd), None, "{odd}");
         }
     }
 }

@@ -7,7 +7,7 @@ use harmonia_plugin::forge::webhooks::{
 use harmonia_plugin::forge::{Error, RepositoryRef};
 use harmonia_plugin::serde_json;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::model::{Account, NamedRepository, Pull, Repository, login_of};
 
@@ -159,7 +159,7 @@ struct CommentPayload {
 struct Issue {
     number: u64,
     /// Only pull requests have it.
-    pull_request: Option<serde_json::Value>,
+    pull_request: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -276,7 +276,7 @@ fn installation(payload: InstallationPayload) -> Vec<Event> {
 #[derive(Deserialize)]
 struct InstallationRepositoriesPayload {
     #[serde(default)]
-    repositories_added: Vec<serde_json::Value>,
+    repositories_added: Vec<IgnoredAny>,
     #[serde(default)]
     repositories_removed: Vec<MaybeNamed>,
 }

@@ -23,9 +23,11 @@ pub mod statuses;
 pub mod webhooks;
 
 mod access;
+mod marker;
 mod reading;
 
 pub use access::{Credential, Credentials, Hooks, Login, LoginCompletion, LoginStart, User};
+pub use marker::Marker;
 pub use reading::{
     BranchHead, Branches, Discovery, Permission, Permissions, PullRequestPage, PullRequests, RepositoryPage,
 };

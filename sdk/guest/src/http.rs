@@ -16,7 +16,9 @@
 //!
 //! [`Error`] turns into the errors of [`forge`](crate::forge) and [`reporter`](crate::reporter) by `?`.
 
+mod address;
 mod error;
+mod paging;
 mod response;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -25,6 +27,7 @@ use serde::Serialize;
 use crate::bindings::imports::harmonia::plugin::http as host;
 use crate::secrets::Secret;
 
+pub use address::host_of;
 pub use error::{Error, StatusError};
 pub(crate) use error::{Meaning, plugin_errors};
 pub use host::{Header, HttpError, Method, Place, Response};
