@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use harmonia_core::Clock;
@@ -14,7 +13,7 @@ use wasmtime::component::{Instance, InstancePre, ResourceTableError};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::capabilities::{CallState, Level, Shared};
-use crate::engine::Engines;
+use crate::engine::{Engines, InTurn, Queue};
 use crate::error::{CallError, CallFailure};
 use crate::limits::{CallLimits, HANDLES_MAX, LimitReached, STACK_BYTES_MAX};
 use crate::loader::Program;
@@ -57,8 +56,8 @@ pub(crate) struct Caller {
     pub(crate) stats: Arc<Stats>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) calls: Arc<Semaphore>,
-    /// Its calls that want the processor for longer than a tick.
-    pub(crate) busy: Arc<AtomicU32>,
+    /// Where its calls wait that want the processor for long.
+    pub(crate) queue: Arc<Queue>,
     /// No call gets more than this.
     pub(crate) network: Network,
 }
@@ -88,18 +87,23 @@ impl Caller {
             return Err(self.too_many());
         };
         let _running = self.engines.running();
-        let mut store = self.store(network, Yielding::EveryTick(self.busy.clone()))?;
-        let guest = async {
-            let instance = self.instances.instantiate_async(&mut store).await?;
-            run(Guest { store: &mut store, instance: &instance, _env: PhantomData }).await
-        };
-        let outcome = tokio::time::timeout_at(deadline, guest).await;
-        Self::log_output(store.data_mut());
-        // The future is gone, and with the store goes whatever the host was doing for the guest.
-        match outcome {
-            Ok(outcome) => outcome.map_err(|error| self.failure(&error)),
-            Err(_) => Err(CallFailure::Limit(LimitReached::Wall(self.limits.wall_ms_max))),
-        }
+        let pace = self.queue.pace();
+        // All that takes time, up to giving the memory back, is in there: it is what the guest waits its turn for.
+        let mut guest = std::pin::pin!(async {
+            let mut store = Logged(self.store(network, Yielding::EveryTick(pace.clone()))?);
+            let store = &mut store.0;
+            let outcome = async {
+                let instance = self.instances.instantiate_async(&mut *store).await?;
+                run(Guest { store: &mut *store, instance: &instance, _env: PhantomData }).await
+            };
+            let outcome = outcome.await;
+            outcome.map_err(|error| self.failure(&error, store.data()))
+        });
+        let outcome = tokio::time::timeout_at(deadline, InTurn::new(guest.as_mut(), pace.clone())).await;
+        let outcome = outcome.unwrap_or(Err(CallFailure::Limit(LimitReached::Wall(self.limits.wall_ms_max))));
+        pace.ended(outcome.is_err());
+        // On a timeout the future goes now, and with its store whatever the host was doing for the guest.
+        outcome
     }
 
     /// [`Self::call`] for policies: they call nothing that waits.
@@ -123,7 +127,7 @@ impl Caller {
         let _running = self.engines.running();
         let mut store = self.store(Network::Closed, Yielding::Never)?;
         let outcome = self.instances.instantiate(&mut store).and_then(|instance| run(&mut store, &instance));
-        outcome.map_err(|error| self.failure(&error))
+        outcome.map_err(|error| self.failure(&error, store.data()))
     }
 
     /// An error that says that the plugin lacks an export.
@@ -148,13 +152,6 @@ impl Caller {
             })?;
         let engine = self.engines.engine(self.program.is_pooled);
         Ok(State::new(capabilities, wasi, self.limits).into_store(engine, yielding))
-    }
-
-    fn log_output(state: &mut State) {
-        let Some(output) = state.wasi.as_ref().map(|wasi| wasi.output()) else { return };
-        for line in output.lines().filter(|line| !line.trim().is_empty()) {
-            state.capabilities.log(Level::Info, line);
-        }
     }
 
     fn too_many(&self) -> CallFailure {
@@ -182,7 +179,7 @@ impl Caller {
     }
 
     /// Tells from wasmtime's error what happened.
-    fn failure(&self, error: &wasmtime::Error) -> CallFailure {
+    fn failure(&self, error: &wasmtime::Error, state: &State) -> CallFailure {
         if let Some(limit) = error.downcast_ref::<LimitReached>() {
             return CallFailure::Limit(*limit);
         }
@@ -200,7 +197,7 @@ impl Caller {
             return match trap {
                 Trap::StackOverflow => CallFailure::Limit(LimitReached::Stack(STACK_BYTES_MAX)),
                 Trap::Interrupt => CallFailure::Limit(LimitReached::Cpu(self.limits.cpu_ms_max)),
-                trap => CallFailure::Trap { reason: trap.to_string(), backtrace: backtrace(error) },
+                trap => CallFailure::Trap { reason: reason(trap.to_string(), state), backtrace: backtrace(error) },
             };
         }
         // These come without a type of their own.
@@ -214,7 +211,7 @@ impl Caller {
             return CallFailure::Limit(LimitReached::Instances(self.limits.instances_max));
         }
         if error.downcast_ref::<WasmBacktrace>().is_some() {
-            return CallFailure::Trap { reason: innermost(error), backtrace: backtrace(error) };
+            return CallFailure::Trap { reason: reason(innermost(error), state), backtrace: backtrace(error) };
         }
         CallFailure::Invalid(text)
     }
@@ -224,6 +221,27 @@ impl Caller {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Invalid(pub(crate) String);
+
+/// A store whose guest's standard output goes to the log with it, however the call ends.
+struct Logged(Store<State>);
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let state = self.0.data_mut();
+        let Some(output) = state.wasi.as_ref().map(|wasi| wasi.output()) else { return };
+        for line in output.lines().filter(|line| !line.trim().is_empty()) {
+            state.capabilities.log(Level::Info, line);
+        }
+    }
+}
+
+/// A trap hardly says why: a panic ends as `unreachable`. The guest's last words do.
+fn reason(trap: String, state: &State) -> String {
+    match state.last_words() {
+        Some(words) => format!("{trap}; its last words: {words}"),
+        None => trap,
+    }
+}
 
 fn innermost(error: &wasmtime::Error) -> String {
     error.chain().last().map_or_else(|| error.to_string(), ToString::to_string)

@@ -9,6 +9,7 @@
 
 mod grants;
 mod http;
+mod kept;
 mod kv;
 mod limits;
 mod log;
@@ -17,7 +18,7 @@ mod secrets;
 #[cfg(test)]
 mod testing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use harmonia_core::Clock;
@@ -29,7 +30,7 @@ pub use http::{HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClien
 pub use limits::CapabilityLimits;
 
 pub(crate) use http::{Auth, Capture, Header, HttpError, HttpRequest, Method, Place};
-pub(crate) use log::Level;
+pub(crate) use log::{LAST_WORDS_BYTES_MAX, Level};
 pub(crate) use secrets::SecretError;
 #[expect(unreachable_pub, reason = "the bindings of the contract re-export the type behind `resource secret`")]
 pub use secrets::SecretHandle;
@@ -45,7 +46,7 @@ pub(crate) struct Shared {
     /// Granted secrets as they were last read: searched for in whatever comes back to any call.
     opened: Opened,
     /// Captured and derived secrets that a call kept.
-    kept: Mutex<HashMap<String, SecretHandle>>,
+    kept: kept::Kept,
     held_back: http::HeldBack,
     line_rate: log::LineRate,
 }
@@ -64,7 +65,7 @@ impl Shared {
             clock,
             client: http,
             opened: Opened::default(),
-            kept: Mutex::default(),
+            kept: kept::Kept::default(),
             held_back: http::HeldBack::default(),
             line_rate: log::LineRate::default(),
         })
@@ -104,7 +105,11 @@ pub(crate) struct CallState {
     response_bytes: usize,
     lines: u32,
     lines_dropped: u64,
+    /// The last line at level error, as the guest wrote it.
+    last_words: String,
     kv_operations: u32,
+    /// What this call is expected to keep.
+    fetching: Option<kept::Fetching>,
 }
 
 /// A redactor, and what it was made from.
@@ -128,7 +133,9 @@ impl CallState {
             response_bytes: 0,
             lines: 0,
             lines_dropped: 0,
+            last_words: String::new(),
             kv_operations: 0,
+            fetching: None,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use harmonia_core::Clock;
 use harmonia_core::plugin::PluginKind;
@@ -104,11 +103,11 @@ pub(crate) fn link(
         // Only those who import one pay for one.
         wasi: if with_wasi { spec.wasi } else { WasiGrant::None },
         scratch_folder: world.scratch_folder.clone(),
+        queue: world.engines.queue(),
         engines: world.engines.clone(),
         shared: Shared::new(spec.grants(), world.store.clone(), world.clock.clone(), world.http.clone()),
         stats,
         clock: world.clock.clone(),
-        busy: Arc::new(AtomicU32::new(0)),
         calls: Arc::new(Semaphore::new(limits.concurrent_calls_max)),
         network: world.network,
         program,

@@ -1,14 +1,12 @@
 //! What a call's store holds: the plugin's capabilities, its handles, and the bounds it is held to.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
-use crate::capabilities::CallState;
-use crate::engine::TICK_MS;
+use crate::capabilities::{CallState, LAST_WORDS_BYTES_MAX};
+use crate::engine::{Pace, TICK_MS};
 use crate::limits::{CallLimits, HANDLES_MAX, LimitReached};
 use crate::wasi::Wasi;
 
@@ -23,37 +21,11 @@ pub(crate) struct State {
 }
 
 /// How a call gives way to others.
-#[derive(Clone)]
 pub(crate) enum Yielding {
-    /// Every tick, to the other tasks of its thread; the longer, the more calls of its plugin want the processor.
-    EveryTick(Arc<AtomicU32>),
+    /// Every tick, to the other tasks of its thread.
+    EveryTick(Pace),
     /// Never: whoever calls waits on its thread.
     Never,
-}
-
-/// A call that outlived a tick is counted among those of its plugin that want the processor, until its store is gone.
-struct Busy(Arc<AtomicU32>);
-
-impl Busy {
-    fn new(count: Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-
-    /// Together, the calls of one plugin use about one processor, whatever their number: the rest is for others.
-    async fn give_way(others: u32) {
-        if others == 0 {
-            tokio::task::yield_now().await;
-        } else {
-            tokio::time::sleep(Duration::from_millis(TICK_MS * u64::from(others))).await;
-        }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl State {
@@ -68,6 +40,15 @@ impl State {
         self.waited |= since.elapsed() >= Duration::from_millis(TICK_MS);
     }
 
+    /// What the guest said last of what went wrong: its last line at level error, or on standard error.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        self.capabilities.last_words().or_else(|| {
+            let output = self.wasi.as_ref()?.output();
+            let line = output.lines().rev().find(|line| !line.trim().is_empty())?;
+            Some(self.capabilities.shown(line, LAST_WORDS_BYTES_MAX))
+        })
+    }
+
     /// A store that holds its guest to the limits.
     pub(crate) fn into_store(self, engine: &wasmtime::Engine, yielding: Yielding) -> Store<Self> {
         let limits = self.bounds.limits;
@@ -77,12 +58,14 @@ impl State {
         store.set_epoch_deadline(1);
         let started = Instant::now();
         let mut ticks = 0;
-        let mut busy = None;
         store.epoch_deadline_callback(move |mut store| {
             // Called at most once a tick, and only while the guest itself runs: this counts its processor time. A tick that
             // passed while the host waited for it is none of the guest's.
             if !std::mem::take(&mut store.data_mut().waited) {
-                ticks += 1;
+                ticks = match &yielding {
+                    Yielding::EveryTick(pace) => pace.tick(),
+                    Yielding::Never => ticks + 1,
+                };
             }
             if ticks * TICK_MS > limits.cpu_ms_max {
                 return Err(LimitReached::Cpu(limits.cpu_ms_max).into());
@@ -91,11 +74,8 @@ impl State {
                 return Err(LimitReached::Wall(limits.wall_ms_max).into());
             }
             Ok(match &yielding {
-                Yielding::EveryTick(count) => {
-                    let busy = busy.get_or_insert_with(|| Busy::new(count.clone()));
-                    let others = busy.0.load(Ordering::Relaxed).saturating_sub(1);
-                    UpdateDeadline::YieldCustom(1, Box::pin(Busy::give_way(others)))
-                }
+                // The next tick counts from when it goes on: waiting for a turn is none of its time.
+                Yielding::EveryTick(_) => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
                 Yielding::Never => UpdateDeadline::Continue(1),
             })
         });

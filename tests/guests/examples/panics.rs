@@ -1,3 +1,9 @@
-//! Panics with a text, which the operator should read in the log.
+//! Panics with a text, which the operator should read: in the log, and as the plugin's last error.
 
-harmonia_test_guests::guest!(|argument| panic!("on purpose: {argument}"));
+use harmonia_plugin::secrets;
+
+harmonia_test_guests::guest!(|argument| {
+    // In hand, so that it is no longer found in what is shown.
+    let _token = secrets::open("token");
+    panic!("on purpose: {argument}")
+});

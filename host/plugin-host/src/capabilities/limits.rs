@@ -40,6 +40,8 @@ pub struct CapabilityLimits {
     pub secrets_per_call: usize,
     /// Secrets kept between calls; beyond it, the one whose time is over first makes room.
     pub kept_secrets: usize,
+    /// How long a call waits for a secret that another call of the plugin may be about to keep, in milliseconds.
+    pub kept_wait_ms: u64,
     /// Bytes that `sign-rs256` signs.
     pub sign_bytes: usize,
     /// Bytes of the claims of a token.
@@ -81,6 +83,7 @@ impl Default for CapabilityLimits {
             captured_secret_bytes: 16 * KIB,
             secrets_per_call: 256,
             kept_secrets: 1000,
+            kept_wait_ms: 10_000,
             sign_bytes: 64 * KIB,
             claims_bytes: 4 * KIB,
             log_line_bytes: 4 * KIB,

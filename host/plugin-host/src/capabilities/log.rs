@@ -24,6 +24,9 @@ pub(crate) enum Level {
 /// Of a longer line no more is looked at.
 const LOOKED_AT_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes that are shown of what a guest said before it trapped.
+pub(crate) const LAST_WORDS_BYTES_MAX: usize = 1024;
+
 /// Ends a line that was cut.
 const CUT: &str = "… [cut]";
 
@@ -93,6 +96,11 @@ pub(super) fn head(text: &str, bytes_max: usize) -> &str {
 impl CallState {
     /// Writes one line with the plugin's name.
     pub(crate) fn log(&mut self, level: Level, message: &str) {
+        if level == Level::Error {
+            // Also of a line that is dropped: it may be what a trap is explained by.
+            self.last_words.clear();
+            self.last_words.push_str(head(message, LOOKED_AT_BYTES_MAX));
+        }
         let limits = self.limits();
         let (lines_max, lines_per_minute, bytes_max) =
             (limits.log_lines_per_call, limits.log_lines_per_minute, limits.log_line_bytes);
@@ -110,18 +118,29 @@ impl CallState {
                 tracing::warn!(target: "plugin", plugin, dropped, "lines of a plugin were dropped: more than {key} allows");
             }
         }
-        let looked_at = head(message, LOOKED_AT_BYTES_MAX);
-        let mut line = escaped(&self.redact(looked_at));
-        if line.len() > bytes_max || looked_at.len() < message.len() {
-            line.truncate(head(&line, bytes_max.saturating_sub(CUT.len())).len());
-            line.push_str(CUT);
-        }
+        let line = self.shown(message, bytes_max);
         match level {
             Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
             Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
             Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
             Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
         }
+    }
+
+    /// What the call logged last as an error, fit to be shown.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        (!self.last_words.is_empty()).then(|| self.shown(&self.last_words, LAST_WORDS_BYTES_MAX))
+    }
+
+    /// A guest's text as one line: without secrets, escaped, cut.
+    pub(crate) fn shown(&self, text: &str, bytes_max: usize) -> String {
+        let looked_at = head(text, LOOKED_AT_BYTES_MAX);
+        let mut line = escaped(&self.redact(looked_at));
+        if line.len() > bytes_max || looked_at.len() < text.len() {
+            line.truncate(head(&line, bytes_max.saturating_sub(CUT.len())).len());
+            line.push_str(CUT);
+        }
+        line
     }
 }
 

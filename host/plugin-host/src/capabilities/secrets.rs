@@ -26,7 +26,7 @@ const DERIVED_LIFETIME_S_MAX: u32 = 3600;
 /// Longest time for which a secret is kept.
 const KEPT_LIFETIME_S_MAX: u32 = 86_400;
 /// Longest name under which a secret is kept.
-const KEPT_NAME_BYTES_MAX: usize = 256;
+pub(super) const KEPT_NAME_BYTES_MAX: usize = 256;
 
 /// Why a secret could not be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -213,27 +213,6 @@ impl Shared {
             .map_err(|reason| unusable(format!("what {} holds {reason}", grant.file.display())))?;
         Ok(self.opened.remember(name, secret))
     }
-
-    fn keep_secret(&self, name: &str, secret: SecretHandle) {
-        let now = self.clock.now();
-        let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.retain(|_, secret| !secret.is_expired(now));
-        if !kept.contains_key(name) && kept.len() >= self.grants.limits.kept_secrets {
-            // It may be gone at any time, says the contract; so the one that has least time left goes.
-            let first = kept.iter().min_by_key(|(_, secret)| secret.expires_at()).map(|(name, _)| name.clone());
-            if let Some(first) = first {
-                kept.remove(&first);
-            }
-        }
-        if self.grants.limits.kept_secrets > 0 {
-            kept.insert(name.to_owned(), secret);
-        }
-    }
-
-    fn kept_secret(&self, name: &str) -> Option<SecretHandle> {
-        let kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.get(name).filter(|secret| !secret.is_expired(self.clock.now())).cloned()
-    }
 }
 
 impl CallState {
@@ -242,13 +221,6 @@ impl CallState {
         let secret = self.shared.open_secret(name)?;
         self.know(&secret)?;
         Ok(secret)
-    }
-
-    /// A secret that an earlier call kept under this name; `None` when there is none or its time is over.
-    pub(crate) fn kept_secret(&mut self, name: &str) -> Option<SecretHandle> {
-        let secret = self.shared.kept_secret(name)?;
-        self.know(&secret).ok()?;
-        Some(secret)
     }
 
     /// Whether `mac` is the HMAC-SHA256 of `data` under the secret. Takes as long for every wrong one.
@@ -302,7 +274,8 @@ impl CallState {
         }
         self.check_limit("", "bytes of a name", name.len(), KEPT_NAME_BYTES_MAX)?;
         let expires_at = self.after(lifetime_s, KEPT_LIFETIME_S_MAX)?;
-        self.shared.keep_secret(name, secret.until(expires_at));
+        self.shared.kept.put(name, secret.until(expires_at), self.shared.clock.now(), self.limits().kept_secrets);
+        self.fetching.take_if(|fetching| fetching.is_for(name));
         Ok(())
     }
 

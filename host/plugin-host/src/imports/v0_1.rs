@@ -19,6 +19,7 @@ pub(crate) mod bindings {
         imports: {
             "harmonia:plugin/http": async | trappable,
             "harmonia:plugin/kv": async | trappable,
+            "harmonia:plugin/secrets.kept": async | trappable,
             default: trappable,
         },
         with: { "harmonia:plugin/secrets.secret": crate::imports::v0_1::bindings::Secret },
@@ -118,8 +119,10 @@ impl secrets::Host for State {
         self.lend_result(secret)
     }
 
-    fn kept(&mut self, name: String) -> wasmtime::Result<Option<Resource<Secret>>> {
-        let secret = self.capabilities.kept_secret(&name);
+    async fn kept(&mut self, name: String) -> wasmtime::Result<Option<Resource<Secret>>> {
+        let since = Instant::now();
+        let secret = self.capabilities.kept_secret(&name).await;
+        self.waited(since);
         secret.map(|secret| self.lend(secret)).transpose()
     }
 }

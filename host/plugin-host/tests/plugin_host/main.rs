@@ -7,4 +7,5 @@ mod policy;
 mod reload;
 mod support;
 mod tools;
+mod turns;
 mod wasi;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use harmonia_core::forge::WebhookRequest;
+use harmonia_core::ports::PluginStore;
 use harmonia_core::reporter::{Notification, NotificationKind};
 use harmonia_core::{Clock, Timestamp};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec};
@@ -14,6 +15,10 @@ use wit_parser::Resolve;
 pub(crate) struct TestClock(Mutex<Timestamp>);
 
 impl TestClock {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(time::macros::datetime!(2026-01-01 00:00 UTC))))
+    }
+
     pub(crate) fn advance(&self, seconds: i64) {
         *self.0.lock().expect("no test panics with it") += time::Duration::seconds(seconds);
     }
@@ -34,12 +39,21 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        let clock = TestClock::new();
+        Self::made_of(clock.clone(), Arc::new(MemoryStore::new(clock)))
+    }
+
+    /// With a store of the test's own.
+    pub(crate) fn with_store(store: Arc<dyn PluginStore>) -> Self {
+        Self::made_of(TestClock::new(), store)
+    }
+
+    fn made_of(clock: Arc<TestClock>, store: Arc<dyn PluginStore>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let clock = Arc::new(TestClock(Mutex::new(time::macros::datetime!(2026-01-01 00:00 UTC))));
         let host = PluginHost::new(HostOptions {
             cache_folder: folder.path().join("cache"),
             scratch_folder: folder.path().join("scratch"),
-            store: Arc::new(MemoryStore::new(clock.clone())),
+            store,
             clock: clock.clone(),
             http: HttpClient::new(&HttpClientOptions::default()).expect("a client"),
         })

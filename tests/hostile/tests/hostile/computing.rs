@@ -23,7 +23,7 @@ async fn whatever_a_guest_does_the_error_names_it_its_limit_and_the_key() {
             "",
             &["more than 16777216 bytes of memory", "`limits.memory_bytes_max` of the plugin `allocates`"],
         ),
-        ("panics", "with this", &["trapped in branches.head", "unreachable"]),
+        ("panics", "with this", &["trapped in branches.head", "panics.rs", "on purpose: with this"]),
         ("traps", "", &["trapped in branches.head", "unreachable"]),
         ("returns_garbage", "", &["branches.head", "UTF-8"]),
         (
@@ -66,11 +66,27 @@ async fn an_operator_reads_what_a_guest_panicked_with_and_where_it_trapped() {
         }),
         "{told:?}"
     );
+    let last_error = world.status("panics").last_error.expect("told");
+    assert!(
+        last_error.contains("panicked at ") && last_error.contains("on purpose: the wheel fell off"),
+        "what it said last explains the trap: {last_error}"
+    );
     world.fault("traps", "").await;
     let traced = log.lines().into_iter().any(|line| line.plugin == "traps" && line.others.contains("backtrace="));
     assert!(traced, "{}", log.text());
     let metrics = world.metrics("traps");
     assert_eq!((metrics.traps, metrics.limits, metrics.failures), (1, 0, 1));
+}
+
+#[tokio::test]
+async fn last_words_are_one_line_of_bounded_length_and_hold_no_secret() {
+    let world = World::new();
+    world.load(vec![world.guest_with_secret("panics", "correct-horse-battery")]).await;
+    let text = world.fault("panics", "with correct-horse-battery\nERROR forged").await;
+    assert!(text.contains(r"on purpose: with [secret]\nERROR forged"), "{text}");
+    let text = world.fault("panics", &"long ".repeat(4_000)).await;
+    assert!(text.contains("on purpose: long long") && text.ends_with("[cut]") && text.len() < 1_300, "{}", text.len());
+    assert_eq!(world.status("panics").last_error.as_deref(), Some(text.as_str()));
 }
 
 #[tokio::test]

@@ -90,6 +90,8 @@ async fn a_policy_that_panics_is_left_alone_for_a_while_and_jobs_are_ordered_thr
         assert_eq!(jobs, FALLBACK);
         assert!(error.is_some_and(|error| error.contains("plugin ranks_trapping")));
     }
+    let last_error = world.status("ranks_trapping").last_error.expect("told");
+    assert!(last_error.contains("no idea how to rank 5 candidates"), "{last_error}");
     assert_eq!(world.metrics("ranks_trapping").calls, 5, "the last three claims did not even try");
     assert_eq!(world.status("ranks_trapping").broken_for_s, Some(10));
     world.clock.advance(10);

@@ -113,3 +113,22 @@ fn all_calls_together_write_so_many_lines_a_minute() {
     assert_eq!(lines.len(), 3);
     assert!(lines[0].contains("dropped=201") && lines[0].contains("log_lines_per_minute"), "{}", lines[0]);
 }
+
+#[test]
+fn the_last_words_are_those_of_the_last_error_without_secrets_and_cut() {
+    let world = Plan::default().secret("key", "hidden-secret").world();
+    let mut call = world.call();
+    assert_eq!(call.last_words(), None);
+    call.log(Level::Error, "the first");
+    call.log(Level::Error, "panicked with\nhidden-secret");
+    call.log(Level::Info, "no matter");
+    assert_eq!(call.last_words().as_deref(), Some(r"panicked with\nhidden-secret"));
+    // Whatever is known to be secret when they are shown.
+    call.open_secret("key").expect("opened");
+    assert_eq!(call.last_words().as_deref(), Some(r"panicked with\n[secret]"));
+    for _ in 0..300 {
+        call.log(Level::Error, &"é".repeat(100_000));
+    }
+    let words = call.last_words().expect("also of a line that was dropped");
+    assert!(words.ends_with(CUT) && words.len() <= LAST_WORDS_BYTES_MAX, "{}", words.len());
+}

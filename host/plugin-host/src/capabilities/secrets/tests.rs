@@ -139,8 +139,8 @@ fn captured(call: &mut CallState, text: &str) -> SecretHandle {
     secret
 }
 
-#[test]
-fn what_is_kept_expires() {
+#[tokio::test]
+async fn what_is_kept_expires() {
     let world = Plan::default().secret("key", rsa_key().pkcs8_pem).world();
     let mut call = world.call();
     let token = captured(&mut call, "captured-token");
@@ -156,24 +156,24 @@ fn what_is_kept_expires() {
     drop(call);
 
     let mut call = world.call();
-    assert!(call.kept_secret("nothing").is_none());
-    let kept = call.kept_secret("installation/1").expect("kept");
+    assert!(call.kept_secret("nothing").await.is_none());
+    let kept = call.kept_secret("installation/1").await.expect("kept");
     assert_eq!(call.expose(&kept).expect("text").expose(), "captured-token");
     assert_eq!(call.redact("captured-token"), "[secret]", "it is in hand now");
-    let jwt = call.kept_secret("jwt").expect("kept");
+    let jwt = call.kept_secret("jwt").await.expect("kept");
     world.clock.advance(Duration::from_secs(30));
-    assert!(call.kept_secret("jwt").is_none(), "keeping does not make it live longer");
+    assert!(call.kept_secret("jwt").await.is_none(), "keeping does not make it live longer");
     assert_eq!(call.expose(&jwt).expect_err("expired"), SecretError::Expired);
-    assert!(call.kept_secret("installation/1").is_some());
+    assert!(call.kept_secret("installation/1").await.is_some());
     world.clock.advance(Duration::from_secs(30));
-    assert!(call.kept_secret("installation/1").is_none());
+    assert!(call.kept_secret("installation/1").await.is_none());
     assert_eq!(call.expose(&kept).expect_err("expired"), SecretError::Expired);
     assert_eq!(call.keep(&kept, "x", 1).expect_err("expired"), SecretError::Expired);
     assert!(!call.verify_hmac_sha256(&kept, b"", &[0; 32]));
 }
 
-#[test]
-fn the_number_of_secrets_is_bounded() {
+#[tokio::test]
+async fn the_number_of_secrets_is_bounded() {
     let world = Plan::default().limits(|limits| limits.secrets_per_call = 3000).world();
     let mut call = world.call();
     for number in 0..1005_u32 {
@@ -181,10 +181,10 @@ fn the_number_of_secrets_is_bounded() {
         // The later, the longer.
         call.keep(&secret, &format!("n{number}"), 1000 + number).expect("kept");
     }
-    assert_eq!(world.shared.kept.lock().expect("not poisoned").len(), 1000);
+    assert_eq!(world.shared.kept.len(), 1000);
     let mut call = world.call();
-    assert!(call.kept_secret("n4").is_none(), "those that end first made room");
-    assert!(call.kept_secret("n5").is_some() && call.kept_secret("n1004").is_some());
+    assert!(call.kept_secret("n4").await.is_none(), "those that end first made room");
+    assert!(call.kept_secret("n5").await.is_some() && call.kept_secret("n1004").await.is_some());
 
     let world = Plan::default().secret("key", rsa_key().pkcs8_pem).limits(|limits| limits.secrets_per_call = 3).world();
     let mut call = world.call();

@@ -146,7 +146,7 @@ async fn a_captured_string_becomes_a_secret() {
     call.keep(&token, "installation", 60).expect("kept");
     drop(call);
     let mut call = world.call();
-    let token = call.kept_secret("installation").expect("kept");
+    let token = call.kept_secret("installation").await.expect("kept");
     let response = call.http_send(HttpRequest { auth: vec![bearer(&token)], ..get(server.url("/me")) }).await;
     assert!(!seen(&response.expect("an answer")).contains("minted"));
 }
@@ -231,7 +231,7 @@ async fn an_expired_secret_is_not_sent() {
     let request = HttpRequest { capture: vec![capture("/token", &[])], ..get(server.url("/")) };
     let token = call.http_send(request).await.expect("an answer").captured.remove(0).expect("captured");
     call.keep(&token, "token", 10).expect("kept");
-    let kept = call.kept_secret("token").expect("kept");
+    let kept = call.kept_secret("token").await.expect("kept");
     world.clock.advance(std::time::Duration::from_secs(10));
     let text = denied(call.http_send(HttpRequest { auth: vec![bearer(&kept)], ..get(server.url("/")) }).await);
     assert!(text.contains("expired"), "{text}");
