@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use harmonia_core::forge::{ForgeError, ForgeFeature};
 use harmonia_db::{DbError, HookTarget};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::projects::{ProjectsOptions, call, wait_after};
@@ -32,9 +33,18 @@ pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
         if targets.is_empty() {
             return Ok(count);
         }
-        for target in &targets {
-            put_right(options, target).await?;
-            count += 1;
+        count += targets.len() as u64;
+        // Side by side: a forge that does not answer must not keep the others waiting.
+        let mut under_way = JoinSet::new();
+        for target in targets {
+            let options = options.clone();
+            under_way.spawn(async move { put_right(&options, &target).await });
+        }
+        while let Some(ended) = under_way.join_next().await {
+            match ended {
+                Ok(ended) => ended?,
+                Err(error) => warn!(error = %error, "A webhook's installation broke; it is due again after its lease"),
+            }
         }
     }
 }

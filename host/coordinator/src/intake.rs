@@ -53,8 +53,9 @@ pub struct IntakeOptions {
     pub node: NodeId,
     /// Globs of branches that merge queues write: their states never supersede each other.
     pub merge_branches: Vec<String>,
-    /// What decides, with a tree, what an evaluation yields; `None`: results are never reused.
-    pub reuse_key: Option<String>,
+    /// Results are shown for another commit with the same tree, where the evaluators and builders that were heard of within
+    /// this time would come to them again; `None`: never.
+    pub reuse_silent_after: Option<Duration>,
     /// When a delivery is tried again ([`INTAKE_RETRIES`]).
     pub retries: RetryPolicy,
     /// Time between two looks when nothing tells of work.
@@ -330,7 +331,7 @@ impl Intake {
             Event::Ping => return Ok("a sign of life".to_owned()),
         };
         let Some(concern) = self.concern(delivery, repository).await? else {
-            return Ok([&repository.full_name, " is no enabled project"].concat());
+            return Ok([&repository.full_name, " is no enabled project, or gone"].concat());
         };
         match event {
             Event::Push(push) => self.push(&concern, push).await,
@@ -350,7 +351,8 @@ impl Intake {
     ) -> Result<Option<Concern<'a>>, EventError> {
         let db = &self.options.db;
         let Some(project) = db.forge_project(&delivery.forge, repository).await? else { return Ok(None) };
-        if !project.enabled {
+        // Nobody is asked about what is gone, whoever still tells of it.
+        if !project.enabled || project.is_gone {
             return Ok(None);
         }
         if project.repository.full_name != repository.full_name {

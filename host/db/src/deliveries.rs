@@ -68,37 +68,48 @@ impl Db {
     /// Records a delivery, in one transaction: its row, the heads of pull requests it tells of in the order of arrival,
     /// and what it makes us forget of permissions. Notifies `deliveries`.
     pub async fn record_delivery(&self, new: &NewDelivery<'_>) -> Result<Recorded, DbError> {
-        let about = About::of(&new.delivery.events);
-        let events = storable(&new.delivery.events)?;
-        let row = self
-            .run("record a delivery", || {
-                sqlx::query!(
-                    r#"SELECT id AS "id!", recorded AS "recorded!"
-                       FROM record_delivery($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"#,
-                    new.forge,
-                    text(&new.delivery.id),
-                    events,
-                    i32::try_from(new.duration_ms).unwrap_or(i32::MAX),
-                    &about.names,
-                    about.always,
-                    &about.repositories,
-                    &about.pull_repositories,
-                    &about.pull_numbers,
-                    &about.pull_heads,
-                    &about.permissions,
-                    about.all_permissions,
-                )
-                .fetch_one(&self.pool)
-            })
-            .await?;
-        Ok(match row.recorded.as_str() {
-            "new" => Recorded::New(DeliveryRowId(row.id)),
-            "duplicate" => Recorded::Duplicate,
-            _ => Recorded::Nothing,
-        })
+        let mut recorded = self.record_deliveries(&[*new]).await?;
+        recorded.pop().ok_or_else(|| DbError::Corrupt { what: "a delivery was recorded without an answer".to_owned() })
     }
 
-    /// Takes up to `limit` due deliveries for `lease`, the oldest first.
+    /// [`Self::record_delivery`] for several, in the order in which they arrived: one round trip and one transaction, so
+    /// either all are recorded or none. Transactions that notify wait for each other's writes to reach the disk, however
+    /// many there are; so this is what makes more than one a disk write possible. An answer for each, in the same order.
+    pub async fn record_deliveries(&self, new: &[NewDelivery<'_>]) -> Result<Vec<Recorded>, DbError> {
+        let rows = new.iter().enumerate().map(|(place, new)| row(place, new)).collect::<Result<Vec<_>, _>>()?;
+        let rows = Value::Array(rows);
+        let answers = self
+            .run("record deliveries", || {
+                sqlx::query!(
+                    r#"SELECT t.place AS "place!", d.id AS "id!", d.recorded AS "recorded!"
+                       FROM jsonb_to_recordset($1) AS t(place integer, forge text, delivery text, events jsonb,
+                           duration_ms integer, names text[], always boolean, repositories text[],
+                           pull_repositories text[], pull_numbers bigint[], pull_heads text[], permissions text[],
+                           all_permissions boolean)
+                       CROSS JOIN LATERAL record_delivery(t.forge, t.delivery, t.events, t.duration_ms, t.names, t.always,
+                           t.repositories, t.pull_repositories, t.pull_numbers, t.pull_heads, t.permissions,
+                           t.all_permissions) AS d"#,
+                    rows,
+                )
+                .fetch_all(&self.pool)
+            })
+            .await?;
+        let mut recorded = vec![None; new.len()];
+        for answer in answers {
+            let place = usize::try_from(answer.place).ok().and_then(|place| recorded.get_mut(place));
+            if let Some(place) = place {
+                *place = Some(match answer.recorded.as_str() {
+                    "new" => Recorded::New(DeliveryRowId(answer.id)),
+                    "duplicate" => Recorded::Duplicate,
+                    _ => Recorded::Nothing,
+                });
+            }
+        }
+        let all: Option<Vec<Recorded>> = recorded.into_iter().collect();
+        all.ok_or_else(|| DbError::Corrupt { what: "a delivery was recorded without an answer".to_owned() })
+    }
+
+    /// Takes up to `limit` due deliveries for `lease`, the oldest first. See [`Self::claim_deliveries_except`].
     pub async fn claim_deliveries(
         &self,
         node: &NodeId,
@@ -108,7 +119,8 @@ impl Db {
         self.claim_deliveries_except(node, limit, lease, &[]).await
     }
 
-    /// As [`Self::claim_deliveries`], without those of `forges` (a slow forge must not hold up the others).
+    /// As [`Self::claim_deliveries`], without those of `forges` (a slow forge must not hold up the others). What a forge
+    /// delivered comes before what polling found, of which there may be much at once.
     pub async fn claim_deliveries_except(
         &self,
         node: &NodeId,
@@ -123,7 +135,7 @@ impl Db {
                            SELECT id FROM webhook_deliveries
                            WHERE state = 'queued' AND next_attempt_at <= now()
                                AND (leased_until IS NULL OR leased_until < now()) AND forge <> ALL ($4)
-                           ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+                           ORDER BY starts_with(delivery_id, 'poll:'), id LIMIT $2 FOR UPDATE SKIP LOCKED
                        ), claimed AS (
                            UPDATE webhook_deliveries d SET leased_by = $1, leased_until = now() + $3, attempts = d.attempts + 1
                            FROM due WHERE d.id = due.id
@@ -372,6 +384,26 @@ impl About {
         self.pull_numbers.push(number);
         self.pull_heads.push(text(&event.pull_request.head_commit));
     }
+}
+
+/// A delivery as an argument of the statement that records.
+fn row(place: usize, new: &NewDelivery<'_>) -> Result<Value, DbError> {
+    let about = About::of(&new.delivery.events);
+    Ok(serde_json::json!({
+        "place": place,
+        "forge": new.forge,
+        "delivery": text(&new.delivery.id),
+        "events": storable(&new.delivery.events)?,
+        "duration_ms": i32::try_from(new.duration_ms).unwrap_or(i32::MAX),
+        "names": about.names,
+        "always": about.always,
+        "repositories": about.repositories,
+        "pull_repositories": about.pull_repositories,
+        "pull_numbers": about.pull_numbers,
+        "pull_heads": about.pull_heads,
+        "permissions": about.permissions,
+        "all_permissions": about.all_permissions,
+    }))
 }
 
 /// Events as `jsonb`, which cannot hold the character NUL.

@@ -41,6 +41,8 @@ pub struct ForgeProject {
     pub is_private: bool,
     /// Whether anything is evaluated at all.
     pub enabled: bool,
+    /// The repository is gone, or not ours to see: its forge is asked nothing about it.
+    pub is_gone: bool,
     /// Whether pull requests are.
     pub pr_enabled: bool,
     /// Whose.
@@ -67,11 +69,11 @@ impl Db {
         let row = self
             .run("look for a repository's project", || {
                 sqlx::query!(
-                    "SELECT p.id, p.name, r.forge, r.id AS repository_id, r.external_id, r.full_name, r.clone_url,
-                         r.default_branch, r.is_private, p.enabled, p.pr_enabled, p.pr_trust, p.branch_patterns,
-                         p.tree_branch_patterns, p.build_tags, p.build_drafts, p.reuse_trees
+                    r#"SELECT p.id, p.name, r.forge, r.id AS repository_id, r.external_id, r.full_name, r.clone_url,
+                         r.default_branch, r.is_private, r.removed_at IS NOT NULL AS "is_gone!", p.enabled, p.pr_enabled,
+                         p.pr_trust, p.branch_patterns, p.tree_branch_patterns, p.build_tags, p.build_drafts, p.reuse_trees
                      FROM repositories r JOIN projects p ON p.repository_id = r.id
-                     WHERE r.forge = $1 AND r.external_id = $2",
+                     WHERE r.forge = $1 AND r.external_id = $2"#,
                     forge,
                     repository.id
                 )
@@ -89,6 +91,7 @@ impl Db {
                 default_branch: row.default_branch,
                 is_private: row.is_private,
                 enabled: row.enabled,
+                is_gone: row.is_gone,
                 pr_enabled: row.pr_enabled,
                 pr_trust: trust(&row.pr_trust)?,
                 branch_patterns: row.branch_patterns,

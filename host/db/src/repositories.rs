@@ -1,6 +1,6 @@
 //! Repositories as forges tell of them, and where discovery is. Start at [`Db::begin_sync`] (a lease, so that one
 //! frontend syncs a forge) and [`Db::save_sync_page`] (each page with the cursor of the next, so that a crash continues).
-//! The statements are in `migrations/0018_repositories.sql`.
+//! The statements are in `migrations/0018_repositories.sql` and, for what is gone, `0024_gone_repositories.sql`.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -212,21 +212,17 @@ impl Db {
         .map(|_| ())
     }
 
-    /// These are gone, or not ours to see. Returns how many were there. Their projects stay, and are not polled any more.
+    /// These are gone, or not ours to see. Returns how many were there. Their projects stay, but nothing is asked of the
+    /// forge for them: evaluations that have not come to an end are cancelled, and jobs that nobody else wants withdrawn.
     pub async fn repositories_removed(&self, forge: &str, repositories: &[RepositoryRef]) -> Result<u64, DbError> {
         let ids: Vec<String> = repositories.iter().map(|repository| text(&repository.id)).collect();
         let gone = self
             .run("remove repositories", || {
-                sqlx::query!(
-                    "UPDATE repositories SET removed_at = now()
-                     WHERE forge = $1 AND external_id = ANY ($2) AND removed_at IS NULL",
-                    forge,
-                    &ids
-                )
-                .execute(&self.pool)
+                sqlx::query_scalar!(r#"SELECT remove_repositories($1, $2) AS "gone!""#, forge, &ids)
+                    .fetch_one(&self.pool)
             })
             .await?;
-        Ok(gone.rows_affected())
+        Ok(gone as u64)
     }
 
     /// Of the forge's repositories with these ids, those that never were a project, with their full names.

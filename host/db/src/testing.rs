@@ -1,7 +1,9 @@
 //! A database of its own for each test, on the cluster that `HARMONIA_TEST_POSTGRES_URL` names.
 //!
 //! Start at [`TestDatabase::new`]. The migrated schema is built once a cluster and version of `migrations/` and cloned
-//! from then on. Dropping the value drops the database.
+//! from then on. Dropping the value drops the database. [`played`] plays the nodes that work on it.
+
+pub mod played;
 
 use std::str::FromStr;
 
@@ -52,6 +54,8 @@ pub async fn time_passes(db: &Db, time: std::time::Duration) {
                  statuses AS (UPDATE commit_statuses SET next_attempt_at = next_attempt_at - $1::interval,
                      leased_until = leased_until - $1::interval, delivered_at = delivered_at - $1::interval, desired_at = desired_at - $1::interval),
                  comments AS (UPDATE forge_comments SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval),
+                 evaluations AS (UPDATE evaluations SET not_before = not_before - $1::interval, waiting_since = waiting_since - $1::interval
+                     WHERE not_before IS NOT NULL),
                  notifications AS (UPDATE outbox SET next_attempt_at = next_attempt_at - $1::interval, leased_until = leased_until - $1::interval)
              SELECT 1 AS one",
             crate::connection::interval(time)
@@ -62,7 +66,7 @@ pub async fn time_passes(db: &Db, time: std::time::Duration) {
     .expect("time passes");
 }
 
-/// Lets time pass for deliveries, syncs, polls and webhooks: what waits for it is due.
+/// Lets time pass for deliveries, syncs, polls, webhooks and what was said of permissions: what waits for it is due.
 ///
 /// # Panics
 /// When the database does not answer.
@@ -72,9 +76,10 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
         "WITH deliveries AS (UPDATE webhook_deliveries SET next_attempt_at = next_attempt_at - $1::interval,
                  leased_until = leased_until - $1::interval),
              syncs AS (UPDATE forge_syncs SET wanted_at = wanted_at - $1::interval, not_before = not_before - $1::interval,
-                 leased_until = leased_until - $1::interval)
+                 leased_until = leased_until - $1::interval),
+             permissions AS (UPDATE forge_permissions SET asked_at = asked_at - $1::interval)
          UPDATE projects SET next_poll_at = next_poll_at - $1::interval, hook_next_at = hook_next_at - $1::interval,
-             leased_until = leased_until - $1::interval",
+             leased_until = leased_until - $1::interval, hook_leased_until = hook_leased_until - $1::interval",
         by
     )
     .execute(&db.pool)

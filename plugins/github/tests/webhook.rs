@@ -170,7 +170,7 @@ fn reruns_merge_groups_and_installations() {
     let [Event::RepositoriesChanged(found)] = &read("repository", &example("repository", "renamed"))[..] else {
         panic!("changed")
     };
-    assert!(found[0].clone_url.ends_with(".git") && !found[0].default_branch.is_empty());
+    assert!(found[0].clone_url.starts_with("https://") && !found[0].default_branch.is_empty());
 }
 
 #[test]

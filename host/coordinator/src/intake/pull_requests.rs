@@ -111,6 +111,9 @@ impl Intake {
         if !concern.rules.pr_enabled {
             return nothing(trust::NOT_ENABLED);
         }
+        if !db.is_first_of_comment(project, &comment.id, concern.delivery.id).await? {
+            return nothing("delivered again, which approves nothing more");
+        }
         let state = db.branch_state(&concern.pull_key(number)).await?;
         let seen = match concern.now(number).await? {
             Now::Is(now) => Seen { now: *now, state, was_asked: true },

@@ -1,8 +1,11 @@
 //! Webhooks at forges.
 
+use std::time::Duration;
+
 use harmonia_coordinator::hooks;
-use harmonia_core::api::HookInfo;
-use harmonia_core::forge::ForgeError;
+use harmonia_core::NodeId;
+use harmonia_core::api::{HookInfo, ProjectChanges};
+use harmonia_core::forge::{ForgeError, RepositoryRef};
 
 use crate::world::World;
 
@@ -49,6 +52,37 @@ async fn a_refusal_is_shown_and_tried_again() {
     world.later().await;
     assert_eq!(step(&world).await, 1);
     assert_eq!(shown(&world).await, Some(HookInfo { installed: true, error: None }));
+}
+
+#[tokio::test]
+async fn a_poll_under_way_does_not_keep_a_hook_waiting() {
+    let world = World::new().await;
+    world.project("1", "o/a").await;
+    let changes = ProjectChanges { poll_interval_s: Some(60), ..ProjectChanges::default() };
+    world.db().set_project("o/a", &changes, "me").await.expect("set");
+    let (node, forges) = (NodeId("slow".to_owned()), [crate::world::FORGE.to_owned()]);
+    let polled = world.db().due_polls(&node, &forges, 9, Duration::from_mins(10)).await.expect("taken");
+    assert_eq!(polled.len(), 1);
+    assert_eq!(step(&world).await, 1);
+    assert_eq!(installed(&world), [URL]);
+    assert!(world.db().poll_done(&polled[0], None, None).await.expect("done"), "its lease is its own");
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_the_hook_of_what_is_gone() {
+    let world = World::new().await;
+    world.project("1", "o/a").await;
+    step(&world).await;
+    world.forge.calls();
+    let gone = RepositoryRef { id: "1".to_owned(), full_name: "o/a".to_owned() };
+    world.db().repositories_removed(crate::world::FORGE, &[gone]).await.expect("removed");
+    assert_eq!((step(&world).await, shown(&world).await), (0, None));
+    world.later().await;
+    assert_eq!((step(&world).await, world.forge.calls()), (0, vec![]));
+    // It comes back: whatever is there is put right.
+    world.project("1", "o/a").await;
+    assert_eq!(step(&world).await, 1);
+    assert_eq!(installed(&world), [URL]);
 }
 
 #[tokio::test]

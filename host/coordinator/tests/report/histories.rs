@@ -7,12 +7,13 @@ use harmonia_coordinator::report::{self, ReportOptions};
 use harmonia_core::EvalId;
 use harmonia_core::api::Verdict;
 use harmonia_core::forge::{ForgeError, StatusState};
+use harmonia_db::testing::played::PlayedEvaluation;
 use harmonia_db::testing::time_passes;
 use harmonia_db::{ClaimedJob, DbError};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use crate::world::{Act, COMMIT, Eval, World};
+use crate::world::{Act, COMMIT, World};
 
 const ROUNDS: usize = 25;
 
@@ -31,7 +32,7 @@ fn act(random: &mut StdRng) -> Act {
 /// What workers and users do.
 #[derive(Default)]
 struct Actors {
-    running: Vec<Eval>,
+    running: Vec<PlayedEvaluation>,
     building: Vec<ClaimedJob>,
     /// The newest evaluation of each branch.
     newest: [Option<EvalId>; 2],
@@ -57,8 +58,8 @@ impl Actors {
                 let inserted = world.insert(&eval, &dedup(numbers)).await;
                 match (inserted, random.random_range(0..6)) {
                     (Err(error), _) => Err(error),
-                    (Ok(()), 0) => world.db.fail_evaluation(eval.id, &eval.token, "error: no").await,
-                    (Ok(()), _) => world.db.finish_evaluation(eval.id, &eval.token).await.map(|_| ()),
+                    (Ok(()), 0) => world.db.fail_evaluation(eval.claimed.id, &eval.token, "error: no").await,
+                    (Ok(()), _) => world.db.finish_evaluation(eval.claimed.id, &eval.token).await.map(|_| ()),
                 }
             }
             5 => {
@@ -91,7 +92,7 @@ impl Actors {
             self.running.extend(world.claim_evaluation().await);
             for eval in std::mem::take(&mut self.running) {
                 if world.insert(&eval, &[1, 2]).await.is_ok() {
-                    drop(world.db.finish_evaluation(eval.id, &eval.token).await);
+                    drop(world.db.finish_evaluation(eval.claimed.id, &eval.token).await);
                 }
             }
             self.building.extend(world.claim(20).await);

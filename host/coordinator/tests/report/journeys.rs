@@ -25,7 +25,7 @@ async fn from_a_push_to_green_with_nothing_sent_twice() {
     assert_eq!(report::step(&one).await.expect("step").statuses, 1, "the first sign of life comes at once");
     let eval = world.claim_evaluation().await.expect("queued");
     world.insert(&eval, &[0, 1, 2]).await.expect("insert");
-    world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+    world.db.finish_evaluation(eval.claimed.id, &eval.token).await.expect("finish");
     assert!(report::step(&one).await.expect("step").is_idle(), "a burst is waited for");
     world.step(&one).await;
     assert_eq!(world.forge.states(), ["nix-build: pending", "nix-eval: success"]);
@@ -96,7 +96,7 @@ async fn a_crash_between_sending_and_remembering_leads_to_another_assertion() {
     let heir = world.frontend("heir");
     // Meanwhile the world moves on, but the row is held until its lease ends.
     let eval = world.claim_evaluation().await.expect("queued");
-    world.db.fail_evaluation(eval.id, &eval.token, "error: no").await.expect("fail");
+    world.db.fail_evaluation(eval.claimed.id, &eval.token, "error: no").await.expect("fail");
     world.step(&heir).await;
     assert_eq!(world.forge.states(), ["nix-build: error", "nix-eval: pending"]);
     time_passes(&world.db, lease).await;
@@ -147,7 +147,7 @@ async fn a_forge_that_is_down_for_an_hour_hears_the_last_word_and_few_calls() {
     world.step(&one).await;
     let eval = world.claim_evaluation().await.expect("queued");
     world.insert(&eval, &(0..20).collect::<Vec<_>>()).await.expect("insert");
-    world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+    world.db.finish_evaluation(eval.claimed.id, &eval.token).await.expect("finish");
     for _minute in 0..60 {
         for job in world.claim(1).await {
             world.fail(&job).await.expect("fail");

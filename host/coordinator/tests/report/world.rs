@@ -13,18 +13,13 @@ use harmonia_core::forge::{
 use harmonia_core::plugin::PluginStatus;
 use harmonia_core::ports::{Forge, Plugins, PortFuture, Reporter};
 use harmonia_core::reporter::{Notification, ReportError};
-use harmonia_core::signer_api::{AttemptUsage, Failure};
-use harmonia_core::{Capability, ClaimToken, EvalId, FailureKind, Incarnation, NodeId, ProjectId};
-use harmonia_db::testing::{TestDatabase, desired_statuses, random_token, time_passes};
-use harmonia_db::{
-    AttrResult, ClaimedJob, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewPath,
-    NodeRegistration, Walk,
-};
-use harmonia_nix::store_path::StorePath;
+use harmonia_core::{EvalId, NodeId, ProjectId};
+use harmonia_db::testing::played::{Played, PlayedEvaluation};
+use harmonia_db::testing::{TestDatabase, desired_statuses, time_passes};
+use harmonia_db::{ClaimedJob, Db, DbError, NewEvaluationRow};
 use tokio::sync::Notify;
 
 pub(crate) const COMMIT: &str = "0123456789012345678901234567890123456789";
-const SYSTEM: &str = "x86_64-linux";
 
 /// What a forge does with one call.
 #[derive(Debug, Clone)]
@@ -225,12 +220,7 @@ pub(crate) struct World {
     pub(crate) db: Db,
     pub(crate) project: ProjectId,
     pub(crate) forge: Arc<Scripted>,
-    node: NodeId,
-}
-
-pub(crate) struct Eval {
-    pub(crate) id: EvalId,
-    pub(crate) token: ClaimToken,
+    worker: Played,
 }
 
 impl World {
@@ -252,19 +242,7 @@ impl World {
         db.upsert_repositories("forge", &[repository]).await.expect("a repository");
         let id = db.repository("forge", "o/r").await.expect("look").expect("there");
         let (project, _) = db.enable_repository(id, &["r".to_owned()], "me").await.expect("enable");
-        let node = NodeId("worker".to_owned());
-        let registration = NodeRegistration {
-            id: node.clone(),
-            incarnation: Incarnation(1),
-            capabilities: Capability::ALL.to_vec(),
-            endpoint: None,
-            systems: vec![SYSTEM.to_owned()],
-            features: Vec::new(),
-            max_jobs: 99,
-            max_evals: 9,
-            version: "0.1.0".to_owned(),
-        };
-        db.register_node(&registration).await.expect("register");
+        let worker = Played::register(&db).await;
         let forge = Arc::new(Scripted {
             seen: Mutex::default(),
             script: Mutex::default(),
@@ -272,7 +250,7 @@ impl World {
             reporters: Mutex::default(),
             reached: Notify::new(),
         });
-        Self { test, db, project, forge, node }
+        Self { test, db, project, forge, worker }
     }
 
     /// A frontend of this name. Calls that hang are given up soon.
@@ -334,103 +312,34 @@ impl World {
         self.db.create_evaluation(&new).await.expect("queue").id
     }
 
-    pub(crate) async fn claim_evaluation(&self) -> Option<Eval> {
-        let token = random_token();
-        let claimed = self.db.claim_evaluation(&self.node, Incarnation(1), &token).await.expect("claim")?;
-        Some(Eval { id: claimed.id, token })
+    pub(crate) async fn claim_evaluation(&self) -> Option<PlayedEvaluation> {
+        self.worker.claim_evaluation().await
     }
 
     /// Attributes `a{n}` of independent derivations.
-    pub(crate) async fn insert(&self, eval: &Eval, numbers: &[usize]) -> Result<(), harmonia_db::DbError> {
-        let paths: Vec<StorePath> = numbers.iter().map(|n| path(*n, ".drv")).collect();
-        let walks = self.db.classify_derivations(eval.id, &eval.token, &paths).await?;
-        let batch = GraphBatch {
-            derivations: walks
-                .into_iter()
-                .filter(|(_, walk)| *walk == Walk::Descend)
-                .map(|(path, _)| derivation(number_of(path.as_str())))
-                .collect(),
-            attrs: numbers
-                .iter()
-                .map(|n| GraphAttr {
-                    attr: format!("a{n}"),
-                    result: AttrResult::Derivation { drv_path: path(*n, ".drv") },
-                })
-                .collect(),
-            holds: Vec::new(),
-        };
-        self.db.insert_batch(eval.id, &eval.token, &batch).await.map(|_| ())
+    pub(crate) async fn insert(&self, taken: &PlayedEvaluation, numbers: &[usize]) -> Result<(), DbError> {
+        self.worker.insert(taken, numbers, |number| format!("a{number}")).await
     }
 
     /// An evaluation of these attributes, finished.
     pub(crate) async fn evaluated(&self, branch: &str, numbers: &[usize]) -> EvalId {
         let id = self.request(branch).await;
-        let eval = self.claim_evaluation().await.expect("queued");
-        assert_eq!(eval.id, id);
-        self.insert(&eval, numbers).await.expect("insert");
-        self.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+        let taken = self.claim_evaluation().await.expect("queued");
+        assert_eq!(taken.claimed.id, id);
+        self.insert(&taken, numbers).await.expect("insert");
+        self.db.finish_evaluation(id, &taken.token).await.expect("finish");
         id
     }
 
     pub(crate) async fn claim(&self, count: usize) -> Vec<ClaimedJob> {
-        let classes = self.db.resolve_classes(&[SYSTEM.to_owned()], &[]).await.expect("classes");
-        let heads = self.db.queue_heads(&classes, 100).await.expect("heads");
-        let order: Vec<_> = heads.candidates.iter().map(|candidate| candidate.job).collect();
-        let tokens: Vec<ClaimToken> = (0..count).map(|_| random_token()).collect();
-        self.db.claim_jobs(&self.node, Incarnation(1), &order, &tokens).await.expect("claim")
+        self.worker.claim(count).await
     }
 
-    pub(crate) async fn complete(&self, job: &ClaimedJob) -> Result<(), harmonia_db::DbError> {
-        self.db.attempt_uploading(job.attempt, &job.token).await?;
-        let outputs: Vec<NewPath> = job.outputs.values().flatten().map(|path| new_path(path.clone())).collect();
-        self.db.claim_outputs(job.attempt, &job.token, &outputs).await?;
-        let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
-        self.db.publish_outputs(job.job, &paths, &AttemptUsage::default(), None).await.map(|_| ())
+    pub(crate) async fn complete(&self, job: &ClaimedJob) -> Result<(), DbError> {
+        self.worker.complete(job).await
     }
 
-    pub(crate) async fn fail(&self, job: &ClaimedJob) -> Result<(), harmonia_db::DbError> {
-        let failure = Failure { kind: Some(FailureKind::Build), message: "it broke".to_owned(), exit_code: Some(1) };
-        self.db.fail_attempt(job.attempt, &job.token, &failure, &AttemptUsage::default(), None).await.map(|_| ())
-    }
-}
-
-fn path(number: usize, suffix: &str) -> StorePath {
-    let mut hash = [suffix.len() as u8; 20];
-    hash[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
-    StorePath::from_parts(&hash, &format!("d{number}{suffix}")).expect("a valid name")
-}
-
-fn number_of(drv: &str) -> usize {
-    let name = drv.rsplit_once("-d").expect("one of ours").1;
-    name.trim_end_matches(".drv").parse().expect("a number")
-}
-
-fn derivation(number: usize) -> GraphDerivation {
-    GraphDerivation {
-        drv_path: path(number, ".drv"),
-        name: format!("d{number}"),
-        system: SYSTEM.to_owned(),
-        required_features: Vec::new(),
-        outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(path(number, "")), fixed_hash: None }],
-        inputs: Vec::new(),
-        sources: Vec::new(),
-        available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
-        path_length: 1,
-    }
-}
-
-fn new_path(path: StorePath) -> NewPath {
-    NewPath {
-        path,
-        nar_hash: format!("sha256:{:052}", 1),
-        nar_size: 100,
-        file_hash: format!("sha256:{:052}", 1),
-        file_size: 50,
-        references: Vec::new(),
-        ca: None,
-        deriver: None,
+    pub(crate) async fn fail(&self, job: &ClaimedJob) -> Result<(), DbError> {
+        self.worker.fail(job).await
     }
 }

@@ -163,6 +163,28 @@ impl Db {
         .await
     }
 
+    /// Whether this delivery is the one that brought a comment's command first. A comment that is delivered again, under
+    /// another id, must not approve what its author never saw.
+    pub async fn is_first_of_comment(
+        &self,
+        project: ProjectId,
+        comment: &str,
+        delivery: DeliveryRowId,
+    ) -> Result<bool, DbError> {
+        self.run("note a comment's command", || {
+            sqlx::query_scalar!(
+                r#"INSERT INTO pull_request_commands AS c (project_id, comment_id, delivery_id) VALUES ($1, $2, $3)
+                   ON CONFLICT (project_id, comment_id) DO UPDATE SET delivery_id = least(c.delivery_id, excluded.delivery_id)
+                   RETURNING delivery_id = $3 AS "is_first!""#,
+                project.0,
+                text(comment),
+                delivery.0,
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
+    }
+
     /// Whether somebody approved exactly this head.
     pub async fn is_approved(&self, project: ProjectId, pull: u64, head: &str) -> Result<bool, DbError> {
         self.run("look for an approval", || {

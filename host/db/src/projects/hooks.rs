@@ -1,6 +1,7 @@
 //! Webhooks at forges: what should be ([`Db::want_hooks`]), what is to be done ([`Db::due_hooks`]), how it went.
 //!
 //! `hook_url` is written before a forge is asked, so that a hook whose installation's answer was lost is removed as well.
+//! A hook has a lease of its own: a poll of its project, however slow, does not keep it waiting.
 
 use std::time::Duration;
 
@@ -73,12 +74,12 @@ impl Db {
                            FROM projects p JOIN repositories r ON r.id = p.repository_id
                            WHERE ((p.hook_wanted AND NOT p.hook_installed) OR (NOT p.hook_wanted AND p.hook_url IS NOT NULL))
                                AND p.hook_next_at <= now() AND r.forge = ANY ($2)
-                               AND (p.leased_until IS NULL OR p.leased_until < now())
+                               AND (p.hook_leased_until IS NULL OR p.hook_leased_until < now())
                            ORDER BY p.hook_next_at LIMIT $3 FOR UPDATE OF p SKIP LOCKED
-                       ) UPDATE projects p SET leased_by = $1, leased_until = now() + $4
+                       ) UPDATE projects p SET hook_leased_by = $1, hook_leased_until = now() + $4
                        FROM due WHERE p.id = due.id
                        RETURNING p.id, p.name, due.forge, due.external_id, due.full_name, p.hook_wanted, p.hook_url,
-                           p.hook_attempts, p.leased_until AS "leased_until!""#,
+                           p.hook_attempts, p.hook_leased_until AS "hook_leased_until!""#,
                     node.0,
                     forges,
                     i64::from(limit),
@@ -97,7 +98,7 @@ impl Db {
                 wanted: row.hook_wanted,
                 old_url: row.hook_url,
                 attempts: row.hook_attempts as u32,
-                lease: (node.clone(), row.leased_until),
+                lease: (node.clone(), row.hook_leased_until),
             })
             .collect())
     }
@@ -107,7 +108,7 @@ impl Db {
         let done = self
             .run("note a hook", || {
                 sqlx::query!(
-                    "UPDATE projects SET hook_url = $4 WHERE id = $1 AND leased_by = $2 AND leased_until = $3",
+                    "UPDATE projects SET hook_url = $4 WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
                     target.project.0,
                     target.lease.0.0,
                     target.lease.1,
@@ -125,8 +126,8 @@ impl Db {
             .run("finish a hook", || {
                 sqlx::query!(
                     "UPDATE projects SET hook_installed = $4, hook_url = CASE WHEN $4 THEN hook_url END, hook_error = NULL,
-                         hook_attempts = 0, hook_next_at = now(), leased_by = NULL, leased_until = NULL
-                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3",
+                         hook_attempts = 0, hook_next_at = now(), hook_leased_by = NULL, hook_leased_until = NULL
+                     WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
                     target.project.0,
                     target.lease.0.0,
                     target.lease.1,
@@ -145,8 +146,8 @@ impl Db {
             .run("put a hook off", || {
                 sqlx::query!(
                     "UPDATE projects SET hook_error = $4, hook_attempts = hook_attempts + 1, hook_next_at = now() + $5,
-                         leased_by = NULL, leased_until = NULL
-                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3",
+                         hook_leased_by = NULL, hook_leased_until = NULL
+                     WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
                     target.project.0,
                     target.lease.0.0,
                     target.lease.1,

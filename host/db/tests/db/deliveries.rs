@@ -219,3 +219,16 @@ async fn permissions_are_forgotten_when_the_forge_says_so() {
     record(&test.db, "2", vec![Event::PermissionsChanged(None)]).await;
     assert_eq!(known().await, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn what_a_forge_delivered_comes_before_what_polling_found() {
+    let test = world().await;
+    for number in 0..20 {
+        record(&test.db, &format!("poll:1:pull/{number}:1:c"), vec![pull(number, "c")]).await;
+    }
+    record(&test.db, "d1", vec![push(reference("1"), "c1")]).await;
+    let claimed = test.db.claim_deliveries(&node("n"), 1, LEASE).await.expect("claimed").remove(0);
+    assert_eq!(claimed.delivery.id, "d1");
+    let polled = test.db.claim_deliveries(&node("n"), 99, LEASE).await.expect("claimed");
+    assert_eq!((polled.len(), polled[0].delivery.id.as_str()), (20, "poll:1:pull/0:1:c"));
+}

@@ -31,22 +31,25 @@ pub(crate) fn repository() -> RepositoryRef {
     RepositoryRef { id: "r1".to_owned(), full_name: "o/r".to_owned() }
 }
 
+fn forge_repository() -> ForgeRepository {
+    ForgeRepository {
+        id: "r1".to_owned(),
+        owner: "o".to_owned(),
+        name: "r".to_owned(),
+        full_name: "o/r".to_owned(),
+        clone_url: "https://forge.invalid/o/r.git".to_owned(),
+        html_url: "https://forge.invalid/o/r".to_owned(),
+        default_branch: "main".to_owned(),
+        is_private: false,
+        is_archived: false,
+        topics: Vec::new(),
+    }
+}
+
 impl Forge {
     pub(crate) async fn new() -> Self {
         let world = World::new().await;
-        let repository = ForgeRepository {
-            id: "r1".to_owned(),
-            owner: "o".to_owned(),
-            name: "r".to_owned(),
-            full_name: "o/r".to_owned(),
-            clone_url: "https://forge.invalid/o/r.git".to_owned(),
-            html_url: "https://forge.invalid/o/r".to_owned(),
-            default_branch: "main".to_owned(),
-            is_private: false,
-            is_archived: false,
-            topics: Vec::new(),
-        };
-        world.db.upsert_repositories("forge", &[repository]).await.expect("a repository");
+        world.db.upsert_repositories("forge", &[forge_repository()]).await.expect("a repository");
         let id = world.db.repository("forge", "o/r").await.expect("look").expect("there");
         let (project, _) = world.db.enable_repository(id, &["r".to_owned()], "me").await.expect("enable");
         Self { db: world.db.clone(), world, project }
@@ -437,6 +440,31 @@ async fn nothing_is_evaluated_of_what_is_disabled_or_gone() {
 }
 
 #[tokio::test]
+async fn what_is_gone_wants_nothing_and_what_had_ended_stays() {
+    let forge = Forge::new().await;
+    let failed = queued(&forge.evaluate("old", A).await);
+    let eval = forge.claim().await;
+    forge.db.fail_evaluation(eval.id, &eval.token, "broken").await.expect("fail");
+    queued(&forge.evaluate("main", A).await);
+    let running = forge.claim().await;
+    let waits = queued(&forge.evaluate("topic", B).await);
+    assert_eq!(forge.db.repositories_removed("forge", &[repository()]).await.expect("remove"), 1);
+    for id in [running.id, waits] {
+        assert_eq!(forge.row(id).await, ("cancelled".to_owned(), true, None));
+        let seen = forge.db.view_evaluation_head(id).await.expect("look").expect("there");
+        assert!(seen.error.is_some_and(|error| error.contains("repository is gone")));
+    }
+    assert_eq!(forge.row(failed).await, ("failed".to_owned(), false, None));
+    assert!(forge.db.finish_evaluation(running.id, &running.token).await.is_err(), "nobody holds it");
+    // It comes back, and its heads are asked for anew.
+    assert_eq!(forge.db.repositories_removed("forge", &[repository()]).await.expect("again"), 0);
+    forge.db.upsert_repositories("forge", &[forge_repository()]).await.expect("back");
+    queued(&forge.evaluate("topic", B).await);
+    assert_eq!(forge.attempts(B).await, [1, 2]);
+    forge.world.assert_sound().await;
+}
+
+#[tokio::test]
 async fn a_frontend_needs_no_more_than_its_role() {
     let forge = Forge::new().await;
     let db = forge.world.test.connect_as(harmonia_core::Capability::Frontend).await;
@@ -449,6 +477,9 @@ async fn a_frontend_needs_no_more_than_its_role() {
     db.close_evaluations(&key, DeliveryRowId(1), "gone").await.expect("close");
     db.rerun_candidates(forge.project, A).await.expect("candidates");
     db.known_permission(1, "x", Duration::from_mins(5)).await.expect("permission");
+    assert!(db.is_first_of_comment(forge.project, "c", DeliveryRowId(5)).await.expect("first"));
+    queued(&forge.evaluate("main", A).await);
+    db.repositories_removed("forge", &[repository()]).await.expect("removed");
     forge.world.assert_sound().await;
 }
 

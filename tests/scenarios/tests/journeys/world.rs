@@ -1,35 +1,25 @@
 //! The world of a scenario. Start at [`World::start`].
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use harmonia_coordinator::report::{self, ReportOptions};
-use harmonia_coordinator::{INTAKE_RETRIES, Intake, IntakeOptions, ProjectsOptions, sync};
+use harmonia_coordinator::{INTAKE_RETRIES, Intake, IntakeOptions, ProjectsOptions, hooks, sync};
 use harmonia_core::ports::{Plugins, PortFuture, RemoteHead, RemoteHeads};
-use harmonia_core::signer_api::{AttemptUsage, Failure};
-use harmonia_core::{Capability, ClaimToken, Clock, EvalId, FailureKind, Incarnation, NodeId, Timestamp};
-use harmonia_db::testing::{TestDatabase, projects_time_passes, random_token, time_passes};
-use harmonia_db::{
-    AttrResult, ClaimedEvaluation, ClaimedJob, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewPath,
-    NodeRegistration, Walk,
-};
-use harmonia_fake_forges::{Delivery, Event, FakeGithub};
-use harmonia_nix::StorePath;
-use harmonia_plugin_harness::component;
-use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost, PluginSpec, SecretGrant};
+use harmonia_core::{Clock, EvalId, NodeId, Timestamp};
+use harmonia_db::testing::played::{Played, PlayedEvaluation, SYSTEM, drv_path};
+use harmonia_db::testing::{TestDatabase, desired_statuses, projects_time_passes, time_passes};
+use harmonia_db::{ClaimedJob, Db};
+use harmonia_fake_forges::{Delivery, Event};
+use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost};
 use harmonia_web::{AppOptions, AppState, Gate};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The repository of every scenario.
-pub(crate) const REPOSITORY: &str = "acme/site";
-const SYSTEM: &str = "x86_64-linux";
-/// The name under which the forge is configured.
-const FORGE: &str = "hub";
+use crate::forge::{FORGE, Forge, Kind, REPOSITORY};
 
 /// A clock that the scenario moves, the same for our host and for the forge.
 #[derive(Clone, Default)]
@@ -57,14 +47,14 @@ pub(crate) struct Frontend {
 }
 
 pub(crate) struct World {
-    pub(crate) github: FakeGithub,
+    pub(crate) forge: Forge,
     pub(crate) db: Db,
     pub(crate) frontend: Frontend,
     plugins: Arc<dyn Plugins>,
     clock: MovedClock,
     url: String,
     client: reqwest::Client,
-    worker: NodeId,
+    worker: Played,
     shutdown: CancellationToken,
     _folder: TempDir,
     _database: TestDatabase,
@@ -76,33 +66,24 @@ impl Drop for World {
     }
 }
 
-/// What an evaluator holds.
-pub(crate) struct Evaluating {
-    pub(crate) claimed: ClaimedEvaluation,
-    token: ClaimToken,
+/// One journey on one forge, from its beginning to the look at what the forge had to bear.
+pub(crate) async fn travel(kind: Kind, journey: impl AsyncFnOnce(&World)) {
+    let world = World::start(kind).await;
+    journey(&world).await;
+    assert_eq!(world.forge.violations(), Vec::<String>::new());
 }
 
 impl World {
-    /// A forge with one repository, installed and enabled. `ada` may push, `eve` may not.
-    pub(crate) async fn start() -> Self {
-        let github = FakeGithub::start().await;
+    /// A forge with one repository, discovered and enabled; where the forge needs a webhook, it is installed.
+    async fn start(kind: Kind) -> Self {
+        let forge = Forge::start(kind).await;
         let clock = MovedClock::default();
-        {
-            let mut world = github.world();
-            let seen = clock.clone();
-            world.set_clock(move || seen.now());
-            world.add_repository(REPOSITORY);
-            for user in ["ada", "eve"] {
-                world.add_user(user);
-            }
-            let repository = world.repository_mut(REPOSITORY);
-            repository.collaborators.insert("ada".to_owned(), harmonia_fake_forges::Permission::Write);
-            world.install("acme", None);
-        }
+        let seen = clock.clone();
+        forge.world().set_clock(move || seen.now());
         let database = TestDatabase::new().await;
         let db = database.db.clone();
         let folder = tempfile::tempdir().expect("a folder");
-        let plugins: Arc<dyn Plugins> = Arc::new(host(&github, &db, &clock, folder.path()).await);
+        let plugins: Arc<dyn Plugins> = Arc::new(host(&forge, &db, &clock, &folder).await);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let shutdown = CancellationToken::new();
@@ -122,39 +103,25 @@ impl World {
         let gate = Gate::new();
         gate.open(harmonia_web::router(state));
         tokio::spawn(harmonia_web::serve(listener, gate.router(), shutdown.clone()));
-        let worker = NodeId("worker".to_owned());
-        let registration = NodeRegistration {
-            id: worker.clone(),
-            incarnation: Incarnation(1),
-            capabilities: Capability::ALL.to_vec(),
-            endpoint: None,
-            systems: vec![SYSTEM.to_owned()],
-            features: Vec::new(),
-            max_jobs: 99,
-            max_evals: 9,
-            version: "0.1.0".to_owned(),
-        };
-        db.register_node(&registration).await.expect("registers");
-        let frontend = frontend("frontend-1", &db, &plugins, &url);
-        let client = reqwest::Client::new();
         let world = Self {
-            github,
+            worker: Played::register(&db).await,
+            frontend: frontend("frontend-1", &db, &plugins, &url),
+            client: reqwest::Client::new(),
+            forge,
             db,
-            frontend,
             plugins,
             clock,
             url,
-            client,
-            worker,
             shutdown,
             _folder: folder,
             _database: database,
         };
-        world.db.request_sync(&[FORGE.to_owned()]).await.expect("asks for a sync");
-        world.settle().await;
+        world.discovered().await;
         let id = world.db.repository(FORGE, REPOSITORY).await.expect("looks").expect("discovered");
         world.db.enable_repository(id, &[REPOSITORY.to_owned()], "admin").await.expect("enables");
-        world.github.forget();
+        world.settle().await;
+        assert_eq!(world.forge.violations(), Vec::<String>::new(), "discovering and enabling");
+        world.forge.forget();
         world
     }
 
@@ -163,24 +130,38 @@ impl World {
         frontend(name, &self.db, &self.plugins, &self.url)
     }
 
+    /// The regular discovery comes round.
+    pub(crate) async fn discovered(&self) {
+        self.db.request_sync(&[FORGE.to_owned()]).await.expect("asks for a sync");
+        self.settle().await;
+    }
+
     /// Posts a delivery as the forge does; gives the status code.
     pub(crate) async fn deliver(&self, delivery: &Delivery) -> u16 {
-        let mut request = self.client.post(format!("{}/webhook/{FORGE}", self.url)).body(delivery.body.clone());
+        let url = delivery.url.clone().unwrap_or_else(|| format!("{}/webhook/{FORGE}", self.url));
+        let mut request = self.client.post(url).body(delivery.body.clone());
         for (name, value) in &delivery.headers {
             request = request.header(name, value);
         }
         request.send().await.expect("an answer").status().as_u16()
     }
 
+    /// Delivers these and works until nothing is left to do.
+    pub(crate) async fn delivered(&self, deliveries: &[Delivery]) {
+        for delivery in deliveries {
+            assert_eq!(self.deliver(delivery).await, 202, "{:?}", delivery.headers);
+        }
+        self.settle().await;
+    }
+
     /// Delivers what happened and works until nothing is left to do.
     pub(crate) async fn happens(&self, event: Event<'_>) {
-        assert_eq!(self.deliver(&self.github.delivery(event)).await, 202, "{event:?}");
-        self.settle().await;
+        self.delivered(&[self.forge.delivery(event)]).await;
     }
 
     /// Pushes to a branch; gives the commits before and after. Nothing is delivered yet.
     pub(crate) fn push(&self, branch: &str) -> (String, String) {
-        let mut world = self.github.world();
+        let mut world = self.forge.world();
         let before = world.repository(REPOSITORY).branches.get(branch).cloned().unwrap_or_else(|| "0".repeat(40));
         let after = world.push(REPOSITORY, branch, "A change");
         (before, after)
@@ -204,6 +185,7 @@ impl World {
     pub(crate) async fn step(&self, frontend: &Frontend) -> bool {
         let mut worked = frontend.intake.step().await.expect("intake") > 0;
         worked |= sync::step(&frontend.projects).await.expect("sync") > 0;
+        worked |= hooks::step(&frontend.projects).await.expect("hooks") > 0;
         worked |= !report::step(&frontend.report).await.expect("reports").is_idle();
         worked
     }
@@ -223,10 +205,8 @@ impl World {
     }
 
     /// Takes the next evaluation, as an evaluator.
-    pub(crate) async fn claim_evaluation(&self) -> Option<Evaluating> {
-        let token = random_token();
-        let claimed = self.db.claim_evaluation(&self.worker, Incarnation(1), &token).await.expect("claims")?;
-        Some(Evaluating { claimed, token })
+    pub(crate) async fn claim_evaluation(&self) -> Option<PlayedEvaluation> {
+        self.worker.claim_evaluation().await
     }
 
     /// Commits of the queued evaluations, which are taken and failed: what would be evaluated.
@@ -239,98 +219,74 @@ impl World {
         commits
     }
 
-    /// Finishes an evaluation with these attributes (numbers of independent derivations).
-    pub(crate) async fn finish(&self, taken: &Evaluating, numbers: &[usize]) -> EvalId {
-        let (id, token) = (taken.claimed.id, &taken.token);
-        let paths: Vec<StorePath> = numbers.iter().map(|number| path(*number, ".drv")).collect();
-        let walks = self.db.classify_derivations(id, token, &paths).await.expect("classifies");
-        let derivations = walks.into_iter().filter(|(_, walk)| *walk == Walk::Descend).map(|(drv, _)| derivation(drv));
-        let attr = |number: &usize| GraphAttr {
-            attr: format!("checks.{SYSTEM}.a{number}"),
-            result: AttrResult::Derivation { drv_path: path(*number, ".drv") },
-        };
-        let batch = GraphBatch {
-            derivations: derivations.collect(),
-            attrs: numbers.iter().map(attr).collect(),
-            holds: Vec::new(),
-        };
-        self.db.insert_batch(id, token, &batch).await.expect("inserts");
-        self.db.finish_evaluation(id, token).await.expect("finishes");
-        id
+    /// Inserts these attributes (numbers of independent derivations) into an evaluation under way.
+    pub(crate) async fn insert(&self, taken: &PlayedEvaluation, numbers: &[usize]) {
+        let attr = |number| format!("checks.{SYSTEM}.a{number}");
+        self.worker.insert(taken, numbers, attr).await.expect("inserts");
+    }
+
+    /// Finishes an evaluation with these attributes.
+    pub(crate) async fn finish(&self, taken: &PlayedEvaluation, numbers: &[usize]) -> EvalId {
+        self.insert(taken, numbers).await;
+        self.db.finish_evaluation(taken.claimed.id, &taken.token).await.expect("finishes");
+        taken.claimed.id
     }
 
     /// Evaluates whatever is queued next, with these attributes.
-    pub(crate) async fn evaluated(&self, numbers: &[usize]) -> Evaluating {
+    pub(crate) async fn evaluated(&self, numbers: &[usize]) -> PlayedEvaluation {
         let taken = self.claim_evaluation().await.expect("something is queued");
         self.finish(&taken, numbers).await;
         taken
     }
 
-    /// Builds everything that is ready; `fails` says which numbers break.
-    pub(crate) async fn built(&self, fails: &[usize]) {
-        let classes = self.db.resolve_classes(&[SYSTEM.to_owned()], &[]).await.expect("classes");
-        loop {
-            let heads = self.db.queue_heads(&classes, 100).await.expect("heads");
-            let order: Vec<_> = heads.candidates.iter().map(|candidate| candidate.job).collect();
-            let tokens: Vec<ClaimToken> = order.iter().map(|_| random_token()).collect();
-            let jobs = self.db.claim_jobs(&self.worker, Incarnation(1), &order, &tokens).await.expect("claims");
-            if jobs.is_empty() {
-                return;
-            }
-            for job in jobs {
-                self.build(&job, fails.iter().any(|number| job.drv_path == path(*number, ".drv"))).await;
-            }
-        }
+    /// Takes up to `count` jobs, as a builder.
+    pub(crate) async fn claim_jobs(&self, count: usize) -> Vec<ClaimedJob> {
+        self.worker.claim(count).await
     }
 
-    async fn build(&self, job: &ClaimedJob, fails: bool) {
-        let (db, usage) = (&self.db, AttemptUsage::default());
-        if fails {
-            let failure =
-                Failure { kind: Some(FailureKind::Build), message: "it broke".to_owned(), exit_code: Some(1) };
-            db.fail_attempt(job.attempt, &job.token, &failure, &usage, None).await.expect("fails");
-            return;
+    /// Builds everything that is ready; `fails` says which numbers break. Gives how many there were.
+    pub(crate) async fn built(&self, fails: &[usize]) -> usize {
+        let mut count = 0;
+        loop {
+            let jobs = self.claim_jobs(99).await;
+            if jobs.is_empty() {
+                return count;
+            }
+            for job in jobs {
+                count += 1;
+                let fails = fails.iter().any(|number| job.drv_path == drv_path(*number));
+                let ended = if fails { self.worker.fail(&job).await } else { self.worker.complete(&job).await };
+                ended.expect("the build ends");
+            }
         }
-        db.attempt_uploading(job.attempt, &job.token).await.expect("uploads");
-        let outputs: Vec<NewPath> = job.outputs.values().flatten().map(|path| new_path(path.clone())).collect();
-        db.claim_outputs(job.attempt, &job.token, &outputs).await.expect("claims outputs");
-        let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
-        db.publish_outputs(job.job, &paths, &usage, None).await.expect("publishes");
     }
 
     /// What the forge shows of a commit: context without its prefix, and the state.
     pub(crate) fn shown(&self, commit: &str) -> BTreeMap<String, String> {
-        let runs = self.github.check_runs(REPOSITORY, commit);
-        let state = |run: &harmonia_fake_forges::CheckRun| run.conclusion.clone().unwrap_or_else(|| run.status.clone());
-        runs.iter().map(|(name, run)| (name.trim_start_matches("harmonia-ci/").to_owned(), state(run))).collect()
+        self.forge.shown(commit)
+    }
+
+    /// Evaluation and builds are shown like this.
+    pub(crate) fn assert_shown(&self, commit: &str, evaluation: &str, builds: &str) {
+        let shown = self.shown(commit);
+        let state = |name: &str| shown.get(name).map_or("nothing", String::as_str);
+        assert_eq!((state("nix-eval"), state("nix-build")), (evaluation, builds), "{commit}: {shown:?}");
     }
 
     /// What should be shown of a commit, and what was asked of the forge: for failures.
     pub(crate) async fn explain(&self, commit: &str) -> String {
-        let desired = harmonia_db::testing::desired_statuses(&self.db).await;
-        let asked = self.github.requests();
+        let desired = desired_statuses(&self.db).await;
+        let asked = self.forge.requests();
         let asked: Vec<String> =
             asked.iter().map(|request| format!("{} {} {:?}", request.method, request.path, request.status)).collect();
-        format!("commit {commit}\ndesired {desired:#?}\nviolations {:#?}\nasked {asked:#?}", self.github.violations())
-    }
-
-    /// How many check runs of a name there are: the forge keeps every one that was made.
-    pub(crate) fn runs(&self, commit: &str, name: &str) -> usize {
-        let world = self.github.world();
-        let runs = &world.repository(REPOSITORY).check_runs;
-        runs.iter().filter(|run| run.head_sha == commit && run.name.ends_with(name)).count()
+        format!("commit {commit}\ndesired {desired:#?}\nviolations {:#?}\nasked {asked:#?}", self.forge.violations())
     }
 
     /// Texts of the comments on a pull request.
     pub(crate) fn comments(&self, number: u64) -> Vec<String> {
-        let world = self.github.world();
+        let world = self.forge.world();
         let comments = world.repository(REPOSITORY).comments.iter().filter(|comment| comment.number == number);
         comments.map(|comment| comment.body.clone()).collect()
-    }
-
-    /// Everything that was asked of the forge was as it has published.
-    pub(crate) fn assert_well_behaved(&self) {
-        assert_eq!(self.github.violations(), Vec::<String>::new());
     }
 }
 
@@ -338,31 +294,16 @@ pub(crate) fn push_event<'a>(reference: &'a str, before: &'a str, after: &'a str
     Event::Push { repository: REPOSITORY, reference, before, after, pusher: "ada" }
 }
 
-async fn host(github: &FakeGithub, db: &Db, clock: &MovedClock, folder: &Path) -> PluginHost {
-    let mut spec = PluginSpec::new(FORGE, component("github"));
-    spec.allow_hosts = vec![github.url().parse().expect("a host")];
-    for (name, value) in [
-        ("app_id", github.app_id().to_string().as_str()),
-        ("api_url", github.url()),
-        ("html_url", github.url()),
-        ("client_id", github.client_id()),
-    ] {
-        spec.settings.insert(name.to_owned(), value.to_owned());
-    }
-    for (name, value) in [("webhook", github.webhook_secret()), ("key", github.private_key())] {
-        let file = folder.join(name);
-        std::fs::write(&file, value).expect("a secret's file");
-        spec.secrets.insert(name.to_owned(), SecretGrant { file, hosts: None });
-    }
+async fn host(forge: &Forge, db: &Db, clock: &MovedClock, folder: &TempDir) -> PluginHost {
     let host = PluginHost::new(HostOptions {
         cache_folder: harmonia_plugin_harness::cache_folder(),
-        scratch_folder: folder.join("scratch"),
+        scratch_folder: folder.path().join("scratch"),
         store: Arc::new(db.clone()),
         clock: Arc::new(clock.clone()),
         http: HttpClient::new(&HttpClientOptions::default()).expect("a client"),
     })
     .expect("the plugin host starts");
-    let report = host.reload(vec![spec]).await;
+    let report = host.reload(vec![forge.plugin(folder.path())]).await;
     assert!(report.refused.is_empty(), "{:?}", report.refused);
     host
 }
@@ -374,7 +315,7 @@ fn frontend(name: &str, db: &Db, plugins: &Arc<dyn Plugins>, url: &str) -> Front
         plugins: Arc::clone(plugins),
         node: node.clone(),
         merge_branches: ["gh-readonly-queue/*", "staging", "trying"].map(str::to_owned).to_vec(),
-        reuse_key: None,
+        reuse_silent_after: Some(Duration::from_mins(2)),
         retries: INTAKE_RETRIES,
         every: Duration::from_secs(1),
     });
@@ -390,42 +331,4 @@ fn frontend(name: &str, db: &Db, plugins: &Arc<dyn Plugins>, url: &str) -> Front
         every: Duration::from_secs(1),
     };
     Frontend { intake, report, projects }
-}
-
-fn path(number: usize, suffix: &str) -> StorePath {
-    let mut hash = [u8::try_from(suffix.len()).expect("short"); 20];
-    hash[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
-    StorePath::from_parts(&hash, &format!("d{number}{suffix}")).expect("a valid name")
-}
-
-fn derivation(drv_path: StorePath) -> GraphDerivation {
-    let name = drv_path.as_str().rsplit_once('-').expect("a name").1.trim_end_matches(".drv").to_owned();
-    let number: usize = name[1..].parse().expect("one of ours");
-    GraphDerivation {
-        drv_path,
-        name,
-        system: SYSTEM.to_owned(),
-        required_features: Vec::new(),
-        outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(path(number, "")), fixed_hash: None }],
-        inputs: Vec::new(),
-        sources: Vec::new(),
-        available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
-        path_length: 1,
-    }
-}
-
-fn new_path(path: StorePath) -> NewPath {
-    NewPath {
-        path,
-        nar_hash: format!("sha256:{:052}", 1),
-        nar_size: 100,
-        file_hash: format!("sha256:{:052}", 1),
-        file_size: 50,
-        references: Vec::new(),
-        ca: None,
-        deriver: None,
-    }
 }

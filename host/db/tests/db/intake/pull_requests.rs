@@ -193,3 +193,16 @@ async fn a_reply_is_owed_once() {
     assert!(!forge.db.owe_comment(row, 7, "head-changed:1", "The head changed").await.expect("owe"));
     assert!(forge.db.owe_comment(row, 7, "head-changed:2", "The head changed").await.expect("owe"));
 }
+
+#[tokio::test]
+async fn a_comment_counts_with_the_delivery_that_brought_it_first() {
+    let forge = Forge::new().await;
+    let first = async |delivery: i64| {
+        forge.db.is_first_of_comment(forge.project, "77", DeliveryRowId(delivery)).await.expect("noted")
+    };
+    assert!(first(5).await);
+    assert!(first(5).await, "tried again after a crash");
+    assert!(!first(9).await, "delivered again");
+    assert!(first(5).await);
+    assert!(forge.db.is_first_of_comment(forge.project, "78", DeliveryRowId(9)).await.expect("another comment"));
+}

@@ -1,0 +1,162 @@
+//! A node that plays evaluators and builders through the statements that real ones use: tests of what follows from
+//! evaluations and builds need neither Nix nor a store. Start at [`Played::register`].
+
+use harmonia_core::signer_api::{AttemptUsage, Failure};
+use harmonia_core::{Capability, ClaimToken, FailureKind, Incarnation, NodeId};
+use harmonia_nix::store_path::StorePath;
+
+use super::random_token;
+use crate::connection::Db;
+use crate::error::DbError;
+use crate::{
+    AttrResult, ClaimedEvaluation, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewPath,
+    NodeRegistration, Walk,
+};
+
+/// The system of everything played.
+pub const SYSTEM: &str = "x86_64-linux";
+
+/// A registered node with all capabilities.
+#[derive(Debug)]
+pub struct Played {
+    db: Db,
+    node: NodeId,
+}
+
+/// What an evaluator holds.
+#[derive(Debug)]
+pub struct PlayedEvaluation {
+    /// What is to be evaluated.
+    pub claimed: ClaimedEvaluation,
+    /// The right to say what came of it.
+    pub token: ClaimToken,
+}
+
+impl Played {
+    /// Registers the node.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn register(db: &Db) -> Self {
+        let node = NodeId("played".to_owned());
+        let registration = NodeRegistration {
+            id: node.clone(),
+            incarnation: Incarnation(1),
+            capabilities: Capability::ALL.to_vec(),
+            endpoint: None,
+            systems: vec![SYSTEM.to_owned()],
+            features: Vec::new(),
+            max_jobs: 99,
+            max_evals: 9,
+            version: "0.1.0".to_owned(),
+        };
+        db.register_node(&registration).await.expect("register the played node");
+        Self { db: db.clone(), node }
+    }
+
+    /// Takes the next queued evaluation.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn claim_evaluation(&self) -> Option<PlayedEvaluation> {
+        let token = random_token();
+        let claimed =
+            self.db.claim_evaluation(&self.node, Incarnation(1), &token).await.expect("claim an evaluation")?;
+        Some(PlayedEvaluation { claimed, token })
+    }
+
+    /// Inserts an attribute for each number, named by `attr`, of independent derivations.
+    pub async fn insert(
+        &self,
+        evaluation: &PlayedEvaluation,
+        numbers: &[usize],
+        attr: impl Fn(usize) -> String,
+    ) -> Result<(), DbError> {
+        let (id, token) = (evaluation.claimed.id, &evaluation.token);
+        let paths: Vec<StorePath> = numbers.iter().map(|number| drv_path(*number)).collect();
+        let walks = self.db.classify_derivations(id, token, &paths).await?;
+        let attrs = numbers.iter().map(|number| GraphAttr {
+            attr: attr(*number),
+            result: AttrResult::Derivation { drv_path: drv_path(*number) },
+        });
+        let unknown =
+            |number: &&usize| walks.iter().any(|(path, walk)| *path == drv_path(**number) && *walk == Walk::Descend);
+        let batch = GraphBatch {
+            derivations: numbers.iter().filter(unknown).map(|number| derivation(*number)).collect(),
+            attrs: attrs.collect(),
+            holds: Vec::new(),
+        };
+        self.db.insert_batch(id, token, &batch).await.map(|_| ())
+    }
+
+    /// Takes up to `count` ready jobs.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn claim(&self, count: usize) -> Vec<ClaimedJob> {
+        let classes = self.db.resolve_classes(&[SYSTEM.to_owned()], &[]).await.expect("resolve classes");
+        let heads = self.db.queue_heads(&classes, 100).await.expect("look at heads");
+        let order: Vec<_> = heads.candidates.iter().map(|candidate| candidate.job).collect();
+        let tokens: Vec<ClaimToken> = (0..count).map(|_| random_token()).collect();
+        self.db.claim_jobs(&self.node, Incarnation(1), &order, &tokens).await.expect("claim jobs")
+    }
+
+    /// A build that ends well.
+    pub async fn complete(&self, job: &ClaimedJob) -> Result<(), DbError> {
+        self.db.attempt_uploading(job.attempt, &job.token).await?;
+        let outputs: Vec<NewPath> = job.outputs.values().flatten().map(|path| new_path(path.clone())).collect();
+        self.db.claim_outputs(job.attempt, &job.token, &outputs).await?;
+        let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
+        self.db.publish_outputs(job.job, &paths, &AttemptUsage::default(), None).await.map(|_| ())
+    }
+
+    /// A build that breaks.
+    pub async fn fail(&self, job: &ClaimedJob) -> Result<(), DbError> {
+        let failure = Failure { kind: Some(FailureKind::Build), message: "it broke".to_owned(), exit_code: Some(1) };
+        self.db.fail_attempt(job.attempt, &job.token, &failure, &AttemptUsage::default(), None).await.map(|_| ())
+    }
+}
+
+/// The derivation of a number.
+///
+/// # Panics
+/// Never: its name is valid.
+pub fn drv_path(number: usize) -> StorePath {
+    path(number, ".drv")
+}
+
+fn path(number: usize, suffix: &str) -> StorePath {
+    let mut hash = [suffix.len() as u8; 20];
+    hash[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
+    StorePath::from_parts(&hash, &format!("d{number}{suffix}")).expect("a valid name")
+}
+
+fn derivation(number: usize) -> GraphDerivation {
+    GraphDerivation {
+        drv_path: drv_path(number),
+        name: format!("d{number}"),
+        system: SYSTEM.to_owned(),
+        required_features: Vec::new(),
+        outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(path(number, "")), fixed_hash: None }],
+        inputs: Vec::new(),
+        sources: Vec::new(),
+        available: false,
+        modulo: None,
+        timeout_s: None,
+        max_silent_s: None,
+        path_length: 1,
+    }
+}
+
+fn new_path(path: StorePath) -> NewPath {
+    NewPath {
+        path,
+        nar_hash: format!("sha256:{:052}", 1),
+        nar_size: 100,
+        file_hash: format!("sha256:{:052}", 1),
+        file_size: 50,
+        references: Vec::new(),
+        ca: None,
+        deriver: None,
+    }
+}
