@@ -172,6 +172,9 @@ pub struct Evaluation {
     pub complete: bool,
     /// Why the evaluation failed, or why it was skipped.
     pub error: Option<String>,
+    /// Why it is not evaluated yet, when something that it needs cannot be had now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Counts of its attributes.
     pub counts: AttrCounts,
     /// The evaluation that replaced it.
@@ -185,6 +188,19 @@ pub struct Evaluation {
     /// When the evaluation (not its builds) ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<Timestamp>,
+}
+
+/// A queued evaluation that was put off: its source, or a credential for it, could not be had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What could not be had the last time.
+    pub reason: String,
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: Timestamp,
+    /// When it is tried again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: Timestamp,
 }
 
 /// One project with its newest evaluation.

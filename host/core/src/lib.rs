@@ -21,6 +21,7 @@ pub mod project_config;
 pub mod project_name;
 pub mod reporter;
 pub mod retry;
+pub mod reuse;
 mod secret;
 pub mod signer_api;
 pub mod simulate;

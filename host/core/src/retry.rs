@@ -1,4 +1,5 @@
-//! When a transient failure is tried again: pure decisions over counts. Start at [`RetryPolicy::after_failure`].
+//! When a transient failure is tried again: pure decisions over counts. Start at [`RetryPolicy::after_failure`] (jobs),
+//! and at [`WaitPolicy::pause`] (evaluations whose source cannot be had now).
 
 use std::time::Duration;
 
@@ -48,9 +49,75 @@ impl RetryPolicy {
     }
 }
 
+/// How long something waits for others that are away or ask to be left alone, before it is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitPolicy {
+    /// Pause after the first failure; each further one doubles it.
+    pub first_pause: Duration,
+    /// No pause of our own is longer; the other side may ask for a longer one.
+    pub pause_max: Duration,
+    /// Time from the first failure to the last try. Zero: nothing waits.
+    pub total_max: Duration,
+}
+
+impl Default for WaitPolicy {
+    fn default() -> Self {
+        Self {
+            first_pause: Duration::from_secs(15),
+            pause_max: Duration::from_mins(15),
+            total_max: Duration::from_hours(24),
+        }
+    }
+}
+
+impl WaitPolicy {
+    /// The pause before the next try of what has been put off `waits` times already, for the first time `waited` ago;
+    /// `None` when it has waited long enough. `asked` is what the other side wants us to wait at least. The last pause
+    /// ends with the total, so that there is one last try then. `jitter` between 0 and 1 spreads our own pauses over
+    /// their last quarter.
+    pub fn pause(&self, waits: u32, waited: Duration, asked: Option<Duration>, jitter: f64) -> Option<Duration> {
+        let left = self.total_max.checked_sub(waited).filter(|left| !left.is_zero())?;
+        let factor = 2_u32.checked_pow(waits).unwrap_or(u32::MAX);
+        let own = self.first_pause.checked_mul(factor).unwrap_or(self.pause_max).min(self.pause_max);
+        let own = own.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0));
+        Some(own.max(asked.unwrap_or_default()).min(left))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_obey_who_asks_and_end_with_the_total() {
+        let policy = WaitPolicy {
+            first_pause: Duration::from_secs(10),
+            pause_max: Duration::from_secs(100),
+            total_max: Duration::from_secs(1_000),
+        };
+        let cases = [
+            // waits, waited, asked for, expected
+            (0, 0, None, Some(10)),
+            (1, 10, None, Some(20)),
+            (3, 70, None, Some(80)),
+            (4, 150, None, Some(100)),
+            (u32::MAX, 300, None, Some(100)),
+            (0, 0, Some(3), Some(10)),    // less than we wait anyway
+            (0, 0, Some(300), Some(300)), // more than any pause of ours
+            (9, 950, None, Some(50)),     // the last try is at the end of the total
+            (9, 950, Some(90_000), Some(50)),
+            (9, 1_000, None, None),
+            (9, 90_000, Some(1), None),
+        ];
+        for (waits, waited, asked, expected) in cases {
+            let (waited, asked) = (Duration::from_secs(waited), asked.map(Duration::from_secs));
+            let got = policy.pause(waits, waited, asked, 1.0).map(|pause| pause.as_secs());
+            assert_eq!(got, expected, "{waits} {waited:?} {asked:?}");
+        }
+        assert_eq!(policy.pause(0, Duration::ZERO, None, 0.0), Some(Duration::from_millis(7_500)));
+        let never = WaitPolicy { total_max: Duration::ZERO, ..policy };
+        assert_eq!(never.pause(0, Duration::ZERO, Some(Duration::from_secs(1)), 1.0), None);
+    }
 
     fn policy(tries_max: u32, first_s: u64, max_s: u64) -> RetryPolicy {
         RetryPolicy { tries_max, first_delay: Duration::from_secs(first_s), delay_max: Duration::from_secs(max_s) }

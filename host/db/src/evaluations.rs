@@ -1,8 +1,13 @@
 //! Evaluations: who asks for them, the evaluator that runs them, and the graph it inserts. Start at [`Db::create_evaluation`];
-//! the graph is in `graph`, git bundles in `bundles`. Statements are in `migrations/0009_evaluators.sql`.
+//! the graph is in `graph`, git bundles in `bundles`, what is put off in `waiting`, what is needed to use results again in
+//! `reuse`. Statements are in `migrations/0009_evaluators.sql`.
 
 mod bundles;
 mod graph;
+mod reuse;
+mod waiting;
+
+use std::time::Duration;
 
 use harmonia_core::api::Source;
 use harmonia_core::{ClaimToken, EvalId, Incarnation, NodeId, ProjectId};
@@ -66,6 +71,7 @@ pub struct CreatedEvaluation {
 
 /// An evaluation that this node now holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own")]
 pub struct ClaimedEvaluation {
     /// Its id.
     pub id: EvalId,
@@ -87,6 +93,14 @@ pub struct ClaimedEvaluation {
     pub dirty: bool,
     /// How many evaluators vanished while they held it.
     pub lost_count: u32,
+    /// How often it was put off,
+    pub waits: u32,
+    /// and how long ago for the first time; zero when it never was.
+    pub waited: Duration,
+    /// Results may be shown for other commits with the same tree.
+    pub reuse_trees: bool,
+    /// Everybody may see the project.
+    pub is_public: bool,
     /// `branch` is a tag.
     pub is_tag: bool,
     /// The repository is a forge's: there may be a credential for it.
@@ -205,7 +219,9 @@ impl Db {
                 sqlx::query!(
                     r#"SELECT e.attempt, e.project_id, p.name, e.source_kind, e.bundle_id, e.flake_url, e.commit_sha,
                            e.branch, e.attrs_requested, e.dirty, e.lost_count, e.is_tag, e.pr_number, e.pr_head_ref,
-                           e.pr_base_branch, e.pr_base_sha, p.repository_id
+                           e.pr_base_branch, e.pr_base_sha, p.repository_id, e.wait_count, p.reuse_trees,
+                           p.is_public,
+                           coalesce(extract(epoch FROM now() - e.waiting_since), 0)::bigint AS "waited_s!"
                        FROM evaluations e JOIN projects p ON p.id = e.project_id WHERE e.id = $1"#,
                     id
                 )
@@ -228,6 +244,10 @@ impl Db {
             attrs: row.attrs_requested,
             dirty: row.dirty,
             lost_count: row.lost_count as u32,
+            waits: row.wait_count as u32,
+            waited: Duration::from_secs(u64::try_from(row.waited_s).unwrap_or(0)),
+            reuse_trees: row.reuse_trees,
+            is_public: row.is_public,
             is_tag: row.is_tag,
             has_forge: row.repository_id.is_some(),
             pull_request: row.pr_number.zip(row.pr_base_branch).map(|(number, base_branch)| ClaimedPullRequest {

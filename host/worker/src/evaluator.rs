@@ -10,8 +10,11 @@ mod engine;
 mod evaluation;
 mod graph;
 mod insert;
+mod later;
 mod probe;
+mod skip;
 mod source;
+mod traces;
 mod upload;
 mod upstream;
 
@@ -20,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use harmonia_core::retry::WaitPolicy;
 use harmonia_core::token::Incarnation;
 use harmonia_core::{ClaimToken, NodeId, chain};
 use harmonia_db::{Channel, ClaimedEvaluation, Db, DbError, Notice};
@@ -103,6 +107,8 @@ pub struct EvaluatorOptions {
     pub substituters: Vec<Url>,
     /// A node silent for longer builds nothing.
     pub silent_after: Duration,
+    /// How long an evaluation waits for a forge, a frontend or a signer that is away.
+    pub waits: WaitPolicy,
 }
 
 /// Why the evaluator cannot start, or stopped by itself.
@@ -147,6 +153,8 @@ pub(crate) struct Settings {
     nix_eval_jobs: Option<PathBuf>,
     confinement: Confinement,
     locks: MirrorLocks,
+    /// What of this evaluator decides what a tree evaluates to.
+    engine_id: String,
 }
 
 impl Settings {
@@ -160,6 +168,7 @@ impl Settings {
             mirrors_dir: self.options.state_dir.join("mirrors"),
             scratch_dir: self.scratch_dir(),
             allow_file_urls: self.options.allow_file_urls,
+            http: self.options.http.clone(),
             locks: self.locks.clone(),
         }
     }
@@ -188,10 +197,19 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
     // The token of a claim whose answer was lost: an evaluation may be held under it, by nobody.
     let mut unheard: Option<ClaimToken> = None;
     let mut outcome = Ok(());
+    let mut is_engine_known = false;
     while !shutdown.is_cancelled() {
         if let Err(error) = disown_unheard(options, &mut unheard).await {
             outcome = Err(error);
             break;
+        }
+        if !is_engine_known {
+            // Until then nothing is reused.
+            let said = options.db.set_evaluator_engine(&options.node, options.incarnation, &settings.engine_id).await;
+            is_engine_known = said.is_ok();
+            if let Err(error) = said {
+                tracing::warn!(error = %chain(&error), "Could not record which engine evaluates here, trying again");
+            }
         }
         if unheard.is_none() && running.len() < options.max_evals.max(1) {
             let token = ClaimToken::from_random(rand::random());
@@ -319,24 +337,52 @@ async fn one(
         }
         None => (Fate::Release, "the node stops".to_owned()),
     };
-    report(&settings, eval, &token, fate, &message, &shutdown).await;
+    report(&settings, &claimed, &token, fate, &message, &shutdown).await;
+}
+
+/// What there is to say about an evaluation that did not come to its end.
+enum Word {
+    Release,
+    PutOff(Duration, String),
+    Fail(String),
+}
+
+impl Word {
+    /// `None`: nothing. What has waited as long as it may fails, with what it waited for.
+    fn of(fate: Fate, message: &str, claimed: &ClaimedEvaluation, waits: &WaitPolicy) -> Option<Self> {
+        match fate {
+            Fate::Drop => None,
+            Fate::Release => Some(Self::Release),
+            Fate::Fail => Some(Self::Fail(message.to_owned())),
+            Fate::PutOff { asked } => Some(match waits.pause(claimed.waits, claimed.waited, asked, rand::random()) {
+                Some(pause) => Self::PutOff(pause, message.to_owned()),
+                None if claimed.waits == 0 => Self::Fail(message.to_owned()),
+                None => Self::Fail(format!(
+                    "given up after {} tries within {} min ({message}). When that is repaired, run the evaluation again",
+                    claimed.waits + 1,
+                    claimed.waited.as_secs() / 60
+                )),
+            }),
+        }
+    }
 }
 
 async fn report(
     settings: &Settings,
-    eval: harmonia_core::EvalId,
+    claimed: &ClaimedEvaluation,
     token: &ClaimToken,
     fate: Fate,
     message: &str,
     shutdown: &CancellationToken,
 ) {
-    let db = &settings.options.db;
+    let (db, eval) = (&settings.options.db, claimed.id);
+    let Some(word) = Word::of(fate, message, claimed, &settings.options.waits) else { return };
     let mut tries_left = SHUTDOWN_REPORTS;
     loop {
-        let said = match fate {
-            Fate::Drop => return,
-            Fate::Release => db.release_evaluation(eval, token).await,
-            Fate::Fail => db.fail_evaluation(eval, token, message).await,
+        let said = match &word {
+            Word::Release => db.release_evaluation(eval, token).await,
+            Word::PutOff(pause, reason) => db.put_off_evaluation(eval, token, *pause, reason).await,
+            Word::Fail(error) => db.fail_evaluation(eval, token, error).await,
         };
         match said {
             Ok(()) => {

@@ -1,6 +1,7 @@
 //! Real parts for tests: a private store with its own stock daemon, derivations and binary caches made by stock Nix, and a
 //! small HTTP server on the loopback interface that serves, records, and misbehaves on demand.
 
+mod git_server;
 mod lossy_database;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use url::Url;
 
 use crate::store_daemon::StoreDaemon;
 
+pub(crate) use git_server::{GitServer, Mood};
 pub(crate) use lossy_database::LossyDatabase;
 
 /// A store below a temporary folder, used in process by stock Nix commands.

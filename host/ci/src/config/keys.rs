@@ -44,6 +44,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ),
     ("eval.allow_file_urls", "whether git URLs may be file://, which reads this machine's disk; `up` allows it"),
     ("eval.timeout", "longest evaluation"),
+    (
+        "eval.wait_max",
+        "an evaluation waits so long for a forge or frontend that is away, then it fails; 0 s: not at all",
+    ),
     ("eval.memory_max", "memory bound of one engine process"),
     ("eval.network", "whether the engine may reach the network (to fetch flake inputs)"),
     ("eval.require_sandbox", "refuse to evaluate when the kernel denies a wall of the sandbox"),

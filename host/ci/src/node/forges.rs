@@ -49,8 +49,7 @@ pub(super) fn intake_options(config: &Config, db: Db, plugins: Arc<dyn Plugins>,
         plugins,
         node,
         merge_branches: config.forges.merge_branches.clone(),
-        // Evaluators do not yet say whether a derivation contains its commit's hash, so nothing is ever reused.
-        reuse_key: None,
+        reuse_silent_after: Some(config.intervals.node_dead_after.0),
         retries: INTAKE_RETRIES,
         every: config.intervals.forge_loops.0,
     }

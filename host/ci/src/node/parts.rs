@@ -7,6 +7,7 @@ use std::time::Duration;
 use harmonia_cache::{ObjectStore, ObjectStoreOptions};
 use harmonia_core::Capability;
 use harmonia_core::policy::Policy;
+use harmonia_core::retry::WaitPolicy;
 use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::builder::BuilderOptions;
@@ -209,6 +210,7 @@ impl Parts {
             allow_ifd: config.eval.allow_ifd,
             substituters: config.cache.substituters.clone(),
             silent_after: config.intervals.node_dead_after.0,
+            waits: WaitPolicy { total_max: config.eval.wait_max.0, ..WaitPolicy::default() },
         })
     }
 }

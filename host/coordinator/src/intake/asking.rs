@@ -85,12 +85,17 @@ impl Intake {
             let what = ["evaluate ", &wanted.branch].concat();
             return Err(EventError::Forge { what, source: ForgeError::Invalid(flaw.to_owned()) });
         }
-        let tree_hash = self.tree_hash(concern, &wanted).await;
+        let reuse_key = if new_attempt { None } else { self.reuse_key(concern, &wanted).await? };
+        // Best effort: without it the commit is simply evaluated.
+        let tree_hash = match &reuse_key {
+            Some(_) => concern.forge.tree_hash(concern.repository.clone(), wanted.commit.clone()).await.ok(),
+            None => None,
+        };
         let request = EvaluationRequest {
             project: concern.project.project,
             url: concern.project.clone_url.clone(),
             wanted,
-            reuse_key: tree_hash.as_ref().and(self.options.reuse_key.clone()),
+            reuse_key: reuse_key.filter(|_| tree_hash.is_some()),
             tree_hash,
             delivery: Some(concern.delivery.id),
             new_attempt,
@@ -99,12 +104,12 @@ impl Intake {
         Ok(self.options.db.request_evaluation(&request).await?)
     }
 
-    /// Hash of the commit's tree, when results of the same tree may be reused. Best effort: without it the commit is
-    /// simply evaluated.
-    async fn tree_hash(&self, concern: &Concern<'_>, wanted: &Wanted) -> Option<String> {
-        if !concern.project.reuse_trees || wanted.pull_request.is_some() || self.options.reuse_key.is_none() {
-            return None;
+    /// By which rules the commit would be evaluated, when results of the same tree may be reused.
+    async fn reuse_key(&self, concern: &Concern<'_>, wanted: &Wanted) -> Result<Option<String>, EventError> {
+        let Some(silent_after) = self.options.reuse_silent_after else { return Ok(None) };
+        if !concern.project.reuse_trees || wanted.pull_request.is_some() {
+            return Ok(None);
         }
-        concern.forge.tree_hash(concern.repository.clone(), wanted.commit.clone()).await.ok()
+        Ok(self.options.db.reuse_key(silent_after).await?)
     }
 }

@@ -149,7 +149,7 @@ fn options(db: &Db, forge: &Arc<FakeForge>, node: &str) -> IntakeOptions {
         plugins: Arc::new(OneForge(Arc::clone(forge))),
         node: NodeId(node.to_owned()),
         merge_branches: MERGE_BRANCHES.iter().map(|glob| (*glob).to_owned()).collect(),
-        reuse_key: None,
+        reuse_silent_after: Some(Duration::from_mins(2)),
         // At once, so that a step does all tries.
         retries: RetryPolicy { tries_max: 4, first_delay: Duration::ZERO, delay_max: Duration::ZERO },
         every: Duration::from_secs(10),

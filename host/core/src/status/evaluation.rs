@@ -124,9 +124,10 @@ const INCOMPLETE: &str = "the evaluation is not complete";
 const EMPTY: &str = "the evaluation found no attribute";
 
 fn reused(evaluation: &EvaluationReport, text: &str) -> String {
-    match evaluation.reuses {
-        Some(id) => format!("{text} (same tree as evaluation {id})"),
-        None => text.to_owned(),
+    match (evaluation.reuses, evaluation.error.as_deref()) {
+        (Some(_), Some(reason)) => format!("{text} ({reason})"),
+        (Some(id), None) => format!("{text} (same tree as evaluation {id})"),
+        (None, _) => text.to_owned(),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use harmonia_core::api::{Attr, AttrCounts, AttrState, Evaluation, EvaluationDetail, JobCounts};
+use harmonia_core::api::{Attr, AttrCounts, AttrState, Evaluation, EvaluationDetail, JobCounts, Waiting};
 use harmonia_core::status::{Facts, verdict};
-use harmonia_core::{EvalId, JobId, Timestamp};
+use harmonia_core::{EvalId, EvalStatus, JobId, Timestamp};
 
 use super::{count, state};
 use crate::{Db, DbError};
@@ -26,6 +26,9 @@ struct Row {
     allow_empty: bool,
     error: Option<String>,
     skipped_reason: Option<String>,
+    wait_reason: Option<String>,
+    waiting_since: Option<Timestamp>,
+    not_before: Option<Timestamp>,
     reuses_eval_id: Option<i64>,
     superseded_by: Option<i64>,
     created_at: Timestamp,
@@ -54,6 +57,12 @@ impl Row {
             pending: count(self.pending),
             cancelled: count(self.cancelled),
         };
+        let put_off = self.wait_reason.zip(self.waiting_since).zip(self.not_before);
+        let waiting = put_off.filter(|_| status == EvalStatus::Queued).map(|((reason, since), until)| Waiting {
+            reason,
+            since,
+            until,
+        });
         let facts = Facts {
             status,
             complete: self.complete,
@@ -75,6 +84,7 @@ impl Row {
             verdict: verdict(&facts),
             complete: self.complete,
             error: self.error.or(self.skipped_reason),
+            waiting,
             counts,
             superseded_by: self.superseded_by.map(EvalId),
             created_at: self.created_at,
@@ -112,7 +122,7 @@ impl Db {
             Row,
             r#"SELECT e.id, p.name AS project, e.commit_sha, e.branch, e.attempt, e.commit_title, e.commit_author, e.dirty,
                       e.status, e.complete, e.allow_empty, e.error, e.skipped_reason, e.reuses_eval_id, e.superseded_by,
-                      e.created_at, e.started_at, e.finished_at,
+                      e.wait_reason, e.waiting_since, e.not_before, e.created_at, e.started_at, e.finished_at,
                       c.total AS "total!", c.succeeded AS "succeeded!", c.failed AS "failed!", c.dep_failed AS "dep_failed!",
                       c.eval_errors AS "eval_errors!", c.building AS "building!", c.pending AS "pending!",
                       c.cancelled AS "cancelled!"

@@ -1,11 +1,13 @@
 //! Evaluations: superseding, completeness, interest in jobs, bundles.
 
-use harmonia_core::EvalStatus;
-use harmonia_core::JobStatus::{Building, Cancelled, Pending};
-use harmonia_db::testing::{pool, random_token};
-use harmonia_db::{AttrResult, CommitFacts, DbError, GraphAttr, GraphBatch, NewProject, ProjectKind};
+use std::time::Duration;
 
-use crate::world::{Eval, World, batch, drv_path, graph, new_evaluation};
+use harmonia_core::JobStatus::{Building, Cancelled, Pending};
+use harmonia_core::{Capability, EvalStatus, Incarnation, NodeId, reuse};
+use harmonia_db::testing::{pool, random_token, time_passes};
+use harmonia_db::{AttrResult, CommitFacts, DbError, GraphAttr, GraphBatch, NewProject, NodeRegistration, ProjectKind};
+
+use crate::world::{Eval, World, batch, drv_path, graph, new_evaluation, registration};
 
 async fn status(world: &World, eval: &Eval) -> EvalStatus {
     sqlx::query_scalar!("SELECT status FROM evaluations WHERE id = $1", eval.id.0)
@@ -260,4 +262,102 @@ async fn a_job_cancelled_between_walk_and_insertion_is_named_missing() {
     let outcome = world.insert(&second, &graph, &[1]).await.expect("walk and insert again");
     assert_eq!((outcome.new_jobs, outcome.revived, outcome.missing.len()), (1, 1, 0));
     world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_is_put_off_waits_for_its_time_and_holds_up_nobody() {
+    let world = World::new().await;
+    let first = world.evaluation("first").await;
+    world.insert(&first, &graph(&[&[]]), &[0]).await.expect("insert");
+    let db = world.test.connect_as(Capability::Evaluator).await;
+    let delay = Duration::from_mins(10);
+    db.put_off_evaluation(first.id, &first.token, delay, "the forge\0 is away").await.expect("put off");
+    let stale = db.put_off_evaluation(first.id, &first.token, delay, "again").await;
+    assert!(matches!(stale, Err(DbError::StaleClaim)), "{stale:?}");
+    assert_eq!(status(&world, &first).await, EvalStatus::Queued);
+    assert_eq!(world.statuses().await, [(0, Pending)], "what it reached stays wanted");
+    let waiting = world.db.view_evaluation_head(first.id).await.expect("read").expect("there").waiting.expect("waits");
+    assert_eq!(waiting.reason, "the forge\u{fffd} is away");
+    assert_eq!(waiting.until - waiting.since, delay);
+
+    // Others go on; when its time has come it is before those that were asked for later.
+    let second = world.evaluation("second").await;
+    world.db.fail_evaluation(second.id, &second.token, "done").await.expect("fail");
+    let claim = async || {
+        let token = random_token();
+        let claimed = world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim")?;
+        Some((claimed, token))
+    };
+    assert!(claim().await.is_none(), "nothing else is queued");
+    time_passes(&world.db, delay).await;
+    let third = world.db.create_evaluation(&new_evaluation(world.project, "third")).await.expect("create").id;
+    let (claimed, token) = claim().await.expect("its time has come");
+    assert_eq!((claimed.id, claimed.waits), (first.id, 1));
+    assert!(claimed.waited >= delay && claimed.waited < delay * 2, "{:?}", claimed.waited);
+    let view = world.db.view_evaluation_head(first.id).await.expect("read").expect("there");
+    assert_eq!((view.status, view.waiting), (EvalStatus::Running, None));
+
+    // Behind what was asked for before the time at which it is due again.
+    db.put_off_evaluation(first.id, &token, Duration::ZERO, "still away").await.expect("put off");
+    let (next, token) = claim().await.expect("queued");
+    assert_eq!((next.id, next.waits, next.waited), (third, 0, Duration::ZERO));
+    let (again, _) = claim().await.expect("due at once");
+    assert_eq!((again.id, again.waits), (first.id, 2));
+    world.db.release_evaluation(third, &token).await.expect("release");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn results_hold_while_all_evaluators_evaluate_by_the_same_rules() {
+    let world = World::new().await;
+    let live = Duration::from_mins(2);
+    let key = async || world.db.reuse_key(live).await.expect("read");
+    let evaluator = |id: &str, run: i64| NodeRegistration {
+        capabilities: vec![Capability::Evaluator],
+        systems: Vec::new(),
+        ..registration(id, run)
+    };
+    let say = async |id: &str, run: i64, engine: &str| {
+        let db = world.test.connect_as(Capability::Evaluator).await;
+        db.set_evaluator_engine(&NodeId(id.to_owned()), Incarnation(run), engine).await
+    };
+    assert_eq!(key().await, None, "nobody said anything");
+    world.db.set_evaluator_engine(&world.node, world.run, "nix 2.8").await.expect("say");
+    let expected = Some(reuse::key("nix 2.8", &["x86_64-linux".to_owned()]));
+    assert_eq!(key().await, expected);
+
+    let db = world.test.connect_as(Capability::Evaluator).await;
+    db.register_node(&evaluator("other", 1)).await.expect("register");
+    assert_eq!(key().await, None, "who knows what the other has");
+    say("other", 1, "nix 2.9").await.expect("say");
+    assert_eq!(key().await, None, "they differ");
+    say("other", 1, "nix 2.8").await.expect("say");
+    assert_eq!(key().await, expected);
+    // Another run may be another version.
+    db.register_node(&evaluator("other", 2)).await.expect("register");
+    assert_eq!(key().await, None);
+    let late = say("other", 1, "nix 2.8").await;
+    assert!(matches!(late, Err(DbError::Refused { .. })), "{late:?}");
+    say("other", 2, "nix 2.8").await.expect("say");
+    assert_eq!(key().await, expected);
+    // Who is silent evaluates nothing.
+    say("other", 2, "nix 2.9").await.expect("say");
+    sqlx::query!("UPDATE nodes SET last_seen = now() - interval '1 hour' WHERE id = 'other'")
+        .execute(pool(&world.db))
+        .await
+        .expect("time");
+    assert_eq!(key().await, expected);
+
+    // What was said of an evaluation is forgotten when it is evaluated anew.
+    let eval = world.evaluation("main").await;
+    world.db.set_evaluation_reuse(eval.id, &eval.token, "k", Some(false)).await.expect("say");
+    let row = async || {
+        let row = sqlx::query!("SELECT reuse_key, embeds_commit FROM evaluations WHERE id = $1", eval.id.0);
+        let row = row.fetch_one(pool(&world.db)).await.expect("read");
+        (row.reuse_key, row.embeds_commit)
+    };
+    assert_eq!(row().await, (Some("k".to_owned()), Some(false)));
+    world.db.release_evaluation(eval.id, &eval.token).await.expect("release");
+    world.db.claim_evaluation(&world.node, world.run, &random_token()).await.expect("claim").expect("one");
+    assert_eq!(row().await, (None, None));
 }

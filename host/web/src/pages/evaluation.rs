@@ -54,6 +54,8 @@ struct EvaluationPage {
     attempt: u32,
     status: EvalStatus,
     error: Option<String>,
+    /// What it waits for, when something that it needs is away.
+    waiting: Option<String>,
     superseded_by: Option<(i64, String)>,
     complete: bool,
     warnings: Vec<String>,
@@ -129,6 +131,7 @@ fn render(
         superseded_by: evaluation.superseded_by.map(|id| (id.0, evaluation_path(project, id))),
         commit: evaluation.commit,
         error: evaluation.error,
+        waiting: evaluation.waiting.map(|waiting| waiting.reason),
         complete: evaluation.complete,
         warnings,
         filters,

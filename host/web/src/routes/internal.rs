@@ -36,6 +36,18 @@ pub(crate) async fn clone_credential(
         match forge.clone_credential(repository).await {
             Ok(credential) => credential,
             Err(ForgeError::Unsupported(_)) => None,
+            // Shown on the evaluation's page, to people who can do something about it.
+            Err(ForgeError::Denied(_)) => {
+                return Err(WebError::refused(format!(
+                    "'{name}' does not let us read the repository: grant what we are registered as there the right to read \
+                     its code, then run the evaluation again"
+                )));
+            }
+            Err(ForgeError::NotFound) => {
+                return Err(WebError::refused(format!(
+                    "'{name}' does not know the repository: it is gone, or what we are registered as there was removed from it"
+                )));
+            }
             Err(error) => return Err(error.into()),
         }
     } else {

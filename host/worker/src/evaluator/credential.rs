@@ -1,11 +1,17 @@
 //! Asks a frontend for the credential of a private repository. Start at [`clone_credential`].
+//!
+//! Three kinds of answers: yes (perhaps that none is needed), no for good, and not now. Frontends are asked in turn until
+//! one says yes; a "no" of one that could ask the forge outweighs others that are away.
 
 use std::time::Duration;
 
+use harmonia_core::api::ApiError;
 use harmonia_core::forge::CloneCredential;
 use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest};
 use harmonia_core::{ClaimToken, EvalId, SecretText};
 use harmonia_db::{Db, DbError};
+
+use super::later::{is_temporary, retry_after};
 
 /// One frontend has so long to answer: it may have to ask the forge.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -22,9 +28,12 @@ pub(crate) enum CredentialError {
     /// The claim is void.
     #[error("the claim is no longer held")]
     Lost,
-    /// Every frontend failed; the last one so.
-    #[error("the frontend at {frontend} gave no credential: {message}")]
+    /// The forge (or who speaks for it) does not give one, and will not.
+    #[error("the frontend at {frontend} says: {message}")]
     Refused { frontend: String, message: String },
+    /// None could get one now; the last one said so.
+    #[error("the frontend at {frontend} has none now: {message}")]
+    NotNow { frontend: String, message: String, retry_after: Option<Duration> },
     /// None could be reached; the last one so.
     #[error("could not reach the frontend at {frontend}")]
     Unreachable {
@@ -32,6 +41,21 @@ pub(crate) enum CredentialError {
         #[source]
         cause: reqwest::Error,
     },
+}
+
+impl CredentialError {
+    /// Whether trying later may help.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self, Self::NoFrontend | Self::Unreachable { .. } | Self::NotNow { .. })
+    }
+
+    /// The pause that was asked for.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotNow { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
 }
 
 /// A short-lived credential for the repository of an evaluation that we hold; `None` when it needs none.
@@ -48,6 +72,9 @@ pub(crate) async fn clone_credential(
         match ask(http, &frontend, eval, token).await {
             Ok(credential) => return Ok(credential),
             Err(CredentialError::Lost) => return Err(CredentialError::Lost),
+            Err(error) if matches!(last, CredentialError::Refused { .. }) => {
+                tracing::debug!(error = %harmonia_core::chain(&error), "Another frontend has no credential either");
+            }
             Err(error) => last = error,
         }
     }
@@ -69,22 +96,33 @@ async fn ask(
         .send()
         .await
         .map_err(unreachable)?;
-    match answer.status().as_u16() {
-        200 => {
-            let answer: CloneCredentialAnswer = answer.json().await.map_err(unreachable)?;
-            Ok(answer.credential.map(|wire| CloneCredential {
-                user: wire.user,
-                password: SecretText::new(wire.password),
-                hosts: wire.hosts,
-            }))
-        }
+    let status = answer.status().as_u16();
+    if status == 200 {
+        let answer: CloneCredentialAnswer = answer.json().await.map_err(unreachable)?;
+        return Ok(answer.credential.map(|wire| CloneCredential {
+            user: wire.user,
+            password: SecretText::new(wire.password),
+            hosts: wire.hosts,
+        }));
+    }
+    let retry_after = retry_after(answer.headers());
+    let text = answer.text().await.unwrap_or_default();
+    let said: Option<ApiError> = serde_json::from_str(&text).ok();
+    let message = said.as_ref().map_or_else(
+        || format!("HTTP {status}: {}", text.chars().take(500).collect::<String>()),
+        |said| said.message.chars().take(500).collect(),
+    );
+    let frontend = frontend.to_owned();
+    match (status, said.as_ref().map(|said| said.code.as_str())) {
         // The project has no forge.
-        404 => Ok(None),
-        409 => Err(CredentialError::Lost),
-        status => {
-            let text = answer.text().await.unwrap_or_default();
-            let message = format!("HTTP {status}: {}", text.chars().take(500).collect::<String>());
-            Err(CredentialError::Refused { frontend: frontend.to_owned(), message })
-        }
+        (404, Some("not-found")) => Ok(None),
+        (409, _) => Err(CredentialError::Lost),
+        // Another 404 is none of a frontend: something else answers at its address.
+        (404, _) => Err(CredentialError::NotNow { frontend, message, retry_after }),
+        (code, _) if is_temporary(code) => Err(CredentialError::NotNow { frontend, message, retry_after }),
+        _ => Err(CredentialError::Refused { frontend, message }),
     }
 }
+
+#[cfg(test)]
+mod tests;

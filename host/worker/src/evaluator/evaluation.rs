@@ -8,6 +8,7 @@ use std::time::Duration;
 use harmonia_core::ClaimToken;
 use harmonia_core::api::Source;
 use harmonia_core::project_config::{ParsedConfig, parse_attr_path, print_attr_path};
+use harmonia_core::reuse::{self, Traces};
 use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
 use tokio::sync::mpsc;
 
@@ -16,6 +17,7 @@ use super::credential::{CredentialError, clone_credential};
 use super::engine::{Engine, EngineError, Enumeration};
 use super::insert::{InsertError, Inserter};
 use super::source::{self, AddTreeError, Checkout, GitError, MergeWanted, Origin, ReadConfigError, Wanted};
+use super::traces::TraceSearch;
 use super::upload::UploadError;
 use crate::signer_client::SignerError;
 use crate::store_daemon::{ConnectError, Connection};
@@ -92,10 +94,8 @@ impl EvaluateError {
     pub(super) fn fate(&self) -> Fate {
         match self {
             Self::Lost
-            | Self::Insert(InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim))) => {
-                Fate::Drop
-            }
-            Self::Credential(CredentialError::Lost) => Fate::Drop,
+            | Self::Insert(InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim)))
+            | Self::Credential(CredentialError::Lost) => Fate::Drop,
             Self::Database(error)
             | Self::Insert(InsertError::Database(error))
             | Self::Credential(CredentialError::Database(error))
@@ -103,6 +103,12 @@ impl EvaluateError {
             {
                 Fate::Release
             }
+            Self::Git(GitError::Unavailable { retry_after, .. }) => Fate::PutOff { asked: *retry_after },
+            Self::Credential(error) if error.is_temporary() => Fate::PutOff { asked: error.retry_after() },
+            Self::Insert(InsertError::Upload(UploadError::Signer(error))) if error.is_transient() => {
+                Fate::PutOff { asked: None }
+            }
+            Self::Connect(_) => Fate::PutOff { asked: None },
             _ => Fate::Fail,
         }
     }
@@ -113,8 +119,13 @@ impl EvaluateError {
 pub(super) enum Fate {
     /// Nothing: it is not ours any more.
     Drop,
-    /// Back to the queue.
+    /// Back to the queue, for anybody.
     Release,
+    /// Back to the queue, for later: something that it needs is away.
+    PutOff {
+        /// The pause that the other side asked for.
+        asked: Option<Duration>,
+    },
     /// Failed.
     Fail,
 }
@@ -143,6 +154,9 @@ pub(super) async fn evaluate(
     if claimed.has_forge && db.set_tree_branches(eval, token, &config.branches).await? {
         tracing::info!(project = %claimed.project_name, branches = ?config.branches, "The tree names other branches to build");
     }
+    if super::skip::skip(settings, claimed, token, &checkout.commit, &config.paths).await? {
+        return Ok(());
+    }
     let timeout = config.eval_timeout.map_or(options.timeout, |asked| asked.min(options.timeout));
     let work = async {
         let mut connection = settings.daemon.connect().await?;
@@ -170,10 +184,24 @@ pub(super) async fn evaluate(
                 })
                 .collect::<Result<_, _>>()?,
         };
-        let run = Run { settings, claimed, token, engine, prefixes, allow_empty: config.allow_empty };
+        let traces = may_be_reused(claimed)
+            .then(|| Traces::of(&checkout.commit, checkout.committed_at_s))
+            .and_then(|traces| TraceSearch::new(&traces, options.store_root.clone()));
+        let run = Run { settings, claimed, token, engine, prefixes, allow_empty: config.allow_empty, traces };
         run.run(config.systems.clone(), connection).await
     };
     tokio::time::timeout(timeout, work).await.map_err(|_| EvaluateError::Timeout(timeout))?
+}
+
+/// Whether a frontend would show the results for another commit with the same tree, so that it is worth looking whether they
+/// depend on the commit.
+fn may_be_reused(claimed: &ClaimedEvaluation) -> bool {
+    claimed.has_forge
+        && claimed.reuse_trees
+        && claimed.pull_request.is_none()
+        && claimed.attrs.is_none()
+        && !claimed.dirty
+        && matches!(claimed.source, Source::Git { .. })
 }
 
 /// The commit's files; of a pull request its head merged onto its base. What was fetched is recorded.
@@ -202,6 +230,9 @@ async fn fetch(
         is_tag: claimed.is_tag,
         merge,
         credential: credential.as_ref(),
+        // A stranger's pull request must not name repositories that the stranger cannot read, nor may what everybody sees
+        // have them in it.
+        private_submodules: claimed.pull_request.is_none() && !claimed.is_public,
     };
     let checkout = source::checkout(&settings.git_sources(), origin, &wanted).await?;
     let pushed = checkout.merged.as_ref().map_or(&checkout.commit, |merged| &merged.head);
@@ -225,23 +256,25 @@ struct Run<'a> {
     engine: Engine,
     prefixes: Vec<Vec<String>>,
     allow_empty: bool,
+    traces: Option<TraceSearch>,
 }
 
 impl Run<'_> {
-    async fn run(self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
+    async fn run(mut self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
         let (db, eval) = (&self.settings.options.db, self.claimed.id);
         let mut warnings = Vec::new();
+        let built = db.builder_systems(self.settings.options.silent_after).await?;
+        let reuse_key = self.traces.is_some().then(|| reuse::key(&self.settings.engine_id, &built));
         let systems = if systems.is_some() {
             systems
         } else {
-            let systems = db.builder_systems(self.settings.options.silent_after).await?;
-            if systems.is_empty() {
+            if built.is_empty() {
                 warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
             }
-            (!systems.is_empty()).then_some(systems)
+            (!built.is_empty()).then_some(built)
         };
         let (events, received) = mpsc::channel(EVENTS_MAX);
-        let mut inserter = Inserter::new(self.settings, eval, self.token, connection);
+        let mut inserter = Inserter::new(self.settings, eval, self.token, connection, self.traces.take());
         let work = async {
             let names = self.engine.enumerate(&self.prefixes, systems.as_deref(), &events).await?;
             warnings.extend(remarks(&names, systems.as_deref()));
@@ -267,6 +300,10 @@ impl Run<'_> {
                 return Err(EvaluateError::Nothing("none of the names evaluates to a derivation".to_owned()));
             }
             db.allow_empty_evaluation(eval, self.token).await?;
+        }
+        // What shows nothing has nothing to show elsewhere.
+        if let Some(reuse_key) = reuse_key.filter(|_| !names.is_empty()) {
+            db.set_evaluation_reuse(eval, self.token, &reuse_key, inserter.embeds_commit()).await?;
         }
         let finished = db.finish_evaluation(eval, self.token).await?;
         if !finished.complete {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Settings;
 use super::engine::{EngineEvent, EngineLine};
 use super::graph::{GraphError, Walker};
+use super::traces::TraceSearch;
 use super::upload::{UploadError, Uploader};
 use crate::store_daemon::Connection;
 
@@ -71,13 +72,21 @@ pub(super) struct Inserter<'a> {
     connection: Connection,
     walker: Walker<'a>,
     uploader: Uploader<'a>,
+    /// Where results may be shown for other commits.
+    traces: Option<TraceSearch>,
     lines: Vec<EngineLine>,
     log: String,
     warnings: Vec<String>,
 }
 
 impl<'a> Inserter<'a> {
-    pub(super) fn new(settings: &'a Settings, eval: EvalId, token: &'a ClaimToken, connection: Connection) -> Self {
+    pub(super) fn new(
+        settings: &'a Settings,
+        eval: EvalId,
+        token: &'a ClaimToken,
+        connection: Connection,
+        traces: Option<TraceSearch>,
+    ) -> Self {
         let options = &settings.options;
         let root = options.store_root.clone();
         Self {
@@ -87,10 +96,16 @@ impl<'a> Inserter<'a> {
             connection,
             walker: Walker::new(&options.db, eval, token, root.clone(), &settings.upstream),
             uploader: Uploader::new(&options.db, &options.signer, eval, token, root, settings.scratch_dir()),
+            traces,
             lines: Vec::new(),
             log: String::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Whether something of what was inserted contains the commit's hash or date, if that was looked for and is known.
+    pub(super) fn embeds_commit(&self) -> Option<bool> {
+        self.traces.as_ref()?.embeds_commit()
     }
 
     /// Takes events until the engine is done, and inserts everything.
@@ -187,6 +202,9 @@ impl<'a> Inserter<'a> {
         if attrs.is_empty() {
             return Ok(());
         }
+        if let Some(traces) = &mut self.traces {
+            traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
+        }
         let mut walked = self.walker.walk(&roots, false).await?;
         for found in timeouts {
             for derivation in walked.derivations.iter_mut().filter(|derivation| derivation.drv_path == found.drv_path) {
@@ -200,7 +218,12 @@ impl<'a> Inserter<'a> {
             let tail = rest.split_off(BATCH_DERIVATIONS);
             self.insert(std::mem::replace(&mut rest, tail), Vec::new()).await?;
         }
-        self.insert(rest, attrs).await
+        self.insert(rest, attrs).await?;
+        // Nothing waits for this: what was inserted is built meanwhile.
+        if let Some(traces) = &mut self.traces {
+            traces.search(roots).await;
+        }
+        Ok(())
     }
 
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.

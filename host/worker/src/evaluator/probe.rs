@@ -1,6 +1,8 @@
 //! What is found out once, at start: programs, the store, whether the sandbox works. Start at [`prepare`].
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use harmonia_nix::STORE_DIR;
 
@@ -13,6 +15,11 @@ use crate::store_daemon::StoreDaemon;
 /// Where programs are looked for besides `PATH`, which a service often has a bare one of.
 const USUAL_DIRECTORIES: [&str; 4] =
     ["/usr/local/bin", "/usr/bin", "/run/current-system/sw/bin", "/nix/var/nix/profiles/default/bin"];
+
+/// A program that says nothing about its version within this time has none.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// As the database has it.
+const ENGINE_ID_CHARS_MAX: usize = 1_000;
 
 /// Checks everything that an evaluation needs of the machine.
 pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, EvaluatorError> {
@@ -38,7 +45,9 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         Some(root) => root.join(STORE_DIR.trim_start_matches('/')),
         None => PathBuf::from(STORE_DIR),
     };
+    let engine_id = engine_id(&options, &nix_instantiate, nix_eval_jobs.as_deref()).await;
     let mut settings = Settings {
+        engine_id,
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),
         daemon,
         locks: MirrorLocks::default(),
@@ -65,6 +74,28 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         settings.confinement.helper = None;
     }
     Ok(settings)
+}
+
+/// Everything but the tree that decides what comes out: programs with their versions, and settings.
+async fn engine_id(options: &EvaluatorOptions, nix: &Path, nix_eval_jobs: Option<&Path>) -> String {
+    let mut parts = vec![format!("harmonia-ci {}", env!("CARGO_PKG_VERSION")), version(nix).await];
+    if let Some(program) = nix_eval_jobs {
+        // Not every version knows the option; where Nix installed it, its place tells them apart.
+        let place = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+        parts.push(format!("{} {}", place.display(), version(program).await));
+    }
+    parts.push(format!("ifd {}, network {}", options.allow_ifd, options.network));
+    parts.join("; ").chars().take(ENGINE_ID_CHARS_MAX).collect()
+}
+
+/// The first line that a program prints about its version; empty when it does not say.
+async fn version(program: &Path) -> String {
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(VERSION_TIMEOUT, command.output()).await;
+    let printed = output.ok().and_then(Result::ok).filter(|output| output.status.success()).map(|output| output.stdout);
+    let text = String::from_utf8_lossy(printed.as_deref().unwrap_or_default()).into_owned();
+    text.lines().next().unwrap_or_default().chars().take(200).collect()
 }
 
 /// Evaluates something small, exactly as flakes are.

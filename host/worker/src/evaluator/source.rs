@@ -14,7 +14,9 @@ use harmonia_nix::{ContentAddressMethod, HashAlgorithm, StorePath};
 use crate::store_daemon::Connection;
 
 pub(crate) use config::{ReadConfigError, bind_to_base, read_config};
-pub(crate) use git::{Checkout, GitError, GitSources, MergeWanted, MirrorLocks, Origin, Wanted, checkout};
+pub(crate) use git::{
+    Checkout, GitError, GitSources, MergeWanted, MirrorLocks, Origin, Wanted, ancestors, checkout, touches,
+};
 pub(crate) use pin::{PinnedFlake, pin};
 
 /// A source tree in the node's store.

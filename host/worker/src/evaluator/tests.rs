@@ -1,6 +1,10 @@
 //! Whole evaluations: real PostgreSQL, git, Nix, store daemon and sandbox. Only the signer is a server that takes what it
 //! is given, after checking the order it comes in; the true one is tested with the whole binary.
 
+mod forge;
+mod reuse;
+mod waiting;
+
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -154,6 +158,7 @@ impl World {
             allow_ifd: true,
             substituters: Vec::new(),
             silent_after: Duration::from_mins(10),
+            waits: WaitPolicy::default(),
         };
         let shutdown = CancellationToken::new();
         let evaluator = Some(tokio::spawn(run(options, shutdown.clone())));
@@ -454,6 +459,7 @@ async fn without_a_sandbox_it_does_not_start_where_one_is_required() {
         allow_ifd: true,
         substituters: Vec::new(),
         silent_after: Duration::from_mins(1),
+        waits: WaitPolicy::default(),
     };
     let error = run(options, CancellationToken::new()).await.expect_err("refuses");
     assert!(matches!(error, EvaluatorError::Sandbox { .. }), "{error}");

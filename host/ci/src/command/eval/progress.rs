@@ -69,6 +69,7 @@ fn line(attr: &Attr) -> String {
 pub(crate) struct Lines {
     seen: Seen,
     status: Option<EvalStatus>,
+    waits_for: Option<String>,
 }
 
 impl Progress for Lines {
@@ -76,6 +77,13 @@ impl Progress for Lines {
         if self.status != Some(detail.evaluation.status) {
             self.status = Some(detail.evaluation.status);
             eprintln!("evaluation {}: {}", detail.evaluation.id, detail.evaluation.status);
+        }
+        // Between two tries it runs for a moment, which is no reason to say it again.
+        if let Some(waiting) = &detail.evaluation.waiting
+            && self.waits_for.as_ref() != Some(&waiting.reason)
+        {
+            eprintln!("evaluation {} waits: {}", detail.evaluation.id, clean(&waiting.reason));
+            self.waits_for = Some(waiting.reason.clone());
         }
         for attr in self.seen.changed(detail) {
             // Waiting is no news: the line comes when something happens.
@@ -145,10 +153,11 @@ impl Progress for Screen {
         self.bar.set_length(counts.total);
         self.bar
             .set_position(counts.succeeded + counts.failed + counts.dep_failed + counts.eval_errors + counts.cancelled);
-        let evaluating = match detail.evaluation.status {
-            EvalStatus::Queued => "waits for an evaluator, ",
-            EvalStatus::Running => "evaluating, ",
-            _ => "",
+        let evaluating = match (detail.evaluation.status, &detail.evaluation.waiting) {
+            (EvalStatus::Queued, Some(waiting)) => format!("waits ({}), ", clean(&waiting.reason)),
+            (EvalStatus::Queued, None) => "waits for an evaluator, ".to_owned(),
+            (EvalStatus::Running, _) => "evaluating, ".to_owned(),
+            _ => String::new(),
         };
         let jobs = crate::command::read::counts(&detail.jobs);
         self.bar.set_message(format!("{evaluating}{jobs}"));

@@ -5,6 +5,8 @@
 
 mod credential;
 mod merge;
+mod touched;
+mod trouble;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,9 +21,14 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use credential::Scope;
+pub(crate) use touched::{ancestors, touches};
+
 /// One git command may take this long; the evaluation's own timeout is usually shorter.
 const TIMEOUT: Duration = Duration::from_mins(30);
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+/// Name of the command that fetches submodules.
+const SUBMODULE_UPDATE: &str = "submodule update";
 const BRANCH_BYTES_MAX: usize = 512;
 const URL_BYTES_MAX: usize = 4_096;
 
@@ -36,6 +43,8 @@ pub(crate) struct GitSources {
     pub(crate) scratch_dir: PathBuf,
     /// Whether `file://` URLs may be fetched (demo, tests, local use).
     pub(crate) allow_file_urls: bool,
+    /// To ask servers of which git fetched nothing whether they are there at all.
+    pub(crate) http: reqwest::Client,
     /// Who fetches into which mirror.
     pub(crate) locks: MirrorLocks,
 }
@@ -73,6 +82,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) merge: Option<MergeWanted<'a>>,
     /// For fetching over http.
     pub(crate) credential: Option<&'a CloneCredential>,
+    /// Submodules of the same owner are fetched with it, too.
+    pub(crate) private_submodules: bool,
 }
 
 /// Onto what a pull request's head is merged.
@@ -131,7 +142,13 @@ pub(crate) enum GitError {
     Timeout { command: &'static str },
     /// It failed; the text is its own.
     #[error("git {command} failed: {message}")]
-    Failed { command: &'static str, message: String },
+    Failed { command: &'static str, status: Option<i32>, message: String },
+    /// The server is away or asks to be left alone: it may be there later.
+    #[error("{server} cannot be fetched from now: {message}")]
+    Unavailable { server: String, message: String, retry_after: Option<Duration> },
+    /// The server says no.
+    #[error("{server} does not give out the repository: {message}. {advice}")]
+    Refused { server: String, message: String, advice: &'static str },
     /// The directories.
     #[error("could not prepare {}", path.display())]
     Directory {
@@ -174,30 +191,28 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
             (sources.mirrors_dir.join(mirror_name(url)), None)
         }
     };
-    let authorization = match (origin, wanted.credential) {
-        (Origin::Url(url), Some(credential)) => credential::authorization(url, credential),
+    let authorization = |scope| match (origin, wanted.credential) {
+        (Origin::Url(url), Some(credential)) => credential::authorization(url, credential, scope),
         _ => None,
     };
+    let of_owner = if wanted.private_submodules { authorization(Scope::Owner) } else { None };
+    let authorization = authorization(Scope::Server);
     let git = Git {
         program: &sources.git,
         repository: &repository,
         allow_file: sources.allow_file_urls,
         authorization: authorization.as_ref(),
+        http: &sources.http,
     };
     let guard = sources.locks.lock(&repository).await;
     git.make_bare().await?;
     let (commit, merged) = match origin {
         Origin::Bundle(bundle) => (git.fetch_bundle(bundle, wanted.commit, wanted.branch).await?, None),
-        Origin::Url(url) => match git.fetch_wanted(url, wanted).await {
-            // A fetch that was killed left a lock behind, and nobody else is here: a new mirror.
-            Err(GitError::Failed { message, .. }) if message.contains(".lock") => {
-                let failed = |cause| GitError::Directory { path: repository.clone(), cause };
-                std::fs::remove_dir_all(&repository).map_err(failed)?;
-                git.make_bare().await?;
-                git.fetch_wanted(url, wanted).await?
-            }
-            other => other?,
-        },
+        Origin::Url(url) => {
+            // A fetch that was killed left them behind; nobody else is here.
+            remove_locks(&repository).map_err(|cause| GitError::Directory { path: repository.clone(), cause })?;
+            git.fetch_wanted(url, wanted).await?
+        }
     };
     drop(guard);
     // People look for the commit that was pushed, not for our merge of it.
@@ -209,9 +224,10 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
     let (mut tree_hash, committed_at_s, author, title) = (next(), next().parse().unwrap_or(0), next(), next());
     if merged.is_some() {
         let tree = format!("{commit}^{{tree}}");
-        tree_hash = git.run("rev-parse", ["rev-parse", "--verify", "--end-of-options", &tree]).await?.trim().to_owned();
+        let of_merge = git.run("rev-parse", ["rev-parse", "--verify", "--end-of-options", &tree]).await?;
+        of_merge.trim().clone_into(&mut tree_hash);
     }
-    git.check_out(dir.path(), &commit, origin).await?;
+    git.check_out(dir.path(), &commit, origin, of_owner.as_ref()).await?;
     drop(kept);
     Ok(Checkout { dir, commit, merged, tree_hash, title, author, committed_at_s })
 }
@@ -233,6 +249,7 @@ struct Git<'a> {
     repository: &'a Path,
     allow_file: bool,
     authorization: Option<&'a credential::Authorization>,
+    http: &'a reqwest::Client,
 }
 
 impl Git<'_> {
@@ -286,13 +303,19 @@ impl Git<'_> {
             // Forges and newer gits hand out any commit by its hash.
             let exact = format!("+{commit}:refs/commits/{commit}");
             let arguments: Vec<&str> = fetch.iter().copied().chain([url, &exact]).collect();
-            if self.run("fetch", arguments).await.is_ok() {
-                return self.resolve(commit, commit, branch).await;
+            match self.run("fetch", arguments).await {
+                Ok(_) => return self.resolve(commit, commit, branch).await,
+                // Others do not know the commit, or give out branches only.
+                Err(error) if !trouble::is_clearly_away(&error) => {}
+                Err(error) => return Err(self.diagnosed(url, None, error).await),
             }
         }
         let head = format!("+{from}:{from}");
         let arguments: Vec<&str> = fetch.iter().copied().chain([url, &head]).collect();
-        self.run("fetch", arguments).await?;
+        if let Err(error) = self.run("fetch", arguments).await {
+            let missing = GitError::NoCommit { commit: commit.unwrap_or("HEAD").to_owned(), branch: branch.to_owned() };
+            return Err(self.diagnosed(url, Some((from, missing)), error).await);
+        }
         let wanted = commit.map_or_else(|| from.to_owned(), str::to_owned);
         self.resolve(&wanted, commit.unwrap_or("HEAD"), branch).await
     }
@@ -307,8 +330,14 @@ impl Git<'_> {
         }
     }
 
-    async fn check_out(&self, dir: &Path, commit: &str, origin: &Origin) -> Result<(), GitError> {
-        let work = Git { repository: dir, ..*self };
+    async fn check_out(
+        &self,
+        dir: &Path,
+        commit: &str,
+        origin: &Origin,
+        for_submodules: Option<&credential::Authorization>,
+    ) -> Result<(), GitError> {
+        let work = Git { repository: dir, authorization: for_submodules, ..*self };
         work.run("init", ["init", "--quiet", "."]).await?;
         let failed = |path: PathBuf| |cause| GitError::Directory { path, cause };
         let alternates = dir.join(".git/objects/info/alternates");
@@ -323,9 +352,10 @@ impl Git<'_> {
             }
             // Whatever the main repository may: a submodule never reads files of this machine.
             let submodules = Git { allow_file: false, ..work };
-            submodules
-                .run("submodule update", ["submodule", "--quiet", "update", "--init", "--recursive", "--force"])
-                .await?;
+            let update = ["submodule", "--quiet", "update", "--init", "--recursive", "--force"];
+            if let Err(error) = submodules.run(SUBMODULE_UPDATE, update).await {
+                return Err(submodules.diagnosed_submodules(error).await);
+            }
         }
         let dir = dir.to_owned();
         let place = dir.clone();
@@ -394,7 +424,7 @@ impl Git<'_> {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
             .env("HOME", self.repository)
-            .env("LANG", "C.UTF-8")
+            .env("LC_ALL", "C.UTF-8")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_TERMINAL_PROMPT", "0")
@@ -404,7 +434,7 @@ impl Git<'_> {
             .env("GIT_CEILING_DIRECTORIES", self.repository.parent().unwrap_or(self.repository))
             .env("GIT_LFS_SKIP_SMUDGE", "1")
             .envs(environment.iter().copied());
-        if name == "fetch"
+        if matches!(name, "fetch" | trouble::LS_REMOTE | SUBMODULE_UPDATE)
             && let Some(authorization) = self.authorization
         {
             authorization.apply(&mut command);
@@ -436,11 +466,11 @@ impl Git<'_> {
         match status {
             Ok(status) if status.success() => Ok(stdout),
             Ok(status) if name == merge::COMMAND && status.code() == Some(merge::CONFLICTS) => {
-                Err(GitError::Failed { command: name, message: stdout })
+                Err(GitError::Failed { command: name, status: status.code(), message: stdout })
             }
-            _ => {
+            status => {
                 let message: String = stderr.trim().chars().take(4_000).collect();
-                Err(GitError::Failed { command: name, message })
+                Err(GitError::Failed { command: name, status: status.ok().and_then(|status| status.code()), message })
             }
         }
     }
@@ -510,6 +540,24 @@ fn temporary(place: &Path, prefix: &str) -> Result<TempDir, GitError> {
 
 fn make_directory(path: &Path) -> Result<(), GitError> {
     std::fs::create_dir_all(path).map_err(|cause| GitError::Directory { path: path.to_owned(), cause })
+}
+
+/// Removes the lock files of refs from a bare repository.
+fn remove_locks(repository: &Path) -> std::io::Result<()> {
+    let mut directories = vec![repository.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                if directory != repository || entry.file_name() == "refs" {
+                    directories.push(entry.path());
+                }
+            } else if entry.path().extension().is_some_and(|extension| extension == "lock") {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `.git` directories (and the files that stand for them in submodules) are no part of a source tree.

@@ -58,6 +58,7 @@ impl Repositories {
             mirrors_dir: self.dir.path().join("mirrors"),
             scratch_dir: self.dir.path().join("scratch"),
             allow_file_urls,
+            http: reqwest::Client::new(),
             locks: git::MirrorLocks::default(),
         }
     }

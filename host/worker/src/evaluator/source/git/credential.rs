@@ -16,17 +16,34 @@ pub(super) struct Authorization {
     header: SecretText,
 }
 
-/// The credential as a header for the server of `url`; `None` when the credential is not for that server.
-pub(super) fn authorization(url: &str, credential: &CloneCredential) -> Option<Authorization> {
+/// Whose repositories a credential is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All that the server has: git asks for one of them.
+    Server,
+    /// Those beside the one of the URL: whatever else git asks the server for goes without it.
+    Owner,
+}
+
+/// The credential as a header for the server of `url`; `None` when the credential is not for that server, or nobody owns
+/// the repository.
+pub(super) fn authorization(url: &str, credential: &CloneCredential, scope: Scope) -> Option<Authorization> {
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "https" | "http"))?;
     let host = url.host_str()?;
     let server = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     if !credential.hosts.iter().any(|allowed| *allowed == server || *allowed == host) {
         return None;
     }
+    let owner = match scope {
+        Scope::Server => "",
+        Scope::Owner => {
+            let (owner, _) = url.path().trim_end_matches('/').rsplit_once('/')?;
+            Some(owner).filter(|owner| !owner.is_empty())?
+        }
+    };
     let pair = format!("{}:{}", credential.user, credential.password.expose());
     let header = SecretText::new(format!("Authorization: Basic {}", STANDARD.encode(pair)));
-    Some(Authorization { key: format!("http.{}://{server}/.extraHeader", url.scheme()), header })
+    Some(Authorization { key: format!("http.{}://{server}{owner}/.extraHeader", url.scheme()), header })
 }
 
 impl Authorization {
@@ -67,9 +84,22 @@ mod tests {
             ("https://other.org/a", vec!["git.example.org"], None),
             ("https://git.example.org/a", vec![], None),
         ] {
-            let made = authorization(url, &credential(&hosts));
+            let made = authorization(url, &credential(&hosts), Scope::Server);
             assert_eq!(made.as_ref().map(|made| made.key.as_str()), key, "{url}");
             assert!(!format!("{made:?}").contains("aHVudGVyMg"), "{made:?}");
+        }
+    }
+
+    #[test]
+    fn an_owner_is_everything_before_the_repository() {
+        for (url, key) in [
+            ("https://h.org/acme/site.git", Some("http.https://h.org/acme/.extraHeader")),
+            ("https://h.org/group/sub/site/", Some("http.https://h.org/group/sub/.extraHeader")),
+            ("https://h.org/site.git", None),
+            ("https://h.org/", None),
+        ] {
+            let made = authorization(url, &credential(&["h.org"]), Scope::Owner);
+            assert_eq!(made.as_ref().map(|made| made.key.as_str()), key, "{url}");
         }
     }
 }
