@@ -1,28 +1,26 @@
 //! Claims as fast as they go: `bench/claims.sh` fills the databases and runs this.
 //!
-//! claims --url URL --claimers 16 --seconds 10 --slots 1 [--policy FILE] [--give-back true]
+//! claims --url URL --claimers 16 --seconds 10 --slots 1 [--policy FILE] [--server-pid PID]
 //!
-//! Each claimer is a node of its own, and does what a builder does: heads of the queue, the policy's order, claim. What it
-//! claims goes on building for ever, or is given back at once, so that a short queue stays as long as it is (that is not
-//! part of the latency, but takes its time). Prints one line: claims a second, latencies, and how the policy did.
+//! Each claimer is a node with its own connection, and claims with the builder's own [`Claimer`]; what it claims goes on
+//! building for ever. Prints one line: claims a second, latencies, how the policy did, and what a claim cost in processor
+//! time, here and, of the server with that process id, in all its processes: that is what others on the machine change least.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use harmonia_core::policy::{AskingNode, FirstInFirstOut, Policy, order_candidates};
-use harmonia_core::{Capability, ClaimToken, Incarnation, NodeId, SystemClock, chain};
+use harmonia_core::policy::{FirstInFirstOut, Policy};
+use harmonia_core::{Capability, Incarnation, NodeId, SystemClock, chain};
 use harmonia_db::{Db, DbOptions, NodeRegistration};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec};
+use harmonia_worker::builder::Claimer;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const SYSTEM: &str = "x86_64-linux";
 const RUN: Incarnation = Incarnation(1);
-/// As in the builder.
-const HEADS_MAX: u32 = 64;
-const LOOKS_MAX: u32 = 4;
 
 struct Arguments {
     url: String,
@@ -30,7 +28,7 @@ struct Arguments {
     seconds: u64,
     slots: u32,
     policy: Option<PathBuf>,
-    give_back: bool,
+    server_pid: Option<u32>,
 }
 
 #[derive(Default)]
@@ -62,7 +60,7 @@ async fn main() -> ExitCode {
 
 fn arguments() -> Result<Arguments, Error> {
     let mut found =
-        Arguments { url: String::new(), claimers: 16, seconds: 10, slots: 1, policy: None, give_back: false };
+        Arguments { url: String::new(), claimers: 16, seconds: 10, slots: 1, policy: None, server_pid: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -72,7 +70,7 @@ fn arguments() -> Result<Arguments, Error> {
             "--seconds" => found.seconds = value.parse()?,
             "--slots" => found.slots = value.parse()?,
             "--policy" => found.policy = Some(value.into()),
-            "--give-back" => found.give_back = value.parse()?,
+            "--server-pid" => found.server_pid = Some(value.parse()?),
             _ => return Err(format!("{word} is unknown").into()),
         }
     }
@@ -98,15 +96,15 @@ async fn component(file: PathBuf, folder: &tempfile::TempDir) -> Result<Arc<dyn 
 }
 
 async fn run(arguments: Arguments) -> Result<(), Error> {
-    let Arguments { url, claimers, seconds, slots, policy, give_back } = arguments;
+    let Arguments { url, claimers, seconds, slots, policy, server_pid } = arguments;
     let folder = tempfile::tempdir()?;
     let policy: Arc<dyn Policy> = match policy {
         Some(file) => component(file, &folder).await?,
         None => Arc::new(FirstInFirstOut),
     };
-    let db = Db::connect(&DbOptions { url, max_connections: claimers }).await?;
     let mut nodes = Vec::new();
     for number in 0..claimers {
+        let db = Db::connect(&DbOptions { url: url.clone(), max_connections: 1 }).await?;
         let node = NodeId(format!("bench-{number}"));
         db.register_node(&NodeRegistration {
             id: node.clone(),
@@ -120,20 +118,24 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
             version: "bench".to_owned(),
         })
         .await?;
-        nodes.push(node);
+        nodes.push((db, node));
     }
     // Connections and their plans are warm, as a builder's are.
     let warm_up = Duration::from_secs(1);
-    measure(&db, &nodes, &policy, (slots, give_back), warm_up).await?;
+    measure(&nodes, &policy, slots, warm_up).await?;
     let time = Duration::from_secs(seconds);
-    let mut all = measure(&db, &nodes, &policy, (slots, give_back), time).await?;
+    let before = (own_cpu_ms(), server_pid.map_or(0.0, server_cpu_ms));
+    let mut all = measure(&nodes, &policy, slots, time).await?;
+    let (own, server) = (own_cpu_ms() - before.0, server_pid.map_or(0.0, server_cpu_ms) - before.1);
+    let each = all.claims.max(1) as f64;
     all.latencies_ms.sort_unstable_by(f64::total_cmp);
     let rank = |part: f64| {
         let place = (part * all.latencies_ms.len() as f64) as usize;
         all.latencies_ms.get(place.min(all.latencies_ms.len().saturating_sub(1))).copied().unwrap_or_default()
     };
     println!(
-        "{:.0} claims/s ({} claims in {} s, {} calls; p50 {:.1} ms, p99 {:.1} ms, {:.2} looks a call, {} empty, {} fallbacks)",
+        "{:.0} claims/s ({} claims in {} s, {} calls; p50 {:.1} ms, p99 {:.1} ms, {:.2} looks a call, {} empty, {} fallbacks; \
+         processor time a claim: server {:.3} ms, client {:.3} ms)",
         all.claims as f64 / time.as_secs_f64(),
         all.claims,
         seconds,
@@ -143,58 +145,58 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
         all.looks as f64 / all.latencies_ms.len().max(1) as f64,
         all.empty,
         all.fallbacks,
+        server / each,
+        own / each,
     );
     Ok(())
 }
 
+fn own_cpu_ms() -> f64 {
+    cpu_ms("self", false)
+}
+
+/// Of the server's first process, all that it ended, and all that run.
+fn server_cpu_ms(pid: u32) -> f64 {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let running: f64 = children.split_whitespace().map(|child| cpu_ms(child, false)).sum();
+    running + cpu_ms(&pid.to_string(), true)
+}
+
+/// Processor time of one process from `/proc/PID/stat` (user and system, fields 14 and 15; of ended children, 16 and 17), in
+/// ticks that Linux shows as a hundredth of a second.
+fn cpu_ms(process: &str, with_ended_children: bool) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold spaces.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11);
+    fields.take(if with_ended_children { 4 } else { 2 }).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>()
+        * 10.0
+}
+
 async fn measure(
-    db: &Db,
-    nodes: &[NodeId],
+    nodes: &[(Db, NodeId)],
     policy: &Arc<dyn Policy>,
-    (slots, give_back): (u32, bool),
+    slots: u32,
     time: Duration,
 ) -> Result<Measured, Error> {
     let end = Instant::now() + time;
     let mut tasks = tokio::task::JoinSet::new();
-    for node in nodes.iter().cloned() {
-        let (db, policy) = (db.clone(), Arc::clone(policy));
+    for (db, node) in nodes.iter().cloned() {
+        let policy = Arc::clone(policy);
         tasks.spawn(async move {
             let classes = db.resolve_classes(&[SYSTEM.to_owned()], &[]).await?;
+            let mut claimer = Claimer::new(db.clone(), node, RUN, policy);
             let mut measured = Measured::default();
             while Instant::now() < end {
                 let start = Instant::now();
-                let mut claimed = 0;
-                let mut held = Vec::new();
-                let mut per_project = slots;
-                for _ in 0..LOOKS_MAX {
-                    let wanted = slots - claimed;
-                    measured.looks += 1;
-                    let heads = db.queue_heads(&classes, per_project).await?;
-                    let asking = AskingNode { node: node.clone(), slots: wanted, speed_factor: 1.0 };
-                    let policy = Arc::clone(&policy);
-                    let (order, error) = tokio::task::spawn_blocking(move || {
-                        order_candidates(&*policy, &asking, &heads.projects, &heads.candidates)
-                    })
-                    .await?;
-                    measured.fallbacks += usize::from(error.is_some());
-                    let tokens: Vec<ClaimToken> =
-                        (0..wanted).map(|_| ClaimToken::from_random(rand::random())).collect();
-                    let jobs = db.claim_jobs(&node, RUN, &order, &tokens).await?;
-                    claimed += jobs.len() as u32;
-                    held.extend(jobs);
-                    if claimed >= slots || order.len() < wanted as usize || per_project >= HEADS_MAX {
-                        break;
-                    }
-                    per_project = (per_project * 2).min(HEADS_MAX);
+                let claims = claimer.claim(&classes, 1.0, slots, start).await;
+                if let Some(error) = claims.error {
+                    return Err(error.into());
                 }
                 measured.latencies_ms.push(start.elapsed().as_secs_f64() * 1e3);
-                measured.claims += claimed as usize;
-                measured.empty += usize::from(claimed == 0);
-                if give_back {
-                    for job in held {
-                        db.release_attempt(job.attempt, &job.token, "measured").await?;
-                    }
-                }
+                measured.claims += claims.jobs.len();
+                measured.looks += claims.looks as usize;
+                measured.empty += usize::from(claims.jobs.is_empty());
+                measured.fallbacks += usize::from(claims.policy.flatten().is_some());
             }
             Ok::<_, Error>(measured)
         });

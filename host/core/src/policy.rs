@@ -9,6 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::clock::Timestamp;
 use crate::ids::{ClassId, JobId, NodeId, ProjectId};
 
+mod kept;
+
+pub use kept::{KEPT_FOR, KeptOrder};
+
 /// One ready job near the head of its project's queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {

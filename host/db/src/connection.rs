@@ -13,6 +13,9 @@ use sqlx::{Connection as _, PgPool};
 
 use crate::error::{DbError, lost_to_another_transaction};
 
+/// How long a connection may have been idle and be used without asking whether it still works.
+const IDLE_UNTESTED_MAX: Duration = Duration::from_secs(1);
+
 /// How often a statement that lost against others is tried before the caller hears of it.
 const TRIES: u32 = 12;
 
@@ -70,6 +73,16 @@ impl Db {
             }
         })?;
         first.close().await.map_err(|source| DbError::Unavailable { source })?;
+        // A connection that was used a moment ago is not asked whether it still works: that is a round trip more for every
+        // statement.
+        let pool = pool.test_before_acquire(false).before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for >= IDLE_UNTESTED_MAX {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        });
         let pool = pool.acquire_timeout(Duration::from_secs(10)).connect_lazy_with(connect.clone());
         Ok(Self { pool, connect, retry: RetryPolicy::default() })
     }

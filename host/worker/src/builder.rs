@@ -5,6 +5,7 @@
 
 mod build;
 mod capacity;
+mod claimer;
 mod claiming;
 mod failure;
 mod held;
@@ -37,6 +38,7 @@ use held::Held;
 use roots::Roots;
 use slots::{Slot, Slots};
 
+pub use claimer::{Claimer, Claims};
 pub use spool::Spool;
 
 /// What a builder needs to know.

@@ -145,6 +145,29 @@ impl Db {
         ordered: &[JobId],
         tokens: &[ClaimToken],
     ) -> Result<Vec<ClaimedJob>, DbError> {
+        self.claim_first(node, run, ordered, tokens, false).await
+    }
+
+    /// As [`Self::claim_jobs`], by an order that the caller kept for some moments. Claims nothing while boosted jobs are ready
+    /// for this node: they may be newer than the order, and go first.
+    pub async fn claim_kept_jobs(
+        &self,
+        node: &NodeId,
+        run: Incarnation,
+        ordered: &[JobId],
+        tokens: &[ClaimToken],
+    ) -> Result<Vec<ClaimedJob>, DbError> {
+        self.claim_first(node, run, ordered, tokens, true).await
+    }
+
+    async fn claim_first(
+        &self,
+        node: &NodeId,
+        run: Incarnation,
+        ordered: &[JobId],
+        tokens: &[ClaimToken],
+        kept: bool,
+    ) -> Result<Vec<ClaimedJob>, DbError> {
         if ordered.is_empty() || tokens.is_empty() {
             return Ok(Vec::new());
         }
@@ -158,11 +181,12 @@ impl Db {
                            output_paths AS "output_paths!: Vec<Option<String>>", timeout_s AS "timeout_s!",
                            max_silent_s AS "max_silent_s!", output_bytes_max AS "output_bytes_max!",
                            log_bytes_max AS "log_bytes_max!", retry_count AS "retry_count!"
-                       FROM claim_jobs($1, $2, $3, $4)"#,
+                       FROM claim_jobs($1, $2, $3, $4, $5)"#,
                     node.0,
                     incarnation(run),
                     &ordered,
-                    &hashes
+                    &hashes,
+                    kept
                 )
                 .fetch_all(&self.pool)
             })

@@ -8,6 +8,7 @@ mod heads;
 mod healing;
 mod histories;
 mod intake;
+mod kept;
 mod listen;
 mod model;
 mod nodes;

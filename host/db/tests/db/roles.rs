@@ -51,7 +51,7 @@ async fn evaluators_and_builders_write_no_table_and_read_no_token() {
             denied(sqlx::query!("SELECT publish_paths('{}')").fetch_one(pool).await, "publish");
         }
         if capability != Capability::Builder {
-            denied(sqlx::query!("SELECT * FROM claim_jobs('n', 1, '{1}', '{}')").fetch_all(pool).await, "claim");
+            denied(sqlx::query!("SELECT * FROM claim_jobs('n', 1, '{1}', '{}', false)").fetch_all(pool).await, "claim");
         }
     }
 }

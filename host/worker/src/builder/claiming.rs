@@ -1,16 +1,16 @@
-//! The claim loop: when to ask for jobs, how many, in which order. Start at [`claim_loop`].
+//! The claim loop: when to ask for jobs, and how many (which, and in what order: `claimer.rs`). Start at [`claim_loop`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use harmonia_core::policy::{AskingNode, order_candidates};
-use harmonia_core::{ClaimToken, ClassId};
+use harmonia_core::ClassId;
 use harmonia_db::{Channel, ClaimedJob, DbError, Listener, Notice};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::capacity::{Capacity, Room, capacity, free_bytes};
+use super::claimer::{Claimer, Claims};
 use super::failure::chain;
 use super::held::VOID_CHECK_PERIOD;
 use super::{BuilderError, BuilderOptions, Node, Slot, job, persist};
@@ -19,10 +19,6 @@ use super::{BuilderError, BuilderOptions, Node, Slot, job, persist};
 const POLL_PERIOD: Duration = Duration::from_secs(10);
 /// Pause after a claim that failed because the database is away.
 const CLAIM_RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Most candidates of one project that a claim looks at.
-const HEADS_MAX: u32 = 64;
-/// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
-const LOOKS_MAX: u32 = 4;
 
 /// Why the loop looks at the queue again.
 enum Wake {
@@ -101,6 +97,8 @@ async fn claim_until_stopped(
         started = start => started.map_err(BuilderError::Database)?,
         () = stopped() => return Ok(()),
     };
+    let BuilderOptions { db, node: id, incarnation, policy, .. } = &node.options;
+    let mut claimer = Claimer::new(db.clone(), id.clone(), *incarnation, Arc::clone(policy));
     let mut poll = tokio::time::interval(POLL_PERIOD);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut checks = tokio::time::interval(VOID_CHECK_PERIOD);
@@ -122,7 +120,7 @@ async fn claim_until_stopped(
             Wake::Stop => return Ok(()),
             Wake::Nothing => {}
             Wake::CheckClaims => check_claims(node).await,
-            Wake::Look => claim(node, &known, jobs, abort).await?,
+            Wake::Look => claim(node, &mut claimer, &known, jobs, abort).await?,
             Wake::Rescan | Wake::NewClass(_) => {
                 check_claims(node).await;
                 match classes(node).await {
@@ -134,7 +132,7 @@ async fn claim_until_stopped(
                 {
                     known.foreign.insert(class);
                 }
-                claim(node, &known, jobs, abort).await?;
+                claim(node, &mut claimer, &known, jobs, abort).await?;
             }
         }
     }
@@ -173,6 +171,7 @@ async fn check_claims(node: &Node) {
 /// Claims as much as there is room for, as long as there is something.
 async fn claim(
     node: &Arc<Node>,
+    claimer: &mut Claimer,
     known: &Classes,
     jobs: &mut JoinSet<()>,
     abort: &CancellationToken,
@@ -201,7 +200,7 @@ async fn claim(
         if wanted == 0 || known.ours.is_empty() {
             return Ok(());
         }
-        let claimed = match claim_some(node, known, wanted).await {
+        let claimed = match claim_some(node, claimer, known, wanted).await {
             Ok(claimed) => claimed,
             Err(error @ (DbError::Refused { .. } | DbError::StaleClaim)) => return Err(BuilderError::Refused(error)),
             Err(error) => {
@@ -222,50 +221,28 @@ async fn claim(
     }
 }
 
-/// Heads of the ready queues → the policy's order → the first that can be locked. To fill n slots, up to n heads of each
-/// project; more only when others were quicker with those.
-async fn claim_some(node: &Arc<Node>, known: &Classes, wanted: u32) -> Result<Vec<ClaimedJob>, DbError> {
-    let BuilderOptions { db, node: id, incarnation, .. } = &node.options;
-    let mut claimed = Vec::new();
-    let mut per_project = wanted.min(HEADS_MAX);
-    for _ in 0..LOOKS_MAX {
-        let slots = wanted - claimed.len() as u32;
-        let heads = db.queue_heads(&known.ours, per_project).await?;
-        let seen = heads.candidates.len();
-        if seen == 0 {
-            break;
-        }
-        let asking = AskingNode { node: id.clone(), slots, speed_factor: known.speed_factor };
-        let policy = Arc::clone(&node.options.policy);
-        // A policy is foreign code with a budget of its own: not on this thread.
-        let ranked = tokio::task::spawn_blocking(move || {
-            order_candidates(&*policy, &asking, &heads.projects, &heads.candidates)
-        })
-        .await;
-        // Only a runtime that is going down leaves no answer.
-        let Ok((order, error)) = ranked else { break };
-        node.note_policy_error(error).await;
-        let tokens: Vec<ClaimToken> = (0..slots).map(|_| ClaimToken::from_random(rand::random())).collect();
-        match db.claim_jobs(id, *incarnation, &order, &tokens).await {
-            Ok(more) => claimed.extend(more),
-            Err(error) => {
-                // It may have been carried out all the same, with the answer lost on its way.
-                node.unheard().extend(tokens);
-                if claimed.is_empty() {
-                    return Err(error);
-                }
-                tracing::warn!(error = %chain(&error), "Could not claim jobs");
-                node.slots.wake_after(CLAIM_RETRY_PAUSE);
-                break;
-            }
-        }
-        // All that there was, or all that the policy wants built.
-        if claimed.len() >= wanted as usize || order.len() < slots as usize || per_project >= HEADS_MAX {
-            break;
-        }
-        per_project = (per_project * 2).min(HEADS_MAX);
+/// As many jobs as are wanted, if there are as many. An error only when nothing was claimed.
+async fn claim_some(
+    node: &Arc<Node>,
+    claimer: &mut Claimer,
+    known: &Classes,
+    wanted: u32,
+) -> Result<Vec<ClaimedJob>, DbError> {
+    let Claims { jobs, unheard, error, policy, .. } =
+        claimer.claim(&known.ours, known.speed_factor, wanted, Instant::now()).await;
+    node.unheard().extend(unheard);
+    if let Some(verdict) = policy {
+        node.note_policy_error(verdict).await;
     }
-    Ok(claimed)
+    match error {
+        Some(error) if jobs.is_empty() => return Err(error),
+        Some(error) => {
+            tracing::warn!(error = %chain(&error), "Could not claim jobs");
+            node.slots.wake_after(CLAIM_RETRY_PAUSE);
+        }
+        None => {}
+    }
+    Ok(jobs)
 }
 
 /// Gives back what a claim took whose answer was lost.
