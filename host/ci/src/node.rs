@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
 use harmonia_coordinator::CoordinatorOptions;
-use harmonia_core::ports::{LogSpool, Plugins};
+use harmonia_core::ports::LogSpool;
 use harmonia_core::{Capability, Incarnation, NodeId, SystemClock};
 use harmonia_db::{Db, JobLimits, NodeRegistration};
 use harmonia_web::{AppOptions, AppState, Gate};
@@ -188,7 +188,7 @@ async fn run_roles(
         });
     }
     let public_url = config.node.public_url.as_ref().unwrap_or(endpoint).as_str().trim_end_matches('/').to_owned();
-    let forge_plugins: Arc<dyn Plugins> = Arc::new(plugins.host.clone());
+    let forge_plugins = plugins.port();
     let mut helpers = JoinSet::new();
     helpers.spawn(plugins.clone().follow(config.clone(), background.clone()));
     if config.has(Capability::Frontend) {

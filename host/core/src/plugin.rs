@@ -33,6 +33,12 @@ pub struct PluginStatus {
     pub broken_for_s: Option<u64>,
     /// The newest failure, or why it could not be loaded.
     pub last_error: Option<String>,
+    /// The newest failure as everybody may read it: without what the plugin itself said, which may name what is private.
+    #[serde(default)]
+    pub last_failure: Option<String>,
+    /// Why it does not run as it is configured: nothing runs, or what ran before.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// Exported interfaces, in the order of the contract.
     pub exports: Vec<String>,
 }

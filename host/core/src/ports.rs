@@ -105,6 +105,10 @@ pub trait Plugins: Send + Sync {
     fn reporter(&self, name: &str) -> Option<Arc<dyn Reporter>>;
     /// How every plugin is.
     fn statuses(&self) -> Vec<PluginStatus>;
+    /// Why the configuration as it is now was not taken, so that an older one is in force.
+    fn refused_configuration(&self) -> Option<String> {
+        None
+    }
 }
 
 /// No plugins at all.

@@ -8,12 +8,14 @@
 
 mod builds;
 mod evaluations;
+mod forges;
 mod logs;
 mod projects;
 mod queue;
 mod why;
 
 pub(crate) use evaluations::attr_state;
+pub use forges::PageOf;
 pub use logs::{LogAttempt, LogMark, LogState, LogTailView};
 
 use std::str::FromStr;

@@ -161,6 +161,16 @@ pub enum CallFailure {
 }
 
 impl CallError {
+    /// What happened, without what the guest said: that may name what not everybody may see.
+    pub fn public_message(&self) -> String {
+        match &self.failure {
+            CallFailure::Invalid(_) => format!("plugin {} answered nonsense in {}", self.plugin, self.export),
+            CallFailure::Trap { .. } => format!("plugin {} trapped in {}", self.plugin, self.export),
+            CallFailure::NotLoaded(_) => format!("plugin {} is not loaded", self.plugin),
+            CallFailure::Limit(_) | CallFailure::MissingExport | CallFailure::CircuitOpen { .. } => self.to_string(),
+        }
+    }
+
     /// Whether the plugin is to blame: such failures are counted and, in a row, break the circuit.
     pub const fn is_fault(&self) -> bool {
         match &self.failure {

@@ -58,6 +58,14 @@ pub(crate) struct Stats {
 struct Health {
     breaker: Breaker,
     last_error: Option<String>,
+    last_failure: Option<String>,
+}
+
+impl Health {
+    fn note(&mut self, error: &CallError) {
+        self.last_error = Some(error.to_string());
+        self.last_failure = Some(error.public_message());
+    }
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
@@ -81,7 +89,7 @@ impl Stats {
     pub(crate) fn ended(&self, now: Timestamp, took: Duration, error: Option<&CallError>) -> bool {
         if let Some(error) = error.filter(|error| !error.is_fault()) {
             count(&self.refused);
-            self.health().last_error = Some(error.to_string());
+            self.health().note(error);
             return false;
         }
         count(&self.calls);
@@ -99,7 +107,7 @@ impl Stats {
             _ => {}
         }
         let mut health = self.health();
-        health.last_error = Some(error.to_string());
+        health.note(error);
         let breaks = health.breaker.failed(now);
         if breaks {
             count(&self.breaks);
@@ -121,6 +129,11 @@ impl Stats {
 
     pub(crate) fn last_error(&self) -> Option<String> {
         self.health().last_error.clone()
+    }
+
+    /// As [`Self::last_error`], without what the guest said.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.health().last_failure.clone()
     }
 
     pub(crate) fn broken_for_s(&self, now: Timestamp) -> Option<u64> {

@@ -12,6 +12,7 @@ mod extract;
 mod live;
 mod logs;
 mod pages;
+mod recorder;
 mod routes;
 mod serve;
 mod state;

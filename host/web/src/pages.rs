@@ -15,6 +15,7 @@ use crate::state::AppState;
 pub(crate) mod assets;
 mod build;
 mod evaluation;
+pub(crate) mod forges;
 mod format;
 pub(crate) mod home;
 pub(crate) mod landing;

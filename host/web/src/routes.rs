@@ -75,6 +75,8 @@ pub fn router(state: AppState) -> Router {
         .route("/ci/queue", get(pages::queue::show))
         .route("/ci/nodes", get(pages::nodes::show))
         .route("/ci/settings/projects", get(pages::settings::projects))
+        .route("/ci/settings/deliveries", get(pages::forges::deliveries))
+        .route("/ci/settings/dead-letters", get(pages::forges::dead_letters))
         .route("/ci/assets/{file}", get(pages::assets::show))
         .route("/ci/{*path}", get(pages::dispatch));
     // Forges, and other nodes.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ErrorCounts;
 use crate::live::Hub;
 use crate::pages::Frame;
+use crate::recorder::Recorder;
 
 /// What a node serves over HTTP. A part that is `None` makes its routes answer 404 with a reason.
 pub struct AppOptions {
@@ -48,6 +49,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     options: AppOptions,
     hub: Hub,
+    recorder: Recorder,
     error_counts: ErrorCounts,
     /// Random, so that ids of two runs of the process differ in logs.
     process: u32,
@@ -55,12 +57,15 @@ struct Inner {
 }
 
 impl AppState {
-    /// Must be called within a tokio runtime: starts the task that follows live logs (it ends with `shutdown`).
+    /// Must be called within a tokio runtime: starts the task that follows live logs (it ends with `shutdown`), and
+    /// the one that records deliveries (it ends with the state).
     pub fn new(options: AppOptions) -> Self {
         let hub = Hub::start(options.db.clone(), options.shutdown.clone());
+        let recorder = Recorder::start(options.db.clone());
         Self(Arc::new(Inner {
             options,
             hub,
+            recorder,
             error_counts: ErrorCounts::default(),
             process: rand::random(),
             requests: AtomicU64::new(1),
@@ -90,6 +95,10 @@ impl AppState {
 
     pub(crate) fn hub(&self) -> &Hub {
         &self.0.hub
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.0.recorder
     }
 
     /// What surrounds a page with this title.

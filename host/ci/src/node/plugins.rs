@@ -3,11 +3,12 @@
 //! Start at [`NodePlugins::start`]. Every node loads what its own configuration names; a builder needs no more than a policy.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use harmonia_core::SystemClock;
+use harmonia_core::plugin::PluginStatus;
 use harmonia_core::policy::{FirstInFirstOut, Policy};
-use harmonia_core::ports::PluginStore;
+use harmonia_core::ports::{Forge, PluginStore, Plugins, Reporter};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost, PluginSpec, ReloadReport};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,37 @@ pub(crate) struct NodePlugins {
     pub(crate) host: PluginHost,
     /// Who orders the queue.
     pub(crate) policy: Arc<dyn Policy>,
+    refused: Refused,
+}
+
+/// Why the configuration as it was last read was not taken.
+type Refused = Arc<Mutex<Option<String>>>;
+
+/// The plugins as the rest of the node sees them: the host's, and whether their configuration is the one in the file.
+struct Configured {
+    host: PluginHost,
+    refused: Refused,
+}
+
+impl Plugins for Configured {
+    fn forges(&self) -> Vec<String> {
+        self.host.forges()
+    }
+    fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
+        self.host.forge(name)
+    }
+    fn reporters(&self) -> Vec<String> {
+        self.host.reporters()
+    }
+    fn reporter(&self, name: &str) -> Option<Arc<dyn Reporter>> {
+        self.host.reporter(name)
+    }
+    fn statuses(&self) -> Vec<PluginStatus> {
+        self.host.statuses()
+    }
+    fn refused_configuration(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl NodePlugins {
@@ -52,7 +84,12 @@ impl NodePlugins {
                 Arc::new(FirstInFirstOut)
             }
         };
-        Ok(Self { host, policy })
+        Ok(Self { host, policy, refused: Refused::default() })
+    }
+
+    /// As a port.
+    pub(crate) fn port(&self) -> Arc<dyn Plugins> {
+        Arc::new(Configured { host: self.host.clone(), refused: self.refused.clone() })
     }
 
     /// Follows changes of the plugins' files, and of the configuration's file on SIGHUP, until `stop`.
@@ -87,13 +124,18 @@ impl NodePlugins {
             }
             Ok(specs)
         });
-        match specs {
+        let refused = match specs {
             Ok(specs) => {
                 tracing::info!("Read the plugins' configuration again");
                 log_report(&self.host.reload(specs).await);
+                None
             }
-            Err(failure) => tracing::error!("The configuration was not taken: {}", failure.message()),
-        }
+            Err(failure) => {
+                tracing::error!("The configuration was not taken: {}", failure.message());
+                Some(failure.message().to_owned())
+            }
+        };
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 }
 

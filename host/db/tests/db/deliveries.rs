@@ -193,6 +193,44 @@ async fn heads_take_their_place_in_the_order_of_arrival() {
 }
 
 #[tokio::test]
+async fn deliveries_recorded_together_are_as_if_one_came_after_the_other() {
+    let test = world().await;
+    let db = &test.db;
+    let delivery = |id: &str, events| Delivery { id: id.to_owned(), events };
+    let all = [
+        delivery("z", vec![pull(7, "a"), push(reference("1"), "c1")]),
+        delivery("y", vec![push(reference("2"), "c1")]),
+        delivery("z", vec![pull(7, "b")]),
+        delivery("x", vec![pull(7, "b")]),
+        delivery("w", vec![pull(7, "a")]),
+    ];
+    let new: Vec<_> = all.iter().map(|delivery| NewDelivery { forge: FORGE, delivery, duration_ms: 3 }).collect();
+    let recorded = db.record_deliveries(&new).await.expect("recorded");
+    let ids: Vec<_> =
+        recorded.iter().filter_map(|r| if let Recorded::New(id) = r { Some(*id) } else { None }).collect();
+    assert!(ids.len() == 3 && ids.is_sorted(), "{recorded:?}");
+    assert_eq!((recorded[1], recorded[2]), (Recorded::Nothing, Recorded::Duplicate));
+    let heads = sqlx::query!("SELECT number, head_commit FROM pull_request_heads ORDER BY delivery_id, number")
+        .fetch_all(pool(db))
+        .await
+        .expect("read");
+    assert_eq!(heads.iter().map(|row| row.head_commit.as_str()).collect::<Vec<_>>(), ["a", "b", "a"]);
+    assert_eq!(db.record_deliveries(&[]).await.expect("recorded"), []);
+
+    // All or none.
+    let mut seed = 7_u64;
+    let mut letter = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b'!' + ((seed >> 40) % 90) as u8)
+    };
+    let long: String = (0..9_000).map(|_| letter()).collect();
+    let bad = [delivery("v", vec![Event::Discover]), delivery(&long, vec![Event::Discover])];
+    let new: Vec<_> = bad.iter().map(|delivery| NewDelivery { forge: FORGE, delivery, duration_ms: 3 }).collect();
+    db.record_deliveries(&new).await.expect_err("an id that fits into no index");
+    assert!(db.recent_deliveries(None, false, None, 9).await.expect("listed").iter().all(|d| d.delivery != "v"));
+}
+
+#[tokio::test]
 async fn permissions_are_forgotten_when_the_forge_says_so() {
     let test = world().await;
     let remember = async || {

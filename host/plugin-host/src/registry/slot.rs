@@ -139,6 +139,8 @@ impl Slot {
                 failures: metrics.failures,
                 broken_for_s: self.stats.broken_for_s(now),
                 last_error: state.problem.clone().or_else(|| self.stats.last_error()),
+                last_failure: self.stats.last_failure(),
+                refused: state.problem.clone(),
                 exports: plugin.map_or_else(Vec::new, |plugin| plugin.caller.program.contract.exports.clone()),
             }
         })

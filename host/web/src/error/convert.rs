@@ -21,15 +21,17 @@ impl From<DbError> for WebError {
             | DbError::NoDatabase { .. }
             | DbError::Url { .. }
             | DbError::SchemaTooOld { .. }
-            | DbError::SchemaTooNew { .. } => database_unavailable().because(error),
-            _ if error.is_transient() => database_unavailable().because(error),
+            | DbError::SchemaTooNew { .. } => Self::database_unavailable().because(error),
+            _ if error.is_transient() => Self::database_unavailable().because(error),
             _ => Self::internal("database-query").because(error),
         }
     }
 }
 
-fn database_unavailable() -> WebError {
-    WebError::unavailable("database-unavailable", "the database does not answer now: try again")
+impl WebError {
+    pub(crate) fn database_unavailable() -> Self {
+        Self::unavailable("database-unavailable", "the database does not answer now: try again")
+    }
 }
 
 impl From<SignError> for WebError {

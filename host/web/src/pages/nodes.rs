@@ -1,10 +1,11 @@
-//! `/ci/nodes`: who does the work.
+//! `/ci/nodes`: who does the work, and how the plugins are.
 
 use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 use harmonia_core::Timestamp;
 use harmonia_core::api::Node;
+use harmonia_core::plugin::{PluginKind, PluginStatus};
 
 use super::format::{self, Badge, When};
 use super::{Frame, page};
@@ -12,6 +13,8 @@ use crate::error::WebError;
 use crate::state::AppState;
 
 const REFRESH_S: u32 = 10;
+/// Characters of a digest that tell two components apart.
+const DIGEST_CHARS: usize = 12;
 
 struct NodeRow {
     id: String,
@@ -24,7 +27,21 @@ struct NodeRow {
     max_jobs: u32,
     version: String,
     paused: Option<String>,
+    policy_error: Option<String>,
     last_seen: When,
+}
+
+struct PluginRow {
+    name: String,
+    badge: Badge,
+    kind: &'static str,
+    program: String,
+    digest: String,
+    full_digest: String,
+    calls: u64,
+    failures: u64,
+    /// What is wrong and what follows from it, in sentences.
+    notes: Vec<String>,
 }
 
 #[derive(Template)]
@@ -32,14 +49,23 @@ struct NodeRow {
 struct NodesPage {
     frame: Frame,
     nodes: Vec<NodeRow>,
+    plugins: Vec<PluginRow>,
+    /// Why what is configured now is not in force.
+    refused_configuration: Option<String>,
 }
 
 pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebError> {
     let now = state.options().clock.now();
     let nodes = state.db().nodes(state.options().node_silent_after).await?;
+    let plugins = state.plugins();
     let mut frame = state.frame("Nodes");
     frame.refresh_s = Some(REFRESH_S);
-    page(&NodesPage { frame, nodes: nodes.into_iter().map(|node| row(node, now)).collect() })
+    page(&NodesPage {
+        frame,
+        nodes: nodes.into_iter().map(|node| row(node, now)).collect(),
+        plugins: plugins.statuses().into_iter().map(plugin_row).collect(),
+        refused_configuration: plugins.refused_configuration(),
+    })
 }
 
 fn row(node: Node, now: Timestamp) -> NodeRow {
@@ -47,6 +73,7 @@ fn row(node: Node, now: Timestamp) -> NodeRow {
         Node { online: false, .. } => ("bad", "✖", "offline"),
         Node { draining: true, .. } => ("warn", "⇣", "draining"),
         Node { paused: Some(_), .. } => ("warn", "‖", "paused"),
+        Node { policy_error: Some(_), .. } => ("warn", "!", "policy fails"),
         _ => ("good", "●", "online"),
     };
     NodeRow {
@@ -60,6 +87,110 @@ fn row(node: Node, now: Timestamp) -> NodeRow {
         max_jobs: node.max_jobs,
         version: node.version,
         paused: node.paused,
+        policy_error: node.policy_error,
         last_seen: format::when(node.last_seen, now),
+    }
+}
+
+/// Everybody may read the page, so it shows no more of an error than what every plugin could have done.
+fn plugin_row(plugin: PluginStatus) -> PluginRow {
+    let (class, symbol, word) = match &plugin {
+        PluginStatus { kind: None, .. } => ("bad", "✖", "not loaded"),
+        PluginStatus { broken_for_s: Some(_), .. } => ("bad", "✖", "not called"),
+        PluginStatus { refused: Some(_), .. } => ("warn", "!", "older one runs"),
+        _ => ("good", "●", "works"),
+    };
+    PluginRow {
+        badge: Badge { class, symbol, word },
+        kind: match plugin.kind {
+            Some(PluginKind::Forge) => "forge",
+            Some(PluginKind::Reporter) => "reporter",
+            Some(PluginKind::Scheduler) => "scheduling policy",
+            None => "",
+        },
+        digest: plugin.sha256.chars().take(DIGEST_CHARS).collect(),
+        notes: notes(&plugin),
+        name: plugin.name,
+        program: plugin.program,
+        full_digest: plugin.sha256,
+        calls: plugin.calls,
+        failures: plugin.failures,
+    }
+}
+
+fn notes(plugin: &PluginStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(seconds) = plugin.broken_for_s {
+        let meanwhile = match plugin.kind {
+            Some(PluginKind::Forge) => {
+                "its webhooks are answered 503, which forges deliver again; statuses and discovery wait"
+            }
+            Some(PluginKind::Reporter) => "its notifications wait",
+            Some(PluginKind::Scheduler) => "jobs are claimed by priority, then first in, first out",
+            None => "nothing of it works",
+        };
+        let wait = format::duration(i64::try_from(seconds).unwrap_or(i64::MAX));
+        notes.push(format!("It failed too often in a row and is called again in {wait}. Until then {meanwhile}."));
+    }
+    if let Some(reason) = &plugin.refused {
+        notes.push(match plugin.kind {
+            Some(_) => format!("What is configured now was refused, so what ran before goes on: {reason}"),
+            None => format!("It does not run: {reason}"),
+        });
+    }
+    notes.extend(plugin.last_failure.as_ref().map(|failure| format!("Last failure: {failure}")));
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> PluginStatus {
+        PluginStatus {
+            name: "chat".to_owned(),
+            kind: Some(PluginKind::Reporter),
+            program: "chat-reporter 0.1.0".to_owned(),
+            sha256: "ab".repeat(32),
+            calls: 7,
+            failures: 0,
+            broken_for_s: None,
+            last_error: None,
+            last_failure: None,
+            refused: None,
+            exports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_works_needs_no_words() {
+        let row = plugin_row(status());
+        assert_eq!((row.badge.word, row.kind, row.digest.as_str()), ("works", "reporter", "abababababab"));
+        assert_eq!(row.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_consequence() {
+        let broken = PluginStatus {
+            broken_for_s: Some(40),
+            failures: 5,
+            last_error: Some("plugin chat answered nonsense in report: about acme/secret".to_owned()),
+            last_failure: Some("plugin chat answered nonsense in report".to_owned()),
+            ..status()
+        };
+        let row = plugin_row(broken);
+        assert_eq!((row.badge.class, row.badge.word), ("bad", "not called"));
+        let text = row.notes.join("\n");
+        assert!(text.contains("called again in 40 s") && text.contains("notifications wait"), "{text}");
+        assert!(text.contains("nonsense in report") && !text.contains("secret"), "{text}");
+
+        let stays = PluginStatus { refused: Some("no such file".to_owned()), ..status() };
+        let row = plugin_row(stays);
+        assert_eq!(row.badge.word, "older one runs");
+        assert_eq!(row.notes, ["What is configured now was refused, so what ran before goes on: no such file"]);
+
+        let never = PluginStatus { kind: None, refused: Some("no such file".to_owned()), ..status() };
+        let row = plugin_row(never);
+        assert_eq!((row.badge.word, row.notes), ("not loaded", vec!["It does not run: no such file".to_owned()]));
     }
 }

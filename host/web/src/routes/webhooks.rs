@@ -8,10 +8,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use harmonia_core::forge::{ForgeFeature, WebhookRequest};
-use harmonia_db::{NewDelivery, Recorded};
+use harmonia_db::Recorded;
 
 use crate::error::{self, WebError};
 use crate::extract::{self, PathPart};
+use crate::recorder::Verified;
 use crate::state::AppState;
 
 /// Largest body of a delivery.
@@ -33,19 +34,22 @@ pub(crate) async fn take(
     let absent = || WebError::not_found("there is no forge of this name here that takes webhooks");
     let forge = state.plugins().forge(&name).filter(|forge| forge.has(ForgeFeature::Webhooks)).ok_or_else(absent)?;
     let body = extract::bytes(&headers, body, BODY_BYTES_MAX).await?;
+    let bytes = body.len();
     let request = WebhookRequest { headers: readable(&headers), body: body.into() };
     let delivery = forge.webhook(request).await.map_err(|error| error::refused_webhook(&name, error))?;
     if delivery.id.is_empty() || delivery.id.len() > ID_BYTES_MAX {
         return Err(WebError::bad_request("this delivery has no id, or one longer than 200 bytes"));
     }
     let duration_ms = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
-    let recorded = state.db().record_delivery(&NewDelivery { forge: &name, delivery: &delivery, duration_ms }).await?;
+    let id = delivery.id.clone();
+    let verified = Verified { forge: name.clone(), delivery, duration_ms, bytes };
+    let recorded = state.recorder().record(verified).await?;
     let (follows, word) = match recorded {
         Recorded::New(_) => (true, "queued"),
         Recorded::Duplicate => (true, "known already"),
         Recorded::Nothing => (false, "concerns no enabled project"),
     };
-    tracing::debug!(forge.name = name, delivery.id = delivery.id, duration_ms, "Delivery taken: {word}");
+    tracing::debug!(forge.name = name, delivery.id = id, duration_ms, "Delivery taken: {word}");
     let answer = format!("{{\"outcome\":\"{word}\"}}\n");
     Ok(error::taken(follows, ([(header::CONTENT_TYPE, "application/json")], answer)))
 }

@@ -15,7 +15,7 @@ use crate::world::{TOKEN, World};
 const LEASE: Duration = Duration::from_mins(1);
 
 /// A status that a forge refused for good.
-async fn refused(world: &World) {
+pub(crate) async fn refused(world: &World, is_private: bool) {
     let db = world.db();
     let repository = ForgeRepository {
         id: "17".to_owned(),
@@ -25,7 +25,7 @@ async fn refused(world: &World) {
         clone_url: "https://forge.invalid/o/r".to_owned(),
         html_url: "https://forge.invalid/o/r".to_owned(),
         default_branch: "main".to_owned(),
-        is_private: true,
+        is_private,
         is_archived: false,
         topics: Vec::new(),
     };
@@ -65,7 +65,7 @@ async fn refused(world: &World) {
 #[tokio::test]
 async fn dead_letters_are_listed_and_replayed_with_a_token() {
     let world = World::start().await;
-    refused(&world).await;
+    refused(&world, true).await;
     let ask = |method, path: &str| world.request(method, path).bearer_auth(TOKEN).send();
     let letters = ask(Method::GET, "/api/v1/dead-letters?limit=5").await.expect("answered");
     let letters: Vec<DeadLetter> = letters.json().await.expect("letters");

@@ -25,6 +25,10 @@ pub(crate) struct ScriptedForge {
     pub(crate) credential_error: Arc<Mutex<Option<ForgeError>>>,
     /// Largest number of headers and longest header that a webhook came with.
     pub(crate) headers_seen: Arc<Mutex<Vec<(String, String)>>>,
+    /// How the plugins are.
+    pub(crate) statuses: Arc<Mutex<Vec<PluginStatus>>>,
+    /// Why the configuration was not taken.
+    pub(crate) refused_configuration: Arc<Mutex<Option<String>>>,
     broken: bool,
     mute: bool,
 }
@@ -118,7 +122,10 @@ impl Plugins for ScriptedForge {
         None
     }
     fn statuses(&self) -> Vec<PluginStatus> {
-        vec![]
+        self.statuses.lock().expect("lock").clone()
+    }
+    fn refused_configuration(&self) -> Option<String> {
+        self.refused_configuration.lock().expect("lock").clone()
     }
 }
 

@@ -8,6 +8,7 @@ mod lifecycle;
 mod live;
 mod pages;
 mod projects;
+mod settings;
 mod upload;
 mod webhooks;
 mod world;

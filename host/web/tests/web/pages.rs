@@ -14,7 +14,9 @@ async fn every_page_has_its_headers_and_no_inline_code() {
     let attempt = world.build(&drv, &Nar::file(b"x"), &[], "a line\n").await;
     let eval_page = format!("/ci/local/demo/eval/{id}");
     let build_page = format!("/ci/local/demo/build/{}", attempt.job);
-    for path in ["/ci/", "/ci/queue", "/ci/nodes", "/ci/local/demo/", "/", &eval_page, &build_page] {
+    let settings = ["/ci/settings/projects", "/ci/settings/deliveries", "/ci/settings/dead-letters"];
+    let others = ["/ci/", "/ci/queue", "/ci/nodes", "/ci/local/demo/", "/", &eval_page, &build_page];
+    for path in settings.into_iter().chain(others) {
         let response = world.get(path).await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         let policy = response.headers()["content-security-policy"].to_str().expect("text").to_owned();
