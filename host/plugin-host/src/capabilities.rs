@@ -18,8 +18,9 @@ mod secrets;
 #[cfg(test)]
 mod testing;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use harmonia_core::Clock;
 use harmonia_core::ports::PluginStore;
@@ -35,6 +36,7 @@ pub(crate) use secrets::SecretError;
 #[expect(unreachable_pub, reason = "the bindings of the contract re-export the type behind `resource secret`")]
 pub use secrets::SecretHandle;
 
+use crate::stamp::Stamp;
 use redact::Redactor;
 
 /// What lives as long as a plugin is loaded.
@@ -72,23 +74,47 @@ impl Shared {
     }
 }
 
-/// Granted secrets by name, as a list that changes seldom.
+/// For so long a secret's file that looks as it did is not read again.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Granted secrets by name, as a list that changes seldom, and the files that they were read from.
 #[derive(Default)]
-struct Opened(Mutex<Arc<BTreeMap<String, SecretHandle>>>);
+struct Opened(Mutex<OpenedSecrets>);
+
+#[derive(Default)]
+struct OpenedSecrets {
+    secrets: Arc<BTreeMap<String, SecretHandle>>,
+    files: HashMap<String, (Stamp, Instant)>,
+}
 
 impl Opened {
+    /// A secret whose file was read a moment ago and is the same since. Not only the same: one that is written twice within
+    /// the file system's measure of time may look it.
+    fn fresh(&self, name: &str, stamp: Option<Stamp>) -> Option<SecretHandle> {
+        let opened = self.lock();
+        let (read, at) = opened.files.get(name)?;
+        (Some(*read) == stamp && at.elapsed() < READ_AGAIN_AFTER).then(|| opened.secrets.get(name).cloned())?
+    }
+
     /// Takes a secret that was read; gives the one that is there already when nothing changed.
-    fn remember(&self, name: &str, secret: SecretHandle) -> SecretHandle {
-        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = opened.get(name).filter(|known| known.bytes() == secret.bytes()) {
+    fn remember(&self, name: &str, secret: SecretHandle, stamp: Option<Stamp>) -> SecretHandle {
+        let mut opened = self.lock();
+        if let Some(stamp) = stamp {
+            opened.files.insert(name.to_owned(), (stamp, Instant::now()));
+        }
+        if let Some(known) = opened.secrets.get(name).filter(|known| known.bytes() == secret.bytes()) {
             return known.clone();
         }
-        Arc::make_mut(&mut opened).insert(name.to_owned(), secret.clone());
+        Arc::make_mut(&mut opened.secrets).insert(name.to_owned(), secret.clone());
         secret
     }
 
     fn all(&self) -> Arc<BTreeMap<String, SecretHandle>> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.lock().secrets)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenedSecrets> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -26,6 +26,7 @@ mod registry;
 mod reporter;
 mod scheduler;
 mod spec;
+mod stamp;
 mod state;
 mod stats;
 mod wasi;

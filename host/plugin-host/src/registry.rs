@@ -22,6 +22,7 @@ use crate::error::LoadError;
 use crate::loader::{self, Program};
 use crate::plugin::{Plugin, World};
 use crate::spec::PluginSpec;
+use crate::stamp::Stamp;
 use crate::stats::{PluginMetrics, Stats};
 use crate::wasi;
 
@@ -203,7 +204,7 @@ impl PluginHost {
 
     async fn load_into(&self, slot: &Slot, spec: PluginSpec) -> Result<(), LoadError> {
         // Before it is read: what is written meanwhile is another change.
-        let stamp = slot::Stamp::of(&spec.path);
+        let stamp = Stamp::of(&spec.path);
         let loaded = match self.program(&spec).await {
             Ok(program) => Plugin::load(&self.0.world, spec.clone(), program, slot.stats.clone()).await,
             Err(error) => Err(error),

@@ -1,6 +1,7 @@
 //! Measures plugins: `./dev bench plugins`. One line a figure.
 //!
-//! `plugin_figures PAYLOAD [CALLS]`: PAYLOAD holds a push as GitHub delivers it. Start reading at [`run`].
+//! `plugin_figures PAYLOAD [CALLS [FIGURE…]]`: PAYLOAD holds a push as GitHub delivers it; a FIGURE is `empty`, `webhook`,
+//! `rank`, `reporters` or `traffic`, without any it is all of them. Start reading at [`run`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,15 +28,27 @@ fn main() {
         std::fs::read(arguments.next().expect("plugin_figures PAYLOAD [CALLS]")).expect("the payload is read");
     let calls = arguments.next().map_or(20_000, |calls| calls.parse().expect("a number of calls"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(run(payload, calls));
+    let figures: Vec<String> = arguments.collect();
+    runtime.expect("a runtime").block_on(run(payload, calls, &figures));
 }
 
-async fn run(payload: Vec<u8>, calls: usize) {
-    empty(calls).await;
-    webhook(payload, calls).await;
-    rank(calls / 40).await;
-    reporters(calls / 20).await;
-    traffic().await;
+async fn run(payload: Vec<u8>, calls: usize, figures: &[String]) {
+    let wanted = |figure: &str| figures.is_empty() || figures.iter().any(|wanted| wanted == figure);
+    if wanted("empty") {
+        empty(calls).await;
+    }
+    if wanted("webhook") {
+        webhook(payload, calls).await;
+    }
+    if wanted("rank") {
+        rank(calls / 40).await;
+    }
+    if wanted("reporters") {
+        reporters(calls / 20).await;
+    }
+    if wanted("traffic") {
+        traffic().await;
+    }
 }
 
 /// The guest with the limits that plugins have by default.

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::http::{Binding, BoundHost, Target};
 use super::redact::{MARK, SECRET_BYTES_MIN};
 use super::{CallState, Shared};
+use crate::stamp::Stamp;
 
 /// Longest life of a derived token.
 const DERIVED_LIFETIME_S_MAX: u32 = 3600;
@@ -196,6 +197,10 @@ impl Shared {
             let key = grants.key(&format!("secrets.{name}"));
             return Err(SecretError::NotGranted(format!("the secret `{name}` is not granted: set {key}")));
         };
+        let stamp = Stamp::of(&grant.file);
+        if let Some(secret) = self.opened.fresh(name, stamp) {
+            return Ok(secret);
+        }
         let unusable = |reason: String| {
             let key = grants.key(&format!("secrets.{name}"));
             SecretError::Unusable(format!("the secret `{name}` cannot be used: {reason}; see {key}"))
@@ -211,7 +216,7 @@ impl Shared {
         let origin = Origin::Granted(name.to_owned());
         let secret = SecretHandle::new(origin, bytes, vec![binding], None)
             .map_err(|reason| unusable(format!("what {} holds {reason}", grant.file.display())))?;
-        Ok(self.opened.remember(name, secret))
+        Ok(self.opened.remember(name, secret, stamp))
     }
 }
 

@@ -1,7 +1,5 @@
 //! The place of one configured plugin: what runs there now, and what is wanted there.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use harmonia_core::Timestamp;
@@ -9,29 +7,8 @@ use harmonia_core::plugin::{PluginKind, PluginStatus};
 
 use crate::plugin::Plugin;
 use crate::spec::PluginSpec;
+use crate::stamp::Stamp;
 use crate::stats::Stats;
-
-/// Tells that a file is another one than before, without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    /// `None`: there is no such file.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let found = std::fs::metadata(path).ok()?;
-        Some(Self {
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
-    }
-}
 
 pub(super) struct Slot {
     pub(super) name: String,

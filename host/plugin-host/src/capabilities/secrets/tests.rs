@@ -64,6 +64,13 @@ fn a_new_file_is_read_when_it_is_opened_again() {
     let mut call = world.call();
     let second = call.open_secret("webhook").expect("opened");
     assert_eq!(call.expose(&second).expect("text").expose(), "second-secret");
+    // Another file under the name, as secrets are replaced; and none.
+    std::fs::write(world.folder.path().join("new"), "secret-third!").expect("written");
+    std::fs::rename(world.folder.path().join("new"), world.folder.path().join("webhook")).expect("replaced");
+    let third = call.open_secret("webhook").expect("opened");
+    assert_eq!(call.expose(&third).expect("text").expose(), "secret-third!");
+    std::fs::remove_file(world.folder.path().join("webhook")).expect("removed");
+    assert!(matches!(call.open_secret("webhook"), Err(SecretError::Unusable(_))));
 }
 
 #[test]
