@@ -331,7 +331,7 @@ impl Intake {
             Event::Ping => return Ok("a sign of life".to_owned()),
         };
         let Some(concern) = self.concern(delivery, repository).await? else {
-            return Ok([&repository.full_name, " is no enabled project, or gone"].concat());
+            return Ok([&repository.full_name, " is no enabled project, or its repository is gone"].concat());
         };
         match event {
             Event::Push(push) => self.push(&concern, push).await,

@@ -52,7 +52,7 @@ async fn a_forge_that_asks_to_wait_is_left_alone(world: &World) {
     world.forge.faults().add(When::always().times(1), Effect::TooManyRequests { retry_after: 600 });
     world.forge.forget();
     for _ in 0..9 {
-        world.pass(Duration::from_secs(60)).await;
+        world.pass(Duration::from_mins(1)).await;
         world.step(&world.frontend).await;
     }
     let asked = world.forge.requests().len();
