@@ -42,7 +42,7 @@ struct Waiting {
 }
 
 impl Verified {
-    fn new(&self) -> NewDelivery<'_> {
+    fn as_new(&self) -> NewDelivery<'_> {
         NewDelivery { forge: &self.forge, delivery: &self.delivery, duration_ms: self.duration_ms }
     }
 }
@@ -96,7 +96,7 @@ async fn run(db: Db, mut receiver: mpsc::Receiver<Waiting>) {
 }
 
 async fn store(db: &Db, together: Vec<Waiting>) {
-    let new: Vec<NewDelivery<'_>> = together.iter().map(|waiting| waiting.verified.new()).collect();
+    let new: Vec<NewDelivery<'_>> = together.iter().map(|waiting| waiting.verified.as_new()).collect();
     let recorded = db.record_deliveries(&new).await;
     drop(new);
     match recorded {
@@ -114,7 +114,7 @@ async fn store(db: &Db, together: Vec<Waiting>) {
 async fn one_by_one(db: &Db, together: Vec<Waiting>) {
     let mut rest = together.into_iter();
     while let Some(waiting) = rest.next() {
-        match db.record_delivery(&waiting.verified.new()).await {
+        match db.record_delivery(&waiting.verified.as_new()).await {
             Err(error) if error.is_transient() => {
                 let mut all = vec![waiting];
                 all.extend(rest);
@@ -161,7 +161,7 @@ mod tests {
         let all = ids.iter().map(|id| recorder.record(verified(id)));
         let recorded = futures_util::future::join_all(all).await;
         let count = |wanted: fn(&Recorded) -> bool| {
-            recorded.iter().filter(|recorded| wanted(recorded.as_ref().ok().expect("recorded"))).count()
+            recorded.iter().filter(|recorded| wanted(recorded.as_ref().expect("recorded"))).count()
         };
         assert_eq!(count(|recorded| matches!(recorded, Recorded::New(_))), 200);
         assert_eq!(count(|recorded| *recorded == Recorded::Duplicate), 100);

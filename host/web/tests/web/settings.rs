@@ -39,7 +39,7 @@ impl World {
         self.db().upsert_repositories(FORGE, repositories).await.expect("upsert");
         for repository in repositories {
             let row = self.db().repository(FORGE, &repository.full_name).await.expect("asked").expect("there");
-            self.db().enable_repository(row, &[repository.full_name.clone()], "me").await.expect("enabled");
+            self.db().enable_repository(row, std::slice::from_ref(&repository.full_name), "me").await.expect("enabled");
         }
     }
 }
