@@ -321,7 +321,7 @@ impl Forge {
     }
 
     /// A pull request's event.
-    pub(crate) fn of_pull_request<'a>(number: u64, action: PullRequestAction<'a>) -> Event<'a> {
+    pub(crate) fn of_pull_request(number: u64, action: PullRequestAction<'_>) -> Event<'_> {
         Event::PullRequest { repository: REPOSITORY, number, action }
     }
 }
