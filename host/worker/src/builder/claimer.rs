@@ -14,12 +14,12 @@ const HEADS_MAX: u32 = 64;
 const HEADS_AHEAD_MAX: u32 = 16;
 /// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
 const LOOKS_MAX: u32 = 4;
-/// How many candidates more than it wants a claim tries of a long order: others may have the first of them.
-const SPARE: usize = 64;
+/// How many candidates more than it wants a claim tries of a long order, for each that it wants: others may have the first.
+const SPARE_EACH: usize = 32;
 /// How many candidates must be gone for a claim to think that many other nodes claim.
 const CROWDED: usize = 3;
-/// Most jobs that a claim leaves to others.
-const SPREAD_MAX: usize = 32;
+/// Most jobs that a claim leaves to others, for each that it wants.
+const SPREAD_EACH_MAX: usize = 16;
 
 /// Claims for one node.
 pub struct Claimer {
@@ -84,7 +84,7 @@ impl Claimer {
     ) -> Result<(), DbError> {
         if !self.kept.is_fresh(classes, now) {
             // It grew old with plenty left: fewer will do.
-            if self.kept.left() > SPARE {
+            if self.kept.left() > SPARE_EACH * wanted {
                 self.ahead = (self.ahead / 2).max(1);
             }
             return Ok(());
@@ -92,11 +92,13 @@ impl Claimer {
         if self.spread > 0 {
             self.kept.skip(rand::random_range(0..=self.spread));
         }
-        let order = self.kept.first(wanted + SPARE);
+        let order = self.kept.first(wanted * (1 + SPARE_EACH));
         if !order.is_empty() {
             self.take(claims, &order, wanted, true).await?;
             self.spread = match claims.jobs.last().and_then(|last| order.iter().position(|job| *job == last.job)) {
-                Some(place) if place >= wanted + CROWDED => (self.spread + (place - wanted) / 2).min(SPREAD_MAX),
+                Some(place) if place >= wanted + CROWDED => {
+                    (self.spread + (place - wanted) / 2).min(SPREAD_EACH_MAX * wanted)
+                }
                 Some(place) if place < wanted => self.spread * 3 / 4,
                 _ => self.spread,
             };
@@ -136,7 +138,7 @@ impl Claimer {
             let Ok((order, error, candidates)) = ranked else { break };
             claims.policy = Some(error);
             self.kept = KeptOrder::new(&order, &candidates, per_queue, classes, now);
-            let tried = if look == 0 { order.len().min(slots + SPARE) } else { order.len() };
+            let tried = if look == 0 { order.len().min(slots * (1 + SPARE_EACH)) } else { order.len() };
             self.take(claims, &order[..tried], slots, false).await?;
             // All that there was, or all that the policy wants built.
             if claims.jobs.len() >= wanted || order.len() < slots || (per_queue >= HEADS_MAX && tried == order.len()) {
