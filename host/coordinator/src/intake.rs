@@ -21,6 +21,7 @@ use harmonia_core::retry::RetryPolicy;
 use harmonia_core::{NodeId, chain};
 use harmonia_db::{Channel, ClaimedDelivery, Db, DbError, ForgeProject, Requested};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -36,6 +37,8 @@ const LEASE: Duration = Duration::from_mins(5);
 const TIME_MAX: Duration = Duration::from_mins(4);
 /// How often a forge is asked again because its answer was overtaken.
 const ROUNDS_MAX: u32 = 5;
+/// Shortest time between two looks for work, as far as being told of it goes: one that comes alone is taken at once.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Longest that a forge can make us wait, whatever it says.
 const WAIT_MAX: Duration = Duration::from_hours(2);
 /// How often a delivery is tried: after 5 s, growing to a quarter of an hour, for more than a day altogether.
@@ -133,11 +136,13 @@ pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
         if let Err(error) = intake.begin(&mut under_way).await {
             warn!(error = %chain(&error), "Could not claim deliveries; next try in {:?}", intake.options.every);
         }
+        let looked = Instant::now();
         let told = async {
-            match &mut listener {
-                Some(listener) => drop(listener.next().await),
-                None => std::future::pending().await,
-            }
+            let Some(listener) = &mut listener else { return std::future::pending().await };
+            listener.next().await;
+            // A burst tells of each delivery; one look finds them all.
+            tokio::time::sleep_until(looked + LOOK_PAUSE).await;
+            while tokio::time::timeout(Duration::ZERO, listener.next()).await.is_ok() {}
         };
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -217,6 +222,10 @@ impl Intake {
                 return Ok(begun);
             }
             let (db, node, full) = (&self.options.db, &self.options.node, under_way.full_forges());
+            let forges = self.options.plugins.forges();
+            if !full.is_empty() && forges.iter().all(|forge| full.contains(forge)) {
+                return Ok(begun);
+            }
             let claimed = db.claim_deliveries_except(node, room as u32, LEASE, &full).await?;
             if claimed.is_empty() {
                 return Ok(begun);
