@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harmonia_fake_forges::{Event, FakeGithub};
 use harmonia_tests::repository::{commit, flake, git};
-use harmonia_tests::server::{Server, folder, wait_for};
+use harmonia_tests::server::{Server, folder, text, wait_for};
 use tokio::task::block_in_place;
 
 const REPOSITORY: &str = "acme/site";
@@ -102,6 +102,10 @@ async fn a_push_to_a_forge_is_built_and_its_commit_turns_green() {
     assert_eq!((hub["kind"].as_str(), hub["failures"].as_u64()), (Some("forge"), Some(0)), "{hub}");
     let policy = named("scheduler-fair").expect("the default policy is loaded without being configured");
     assert!(policy["calls"].as_u64() > Some(0) && policy["failures"].as_u64() == Some(0), "it ranked: {policy}");
+    // Nothing was left untold, and what is not there cannot be replayed.
+    assert_eq!(block_in_place(|| server.json(&["dead-letters", "--json"])), serde_json::json!([]));
+    let absent = block_in_place(|| server.run(&["dead-letters", "--replay", "status/999"]));
+    assert!(!absent.status.success() && text(&absent).contains("no such dead letter"), "{}", text(&absent));
     assert_eq!(forge.violations(), Vec::<String>::new());
     assert!(block_in_place(|| server.stop()).success());
 }

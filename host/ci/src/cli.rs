@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use harmonia_core::status::DeadLetterKind;
 use harmonia_core::{EvalId, JobId};
 
 /// Nix-native continuous integration: one binary, every role.
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Project(ProjectCommand),
     /// What forges delivered lately, dead letters, replay
     Deliveries(DeliveriesArgs),
+    /// Statuses, comments and notifications that were given up or keep failing, replay
+    DeadLetters(DeadLettersArgs),
     /// Make a signing key: the secret goes to a file, the public key to standard output
     Keygen(KeygenArgs),
     /// Bring the database schema up to date
@@ -313,6 +316,32 @@ pub(crate) struct DeliveriesArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DeadLettersArgs {
+    /// Try one again as if for the first time, instead of listing (such as status/7)
+    #[arg(long, value_name = "KIND/ID")]
+    pub(crate) replay: Option<DeadLetterName>,
+    #[command(flatten)]
+    pub(crate) output: Reading,
+}
+
+/// `KIND/ID`, as the list has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeadLetterName {
+    pub(crate) kind: DeadLetterKind,
+    pub(crate) id: i64,
+}
+
+impl std::str::FromStr for DeadLetterName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let name =
+            text.split_once('/').and_then(|(kind, id)| Some(Self { kind: kind.parse().ok()?, id: id.parse().ok()? }));
+        name.ok_or("write it as `harmonia-ci dead-letters` lists it, such as status/7")
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct KeygenArgs {
     /// Name of the key, as clients see it (cache.example.org-1)
     #[arg(value_name = "NAME")]
@@ -435,12 +464,16 @@ mod tests {
             "project repositories thing --forge f",
             "deliveries --dead",
             "deliveries --replay 7",
+            "dead-letters --json",
+            "dead-letters --replay comment/7",
             "status --json",
         ] {
             let words = std::iter::once("harmonia-ci").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in ["", "rebuild", "rebuild 3 --eval 4", "eval . --frob", "up --listen nowhere"] {
+        for line in
+            ["", "rebuild", "rebuild 3 --eval 4", "eval . --frob", "up --listen nowhere", "dead-letters --replay 7"]
+        {
             let words = std::iter::once("harmonia-ci").chain(line.split(' ').filter(|word| !word.is_empty()));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -48,6 +48,7 @@ async fn run(command: Command) -> Result<(), exit::Failure> {
         Command::Plugin(command) => command::plugin::run(&command).await,
         Command::Project(command) => command::project::run(&command).await,
         Command::Deliveries(args) => command::project::deliveries(&args).await,
+        Command::DeadLetters(args) => command::project::dead_letters(&args).await,
         Command::Keygen(args) => command::keygen::run(&args),
         Command::Migrate(args) => command::migrate::run(&args).await,
         Command::Simulate(args) => command::simulate::run(args).await,

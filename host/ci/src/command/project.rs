@@ -1,13 +1,16 @@
-//! `project …` and `deliveries`: what is built of which repository, and what forges told.
+//! `project …`, `deliveries` and `dead-letters`: what is built of which repository, what forges told, and what they could not
+//! be told.
 
 use harmonia_core::api::{
     AddProject, Changed, DeliveryInfo, ProjectAdded, ProjectChanges, ProjectSettings, RepositoryInfo,
 };
+use harmonia_core::status::DeadLetter;
 use harmonia_core::{Clock as _, SystemClock};
 use serde::Serialize;
 
 use crate::cli::{
-    DeliveriesArgs, ProjectAddArgs, ProjectCommand, ProjectEnableArgs, ProjectSetArgs, Reading, RepositoriesArgs,
+    DeadLettersArgs, DeliveriesArgs, ProjectAddArgs, ProjectCommand, ProjectEnableArgs, ProjectSetArgs, Reading,
+    RepositoriesArgs,
 };
 use crate::client::Client;
 use crate::exit::Failure;
@@ -171,6 +174,39 @@ pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
             delivery.state,
             ago(now, delivery.received_at),
             delivery.error.or(delivery.outcome).unwrap_or_default(),
+        ]);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+/// `dead-letters`.
+pub(crate) async fn dead_letters(args: &DeadLettersArgs) -> Result<(), Failure> {
+    let client = Client::find(&args.output.server)?;
+    if let Some(letter) = args.replay {
+        let name = format!("{}/{}", letter.kind.as_str(), letter.id);
+        let changed: Changed =
+            client.post(&format!("/api/v1/dead-letters/{name}/replay"), &serde_json::json!({})).await?;
+        if args.output.json {
+            return print_json(&changed);
+        }
+        println!("{name} is tried again");
+        return Ok(());
+    }
+    let letters: Vec<DeadLetter> = client.get(&path("/api/v1/dead-letters", &[])).await?;
+    if args.output.json {
+        return print_json(&letters);
+    }
+    let now = SystemClock.now();
+    let mut table = Table::new(&["ID", "TO", "WHAT", "TRIES", "STATE", "LAST ERROR"]);
+    for letter in letters {
+        table.row([
+            format!("{}/{}", letter.kind.as_str(), letter.id),
+            letter.target,
+            letter.subject,
+            letter.attempts.to_string(),
+            letter.dead_at.map_or_else(|| "still tried".to_owned(), |at| format!("given up {}", ago(now, at))),
+            letter.error.unwrap_or_default(),
         ]);
     }
     print!("{table}");

@@ -158,7 +158,6 @@ struct LettersPage {
     kinds: Vec<Letters>,
     /// Whether it shows one kind only.
     is_one: bool,
-    public_url: String,
 }
 
 pub(crate) async fn dead_letters(State(state): State<AppState>, uri: Uri) -> Result<Response, WebError> {
@@ -183,12 +182,7 @@ pub(crate) async fn dead_letters(State(state): State<AppState>, uri: Uri) -> Res
             more: before.map(|before| with_before(&format!("/ci/settings/dead-letters?kind={kind}"), before)),
         });
     }
-    page(&LettersPage {
-        frame: state.frame("Dead letters"),
-        kinds,
-        is_one: one.is_some(),
-        public_url: state.options().public_url.clone(),
-    })
+    page(&LettersPage { frame: state.frame("Dead letters"), kinds, is_one: one.is_some() })
 }
 
 fn letter_row(letter: DeadLetter, now: Timestamp) -> LetterRow {
