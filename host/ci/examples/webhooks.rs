@@ -149,7 +149,12 @@ async fn send(words: &[String]) -> Result<(), Error> {
     }
     let took = begin.elapsed().as_secs_f64();
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(accepted_file)?;
-    file.write_all(all.accepted.iter().map(|id| format!("{id}\n")).collect::<String>().as_bytes())?;
+    let mut lines = String::new();
+    for id in &all.accepted {
+        lines.push_str(id);
+        lines.push('\n');
+    }
+    file.write_all(lines.as_bytes())?;
     print(&mut all, took, connections);
     Ok(())
 }
@@ -195,7 +200,7 @@ async fn connection(sending: Arc<Sending>) -> Result<Measured, Error> {
         }
         let id = format!("{:016x}-{number}", sending.run);
         let request = request(&sending, &client, number, &id)?;
-        let again = request.try_clone().filter(|_| sending.redeliver > 0 && number % sending.redeliver == 0);
+        let again = request.try_clone().filter(|_| sending.redeliver > 0 && number.is_multiple_of(sending.redeliver));
         let answer = client.execute(request).await;
         measured.latencies_ms.push(due.elapsed().as_secs_f64() * 1e3);
         match answer {

@@ -231,11 +231,10 @@ impl Node {
             if *last == error {
                 return;
             }
-            match &error {
-                Some(error) => {
-                    tracing::warn!(%error, "The scheduling policy failed, jobs are claimed first in, first out");
-                }
-                None => tracing::info!("The scheduling policy works again"),
+            if let Some(error) = &error {
+                tracing::warn!(%error, "The scheduling policy failed, jobs are claimed first in, first out");
+            } else {
+                tracing::info!("The scheduling policy works again");
             }
             last.clone_from(&error);
         }

@@ -61,22 +61,22 @@ pub(crate) fn order(loads: &[Load], heads: &[Head]) -> Vec<u64> {
     let mut turns: BinaryHeap<Reverse<Turn>> = projects
         .iter()
         .enumerate()
-        .filter_map(|(place, (load, queue))| turn(load, place, queue.as_slice().first()?))
+        .filter_map(|(place, (load, queue))| Some(Reverse(turn(load, place, queue.as_slice().first()?))))
         .collect();
     let mut order = Vec::with_capacity(heads.len());
     while let Some(Reverse(Turn { place, .. })) = turns.pop() {
         let (load, queue) = &mut projects[place];
         order.extend(queue.next().map(|head| head.job));
         load.running = load.running.saturating_add(1);
-        turns.extend(queue.as_slice().first().and_then(|next| turn(load, place, next)));
+        turns.extend(queue.as_slice().first().map(|next| Reverse(turn(load, place, next))));
     }
     order
 }
 
-fn turn(load: &Load, place: usize, next: &Head) -> Option<Reverse<Turn>> {
+fn turn(load: &Load, place: usize, next: &Head) -> Turn {
     let account = account(load);
     // The bits of numbers that are not negative are ordered like the numbers.
-    Some(Reverse(Turn { account: account.to_bits(), oldest_job: next.job, place }))
+    Turn { account: account.to_bits(), oldest_job: next.job, place }
 }
 
 /// Seconds for each share, with what runs counted in advance.

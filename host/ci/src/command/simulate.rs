@@ -84,8 +84,7 @@ fn workload(args: &SimulateArgs, fleet: Fleet) -> Result<Workload, Failure> {
     };
     let mut wanted =
         Generated { jobs: args.jobs, projects: args.projects, arrive_within_s: 0.0, shape, seed: args.seed };
-    let generate =
-        |wanted: &Generated| simulate::generate(wanted).map_err(|error| Failure::usage(chain(&error).to_string()));
+    let generate = |wanted: &Generated| simulate::generate(wanted).map_err(|error| Failure::usage(chain(&error)));
     wanted.arrive_within_s = match args.arrive_within_s {
         Some(seconds) if seconds.is_finite() && seconds >= 0.0 => seconds,
         Some(_) => return Err(Failure::usage("--arrive-within-s must be a number of seconds")),
@@ -145,7 +144,7 @@ fn print(outcome: &Outcome, took: Duration) {
     println!("utilisation  {:.1} %", 100.0 * outcome.utilisation);
     match outcome.fairness {
         Some(index) => {
-            println!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)")
+            println!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)");
         }
         None => println!("fairness     no window was contended"),
     }

@@ -74,15 +74,14 @@ impl NodePlugins {
             }
             (None, None) => None,
         };
-        let policy: Arc<dyn Policy> = match name {
-            Some(name) => Arc::new(host.policy(name)),
-            None => {
-                tracing::warn!(
-                    "No scheduling policy: jobs are claimed by priority, then first in, first out. \
-                     Set node.plugins_dir to the folder of {DEFAULT_POLICY}.wasm, or configure a policy under [[plugins]]"
-                );
-                Arc::new(FirstInFirstOut)
-            }
+        let policy: Arc<dyn Policy> = if let Some(name) = name {
+            Arc::new(host.policy(name))
+        } else {
+            tracing::warn!(
+                "No scheduling policy: jobs are claimed by priority, then first in, first out. \
+                 Set node.plugins_dir to the folder of {DEFAULT_POLICY}.wasm, or configure a policy under [[plugins]]"
+            );
+            Arc::new(FirstInFirstOut)
         };
         Ok(Self { host, policy, refused: Refused::default() })
     }

@@ -33,19 +33,19 @@ fn repository() -> (TempDir, String, String, String) {
 }
 
 fn heads(allow_file_urls: bool) -> GitRemoteHeads {
-    GitRemoteHeads::new(PathBuf::from("git"), allow_file_urls, Duration::from_secs(60))
+    GitRemoteHeads::new(PathBuf::from("git"), allow_file_urls, Duration::from_mins(1))
 }
 
-fn head(branch: &str, commit: &str) -> Result<RemoteHead, String> {
-    Ok(RemoteHead { branch: branch.to_owned(), commit: commit.to_owned() })
+fn head(branch: &str, commit: &str) -> RemoteHead {
+    RemoteHead { branch: branch.to_owned(), commit: commit.to_owned() }
 }
 
 #[tokio::test]
 async fn branches_are_where_git_says() {
     let (dir, url, one, two) = repository();
     let heads = heads(true);
-    assert_eq!(heads.head(url.clone(), None).await, head("trunk", &two));
-    assert_eq!(heads.head(url.clone(), Some("release/1".to_owned())).await, head("release/1", &one));
+    assert_eq!(heads.head(url.clone(), None).await, Ok(head("trunk", &two)));
+    assert_eq!(heads.head(url.clone(), Some("release/1".to_owned())).await, Ok(head("release/1", &one)));
     // Not one that only ends so.
     git(dir.path(), &["branch", "a/refs/heads/x"]);
     let missing = heads.head(url.clone(), Some("x".to_owned())).await.expect_err("there is none");
@@ -104,7 +104,7 @@ async fn a_server_that_says_nothing_or_nonsense_is_given_up() {
 #[test]
 fn hostile_answers_are_no_heads() {
     let commit = "a".repeat(40);
-    assert_eq!(head_of(&format!("ref: refs/heads/m\tHEAD\n{commit}\tHEAD\n")), head("m", &commit).ok());
+    assert_eq!(head_of(&format!("ref: refs/heads/m\tHEAD\n{commit}\tHEAD\n")), Some(head("m", &commit)));
     for output in [
         String::new(),
         format!("{commit}\tHEAD\n"),

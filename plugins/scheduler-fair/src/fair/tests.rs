@@ -17,9 +17,12 @@ fn queues(projects: &[u64], count: u64) -> Vec<Head> {
     projects.iter().flat_map(|project| (0..count).map(move |n| head(project * 100 + n, *project))).collect()
 }
 
+/// What it shows, loads, heads, and the jobs in the order wanted.
+type Case = (&'static str, Vec<Load>, Vec<Head>, Vec<u64>);
+
 #[test]
 fn who_consumed_least_for_its_shares_goes_first() {
-    let cases: [(&str, Vec<Load>, Vec<Head>, Vec<u64>); 8] = [
+    let cases: [Case; 8] = [
         ("nothing", vec![], vec![], vec![]),
         ("less consumed", vec![load(1, 100, 500.0, 0), load(2, 100, 20.0, 0)], queues(&[1, 2], 1), vec![200, 100]),
         ("more shares", vec![load(1, 100, 50.0, 0), load(2, 300, 120.0, 0)], queues(&[1, 2], 1), vec![200, 100]),

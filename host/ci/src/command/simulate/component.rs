@@ -14,7 +14,7 @@ const NAME: &str = "policy";
 
 /// A policy that lives as long as it is held.
 pub(super) async fn policy(file: &Path) -> Result<Arc<dyn Policy>, Failure> {
-    let failed = |error: &dyn std::error::Error| Failure::failed(chain(error).to_string());
+    let failed = |error: &dyn std::error::Error| Failure::failed(chain(error));
     let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
     let clock = Arc::new(SystemClock);
     let host = PluginHost::new(HostOptions {

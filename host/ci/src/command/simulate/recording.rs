@@ -26,10 +26,7 @@ pub(super) async fn record(args: &SimulateArgs, path: &Path) -> Result<(), Failu
     line(&mut out, &RecordHead { format: RECORD_FORMAT.to_owned() }).map_err(written)?;
     let (mut after, mut jobs) = (JobId(0), 0_u64);
     loop {
-        let page = db
-            .recorded_jobs(since, after, PAGE)
-            .await
-            .map_err(|error| Failure::unreachable(chain(&error).to_string()))?;
+        let page = db.recorded_jobs(since, after, PAGE).await.map_err(|error| Failure::unreachable(chain(&error)))?;
         let Some(last) = page.last() else { break };
         after = last.job;
         jobs += page.len() as u64;
