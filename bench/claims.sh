@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Claims a second by concurrent claimers, the policy component included, with many jobs pending and with few, and with an old
-# snapshot open. PostgreSQL, durable, on the same machine.
+# snapshot open; and of graphile-worker, with as many jobs pending on the same server. PostgreSQL, durable, on the same machine.
 #
 # ./dev bench claims [PENDING] [RUNS] [SECONDS]
 set -euo pipefail
@@ -18,30 +18,16 @@ cargo build --quiet --locked --profile "$profile" -p harmonia-ci --example claim
 target="${CARGO_TARGET_DIR:-target}/$([ "$profile" = dev ] && echo debug || echo "$profile")"
 policy="${CARGO_TARGET_DIR:-target}/plugins/scheduler-fair.wasm"
 [ -f "$policy" ] || ./dev plugins --rust
-pg=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1 || true)
-[ -n "$pg" ] || pg=$(dirname "$(command -v initdb)")
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/harmonia-ci-claims.XXXXXX")
-as=()
-if [ "$(id -u)" = 0 ]; then
-  chown postgres "$work"
-  as=(runuser -u postgres --)
-fi
+graphile=$(command -v npm || true)
+[ -z "$graphile" ] || (cd bench/graphile && npm ci --silent --ignore-scripts --no-audit --no-fund)
+. bench/postgres.sh
 finish() {
-  rm -f "$work/refill"
-  (cd / && "${as[@]}" "$pg/pg_ctl" -D "$work/data" -m immediate stop >/dev/null 2>&1) || true
-  rm -rf "$work"
+  [ -z "${work:-}" ] || rm -f "$work/refill"
+  stop_postgres
 }
 trap finish EXIT
-(cd / && "${as[@]}" "$pg/initdb" -D "$work/data" -U postgres -A trust --locale=C -E UTF8 >/dev/null)
-cat >>"$work/data/postgresql.conf" <<CONF
-listen_addresses = ''
-unix_socket_directories = '$work'
-shared_buffers = 512MB
-max_wal_size = 4GB
-CONF
-(cd / && "${as[@]}" "$pg/pg_ctl" -D "$work/data" -l "$work/data/log" -w start >/dev/null)
-export PGHOST="$work" PGUSER=postgres
+start_postgres claims
 
 # name, jobs
 fill() {
@@ -57,7 +43,7 @@ copy() {
 # slots
 claims() {
   "$target/examples/claims" --url "postgres://postgres@localhost/run?host=$work" --claimers "$claimers" \
-    --seconds "$seconds" --slots "$1" --policy "$policy" --server-pid "$(head -1 "$work/data/postmaster.pid")"
+    --seconds "$seconds" --slots "$1" --policy "$policy" --server-pid "$postmaster"
 }
 # Makes what was claimed ready again, ten times a second, so that a short queue stays as long as it is. All at once and past
 # the state machine: what claims cost is to be measured, not what comes after them. Its work counts as the server's.
@@ -79,17 +65,24 @@ refilled() {
   rm "$work/refill"
   wait "$refiller" || true
 }
+# What other queue's claims cost, as it comes and, like ours, without waiting for the disk.
+graphile() { # on or off
+  node bench/graphile/claims.mjs refill "$PGHOST"
+  node bench/graphile/claims.mjs claim "$PGHOST" "$claimers" "$seconds" "$1"
+}
 # Reads lines of `claims`, prints the medians of their rates, their p99 and the server's processor time a claim.
 median() { sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 medians() {
   local of=$work/$1
-  echo "$2: $(awk '{ print $1 }' <"$of" | median) claims/s, p99 $(sed 's/.*p99 \([0-9.]*\).*/\1/' <"$of" | median) ms," \
-    "$(sed 's/.*server \([0-9.]*\).*/\1/' <"$of" | median) ms of the server's processor time a claim"
+  local cost=
+  grep -q server "$of" && cost=", $(sed 's/.*server \([0-9.]*\).*/\1/' <"$of" | median) ms of the server's processor time a claim"
+  echo "$2: $(awk '{ print $1 }' <"$of" | median) claims/s, p99 $(sed 's/.*p99 \([0-9.]*\).*/\1/' <"$of" | median) ms$cost"
 }
 
 echo "$(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), $claimers claimers, $projects projects, profile $profile"
 fill many "$pending"
 fill few 1000
+[ -z "$graphile" ] || node bench/graphile/claims.mjs fill "$PGHOST" "$pending"
 for run in $(seq "$runs"); do
   copy many
   claims 1 | tee -a "$work/one" | sed "s/^/$pending pending, 1 slot: /"
@@ -102,6 +95,9 @@ for run in $(seq "$runs"); do
   wait "$snapshot" 2>/dev/null || true
   refilled many | tee -a "$work/many" | sed "s/^/$pending pending, 1 slot, refilled: /"
   refilled few | tee -a "$work/few" | sed "s/^/1000 pending, 1 slot, refilled: /"
+  [ -n "$graphile" ] || continue
+  graphile on | tee -a "$work/graphile" | sed "s/^/graphile-worker, $pending pending: /"
+  graphile off | tee -a "$work/graphile-off" | sed "s/^/graphile-worker, $pending pending, synchronous_commit off: /"
 done
 echo "medians of $runs, load $(cut -d' ' -f1 /proc/loadavg):"
 medians one "  1 slot"
@@ -109,3 +105,7 @@ medians eight "  8 slots"
 medians old "  1 slot, an old snapshot open"
 medians many "  1 slot, $pending pending, refilled"
 medians few "  1 slot, 1000 pending, refilled"
+if [ -n "$graphile" ]; then
+  medians graphile "  graphile-worker"
+  medians graphile-off "  graphile-worker, synchronous_commit off"
+fi

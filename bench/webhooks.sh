@@ -22,17 +22,10 @@ target="$folder/$([ "$profile" = dev ] && echo debug || echo "$profile")"
 plugin="$folder/plugins/github.wasm"
 [ -f "$plugin" ] || ./dev plugins --rust
 plugin=$(realpath "$plugin")
-pg=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1 || true)
-[ -n "$pg" ] || pg=$(dirname "$(command -v initdb)")
 examples=tests/fake-forges/generated/github-webhooks.json
 [ -s "$examples" ] || { echo "$examples is missing: ./dev setup makes it" >&2; exit 1; }
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/harmonia-ci-webhooks.XXXXXX")
-as=()
-if [ "$(id -u)" = 0 ]; then
-  chown postgres "$work"
-  as=(runuser -u postgres --)
-fi
+. bench/postgres.sh
 server=
 forge=
 finish() {
@@ -40,20 +33,10 @@ finish() {
   exec 8>&- || true
   [ -z "$forge" ] || wait "$forge" 2>/dev/null || true
   [ -z "$server" ] || wait "$server" 2>/dev/null || true
-  (cd / && "${as[@]}" "$pg/pg_ctl" -D "$work/data" -m immediate stop >/dev/null 2>&1) || true
-  rm -rf "$work"
+  stop_postgres
 }
 trap finish EXIT
-(cd / && "${as[@]}" "$pg/initdb" -D "$work/data" -U postgres -A trust --locale=C -E UTF8 >/dev/null)
-cat >>"$work/data/postgresql.conf" <<CONF
-listen_addresses = ''
-unix_socket_directories = '$work'
-shared_buffers = 512MB
-max_wal_size = 4GB
-CONF
-(cd / && "${as[@]}" "$pg/pg_ctl" -D "$work/data" -l "$work/data/log" -w start >/dev/null)
-export PGHOST="$work" PGUSER=postgres
-postmaster=$(head -1 "$work/data/postmaster.pid")
+start_postgres webhooks
 
 # A push as the forge's own examples have it, with as many commits as make it 10 KB, and places for what differs.
 node - "$examples" >"$work/payload" <<'JS'
@@ -89,7 +72,7 @@ start() {
   exec 8>"$work/stay"
   psql -q -d postgres -c 'CREATE DATABASE run TEMPLATE empty' -c CHECKPOINT
   rm -f "$work/accepted"
-  until [ -s "$work/forge" ]; do kill -0 "$forge"; done
+  until [ -s "$work/forge" ]; do kill -0 "$forge"; sleep 0.05; done
   forge_url="http://127.0.0.1:$(cat "$work/forge")"
   cat >"$work/server.toml" <<TOML
 [node]
@@ -114,6 +97,7 @@ TOML
   url=
   while [ -z "$url" ]; do
     kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; exit 1; }
+    sleep 0.05
     url=$(sed -n 's,^ready \(.*\)ci/$,\1webhook/hub,p' "$work/server")
   done
 }

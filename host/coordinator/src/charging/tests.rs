@@ -1,73 +1,17 @@
-use harmonia_core::api::Source;
+use harmonia_core::JobId;
 use harmonia_core::policy::{AskingNode, Candidate, FirstInFirstOut, ProjectLoad};
-use harmonia_core::{Capability, Incarnation, JobId, NodeId};
-use harmonia_db::testing::{TestDatabase, random_token};
-use harmonia_db::{
-    ClaimedJob, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, NodeRegistration, ProjectKind,
-};
+use harmonia_db::ClaimedJob;
+use harmonia_db::testing::TestDatabase;
+use harmonia_db::testing::played::Played;
 
 use super::*;
 
 /// A database with a project that runs two builds.
 async fn two_running() -> (TestDatabase, ProjectId, Vec<ClaimedJob>) {
     let test = TestDatabase::new().await;
-    let db = &test.db;
-    let node = NodeId("n".to_owned());
-    let run = Incarnation(1);
-    db.register_node(&NodeRegistration {
-        id: node.clone(),
-        incarnation: run,
-        capabilities: Capability::ALL.to_vec(),
-        endpoint: None,
-        systems: vec!["x86_64-linux".to_owned()],
-        features: Vec::new(),
-        max_jobs: 2,
-        max_evals: 1,
-        version: "0.1.0".to_owned(),
-    })
-    .await
-    .expect("register");
-    let project = NewProject { name: "local/p".to_owned(), kind: ProjectKind::Local };
-    let project = db.ensure_project(&project).await.expect("a project");
-    db.create_evaluation(&NewEvaluationRow {
-        project,
-        source: Source::Git { url: "https://git.invalid/x".to_owned() },
-        commit: Some("0".repeat(40)),
-        branch: "main".to_owned(),
-        attrs: None,
-        dirty: false,
-        title: None,
-        author: None,
-    })
-    .await
-    .expect("queue");
-    let token = random_token();
-    let eval = db.claim_evaluation(&node, run, &token).await.expect("claim").expect("one is queued").id;
-    let path = |name: &str| format!("/nix/store/{}-{name}", "0".repeat(32)).parse();
-    let derivations = ["a", "b"].map(|name| GraphDerivation {
-        drv_path: path(&format!("{name}.drv")).expect("a path"),
-        name: name.to_owned(),
-        system: "x86_64-linux".to_owned(),
-        required_features: Vec::new(),
-        outputs: vec![GraphOutput {
-            name: "out".to_owned(),
-            path: Some(path(name).expect("a path")),
-            fixed_hash: None,
-        }],
-        inputs: Vec::new(),
-        sources: Vec::new(),
-        available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
-        path_length: 1,
-    });
-    let batch = GraphBatch { derivations: derivations.into(), ..GraphBatch::default() };
-    db.insert_batch(eval, &token, &batch).await.expect("insert");
-    let classes = db.resolve_classes(&["x86_64-linux".to_owned()], &[]).await.expect("classes");
-    let heads = db.queue_heads(&classes, 2).await.expect("heads");
-    let jobs: Vec<JobId> = heads.candidates.iter().map(|candidate| candidate.job).collect();
-    let claimed = db.claim_jobs(&node, run, &jobs, &[random_token(), random_token()]).await.expect("claim");
+    let played = Played::register(&test.db).await;
+    let project = played.enqueue("local/p", &[0, 1]).await;
+    let claimed = played.claim(2).await;
     assert_eq!(claimed.len(), 2);
     (test, project, claimed)
 }

@@ -3,45 +3,59 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::Candidate;
+use super::{Candidate, Depths};
 use crate::ids::{ClassId, JobId, ProjectId};
 
 /// How long a node claims from an order before it asks again. So much later a claim hears of other accounts and of jobs that
 /// became ready in front of others; of boosted jobs it hears at once, from the database.
-pub const KEPT_FOR: Duration = Duration::from_millis(250);
+pub const KEPT_FOR: Duration = Duration::from_millis(500);
 
 /// What is left of an order. Start at [`KeptOrder::new`].
 #[derive(Debug, Default)]
 pub struct KeptOrder {
     jobs: VecDeque<JobId>,
     classes: Vec<ClassId>,
+    short_of: Vec<ProjectId>,
     made_at: Option<Instant>,
 }
 
 impl KeptOrder {
     /// The part of `order` that later claims may follow.
     ///
-    /// The policy saw the first `per_queue` jobs of each project and class. Where it used up all those of a queue that may
-    /// have more, the next of that queue might have been its choice: there the order ends.
+    /// The policy saw the first jobs of each project and class, as many as `depths` says. Where it used up all those of a
+    /// queue that may have more, the next of that queue might have been its choice: there the order ends.
     pub fn new(
         order: &[JobId],
         candidates: &[Candidate],
-        per_queue: u32,
+        depths: &Depths,
         classes: &[ClassId],
         made_at: Instant,
     ) -> Self {
         let queues: HashMap<JobId, (ProjectId, ClassId)> =
             candidates.iter().map(|candidate| (candidate.job, (candidate.project, candidate.class))).collect();
         let mut used: HashMap<(ProjectId, ClassId), u32> = HashMap::new();
-        let ends = order.iter().position(|job| {
-            queues.get(job).is_none_or(|queue| {
-                let used = used.entry(*queue).or_default();
-                *used += 1;
-                *used >= per_queue
-            })
-        });
-        let jobs = order.iter().take(ends.map_or(order.len(), |last| last + 1)).copied().collect();
-        Self { jobs, classes: classes.to_vec(), made_at: Some(made_at) }
+        let mut kept =
+            Self { jobs: VecDeque::new(), classes: classes.to_vec(), short_of: Vec::new(), made_at: Some(made_at) };
+        for job in order {
+            kept.jobs.push_back(*job);
+            let Some(queue) = queues.get(job) else { break };
+            let count = used.entry(*queue).or_default();
+            *count += 1;
+            if *count >= depths.of(queue.0) {
+                let half = |(queue, count): (&(ProjectId, ClassId), &u32)| {
+                    (count * 2 >= depths.of(queue.0)).then_some(queue.0)
+                };
+                kept.short_of = used.iter().filter_map(half).collect();
+                break;
+            }
+        }
+        kept
+    }
+
+    /// When the order ended because the policy had not seen enough: the projects of which it has half or more of what was
+    /// seen. With more of these it would have been longer.
+    pub fn short_of(&self) -> &[ProjectId] {
+        &self.short_of
     }
 
     /// Whether it may still be followed by a node of these classes.
@@ -95,11 +109,14 @@ mod tests {
         }
     }
 
-    /// Jobs 1.. of project 1, 11.. of project 2, two of each seen, one of project 3.
+    /// Jobs 1.. of project 1, 11.. of project 2, two of each seen; one of project 3; three of project 4, looked at deeper.
     fn kept(order: &[i64], made_at: Instant) -> KeptOrder {
-        let candidates = [candidate(1, 1), candidate(2, 1), candidate(11, 2), candidate(12, 2), candidate(21, 3)];
+        let of = [(1, 1), (2, 1), (11, 2), (12, 2), (21, 3), (31, 4), (32, 4), (33, 4)];
+        let candidates = of.map(|(job, project)| candidate(job, project));
         let order: Vec<JobId> = order.iter().map(|job| JobId(*job)).collect();
-        KeptOrder::new(&order, &candidates, 2, &[ClassId(1)], made_at)
+        let mut depths = Depths::from(2);
+        depths.deepen(ProjectId(4), 3, 3);
+        KeptOrder::new(&order, &candidates, &depths, &[ClassId(1)], made_at)
     }
 
     fn left(kept: &KeptOrder) -> Vec<i64> {
@@ -108,14 +125,19 @@ mod tests {
 
     #[test]
     fn an_order_ends_where_a_queue_that_may_have_more_is_used_up() {
-        for (order, expected) in [
-            (&[1, 11, 2, 21, 12][..], &[1, 11, 2][..]),
-            (&[21, 1, 11, 12, 2], &[21, 1, 11, 12]),
-            (&[21, 1, 11], &[21, 1, 11]),
-            (&[1, 77, 11], &[1, 77]),
-            (&[], &[]),
+        for (order, expected, short_of) in [
+            (&[1, 11, 2, 21, 12][..], &[1, 11, 2][..], &[1, 2][..]),
+            (&[21, 1, 11, 12, 2], &[21, 1, 11, 12], &[1, 2, 3]),
+            (&[21, 1, 11], &[21, 1, 11], &[]),
+            (&[31, 1, 2], &[31, 1, 2], &[1]),
+            (&[31, 32, 1, 33, 2], &[31, 32, 1, 33], &[1, 4]),
+            (&[1, 77, 11], &[1, 77], &[]),
+            (&[], &[], &[]),
         ] {
-            assert_eq!(left(&kept(order, Instant::now())), expected, "of {order:?}");
+            let kept = kept(order, Instant::now());
+            let mut projects: Vec<i64> = kept.short_of().iter().map(|project| project.0).collect();
+            projects.sort_unstable();
+            assert_eq!((left(&kept), &projects[..]), (expected.to_vec(), short_of), "of {order:?}");
         }
     }
 

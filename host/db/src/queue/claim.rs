@@ -1,9 +1,9 @@
 //! Claiming: heads of the ready queues → an order by the caller → the first that can be locked.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
-use harmonia_core::policy::{Candidate, ProjectLoad};
+use harmonia_core::policy::{Candidate, Depths, ProjectLoad};
 use harmonia_core::{AttemptId, ClaimToken, ClassId, Incarnation, JobId, NodeId, ProjectId};
 use harmonia_nix::store_path::StorePath;
 
@@ -45,12 +45,6 @@ pub struct ClaimedJob {
     pub drv_path: StorePath,
     /// Derivation name.
     pub name: String,
-    /// System.
-    pub system: String,
-    /// Project that first wanted it.
-    pub project: String,
-    /// Output name → path (`None`: floating content-addressed).
-    pub outputs: BTreeMap<String, Option<StorePath>>,
     /// Bounds.
     pub limits: JobLimits,
     /// Transient failures before this try.
@@ -80,12 +74,16 @@ impl Db {
         Ok(factor.unwrap_or(1.0))
     }
 
-    /// The first `per_project` ready jobs of each project that has any, for these classes, with the projects' loads. When
-    /// there are more, as things stood a few milliseconds ago; boosted jobs are always there.
-    pub async fn queue_heads(&self, classes: &[ClassId], per_project: u32) -> Result<QueueHeads, DbError> {
+    /// The first ready jobs of each project that has any, for these classes, as many as `depths` says, with the projects'
+    /// loads. When there are more, as things stood a few milliseconds ago; boosted jobs are always there.
+    pub async fn queue_heads(&self, classes: &[ClassId], depths: impl Into<Depths>) -> Result<QueueHeads, DbError> {
         if classes.is_empty() {
             return Ok(QueueHeads::default());
         }
+        let depths = depths.into();
+        let count = |depth| i32::try_from(depth).unwrap_or(i32::MAX);
+        let (deeper, deep): (Vec<i64>, Vec<i32>) =
+            depths.deeper().map(|(project, depth)| (project.0, count(depth))).unzip();
         let classes: Vec<i32> = classes.iter().map(|class| class.0).collect();
         let rows = self
             .run("look at the queue", || {
@@ -93,9 +91,11 @@ impl Db {
                     r#"SELECT job_id AS "job!", project_id AS "project!", class_id AS "class!", priority AS "priority!",
                            queued_at AS "queued_at!", retry_count AS "retries!", path_length AS "path_length!",
                            shares AS "shares!", consumed_seconds AS "consumed!", running AS "running!"
-                       FROM queue_heads($1, $2)"#,
+                       FROM queue_heads($1, $2, $3, $4)"#,
                     &classes,
-                    i32::try_from(per_project).unwrap_or(i32::MAX)
+                    count(depths.each()),
+                    &deeper,
+                    &deep
                 )
                 .fetch_all(&self.pool)
             })
@@ -131,7 +131,7 @@ impl Db {
             let its = Some((head.project, head.class));
             place = if queue == its { place + 1 } else { 1 };
             queue = its;
-            place <= per_project
+            place <= depths.of(head.project)
         });
         Ok(heads)
     }
@@ -177,10 +177,9 @@ impl Db {
             .run("claim jobs", || {
                 sqlx::query!(
                     r#"SELECT attempt_id AS "attempt!", job_id AS "job!", token_index AS "token!", drv_path AS "drv_path!",
-                           name AS "name!", system AS "system!", project AS "project!", output_names AS "output_names!",
-                           output_paths AS "output_paths!: Vec<Option<String>>", timeout_s AS "timeout_s!",
-                           max_silent_s AS "max_silent_s!", output_bytes_max AS "output_bytes_max!",
-                           log_bytes_max AS "log_bytes_max!", retry_count AS "retry_count!"
+                           timeout_s AS "timeout_s!", max_silent_s AS "max_silent_s!",
+                           output_bytes_max AS "output_bytes_max!", log_bytes_max AS "log_bytes_max!",
+                           retry_count AS "retry_count!"
                        FROM claim_jobs($1, $2, $3, $4, $5)"#,
                     node.0,
                     incarnation(run),
@@ -197,20 +196,13 @@ impl Db {
             let Some(token) = usize::try_from(row.token - 1).ok().and_then(|index| tokens.get(index)) else {
                 return Err(DbError::Corrupt { what: ["claimed attempt ", &row.attempt.to_string()].concat() });
             };
-            let mut outputs = BTreeMap::new();
-            for (name, path) in row.output_names.into_iter().zip(row.output_paths) {
-                let path = path.map(|path| parse("output path", &path)).transpose()?;
-                outputs.insert(name, path);
-            }
+            let drv_path: StorePath = parse("derivation", &row.drv_path)?;
             claimed.push(ClaimedJob {
                 job: JobId(row.job),
                 attempt: AttemptId(row.attempt),
                 token: token.clone(),
-                drv_path: parse("derivation", &row.drv_path)?,
-                name: row.name,
-                system: row.system,
-                project: row.project,
-                outputs,
+                name: drv_path.name().strip_suffix(".drv").unwrap_or_default().to_owned(),
+                drv_path,
                 limits: JobLimits {
                     timeout_s: row.timeout_s as u64,
                     max_silent_s: row.max_silent_s as u64,

@@ -1,16 +1,17 @@
 //! A node that plays evaluators and builders through the statements that real ones use: tests of what follows from
 //! evaluations and builds need neither Nix nor a store. Start at [`Played::register`].
 
+use harmonia_core::api::Source;
 use harmonia_core::signer_api::{AttemptUsage, Failure};
-use harmonia_core::{Capability, ClaimToken, FailureKind, Incarnation, NodeId};
+use harmonia_core::{Capability, ClaimToken, FailureKind, Incarnation, NodeId, ProjectId};
 use harmonia_nix::store_path::StorePath;
 
 use super::random_token;
 use crate::connection::Db;
 use crate::error::DbError;
 use crate::{
-    AttrResult, ClaimedEvaluation, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewPath,
-    NodeRegistration, Walk,
+    AttrResult, ClaimedEvaluation, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow,
+    NewPath, NewProject, NodeRegistration, ProjectKind, Walk,
 };
 
 /// The system of everything played.
@@ -38,20 +39,42 @@ impl Played {
     /// # Panics
     /// When the database does not answer.
     pub async fn register(db: &Db) -> Self {
-        let node = NodeId("played".to_owned());
-        let registration = NodeRegistration {
-            id: node.clone(),
-            incarnation: Incarnation(1),
-            capabilities: Capability::ALL.to_vec(),
-            endpoint: None,
-            systems: vec![SYSTEM.to_owned()],
-            features: Vec::new(),
-            max_jobs: 99,
-            max_evals: 9,
-            version: "0.1.0".to_owned(),
-        };
+        let registration = registration("played", Incarnation(1));
         db.register_node(&registration).await.expect("register the played node");
-        Self { db: db.clone(), node }
+        Self { db: db.clone(), node: registration.id }
+    }
+
+    /// Queues an evaluation of the local project of that name, which is made if it is not there.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn queue(&self, project: &str) -> ProjectId {
+        let project = NewProject { name: project.to_owned(), kind: ProjectKind::Local };
+        let project = self.db.ensure_project(&project).await.expect("make a project");
+        let evaluation = NewEvaluationRow {
+            project,
+            source: Source::Git { url: "https://git.invalid/x".to_owned() },
+            commit: Some("0".repeat(40)),
+            branch: "main".to_owned(),
+            attrs: None,
+            dirty: false,
+            title: None,
+            author: None,
+        };
+        self.db.create_evaluation(&evaluation).await.expect("queue an evaluation");
+        project
+    }
+
+    /// Queues an evaluation of a local project and takes its jobs, one for each number, into the queue.
+    ///
+    /// # Panics
+    /// When the database does not answer, or another evaluation is queued.
+    pub async fn enqueue(&self, project: &str, numbers: &[usize]) -> ProjectId {
+        let project = self.queue(project).await;
+        let evaluation = self.claim_evaluation().await.expect("one is queued");
+        assert_eq!(evaluation.claimed.project, project, "another evaluation was queued");
+        self.insert(&evaluation, numbers, |number| format!("d{number}")).await.expect("insert");
+        project
     }
 
     /// Takes the next queued evaluation.
@@ -102,11 +125,15 @@ impl Played {
     }
 
     /// A build that ends well.
+    ///
+    /// # Panics
+    /// When the job is not of a derivation that was played.
     pub async fn complete(&self, job: &ClaimedJob) -> Result<(), DbError> {
         self.db.attempt_uploading(job.attempt, &job.token).await?;
-        let outputs: Vec<NewPath> = job.outputs.values().flatten().map(|path| new_path(path.clone())).collect();
+        let number = job.name[1..].parse().expect("a number");
+        let outputs = [new_path(path(number, ""))];
         self.db.claim_outputs(job.attempt, &job.token, &outputs).await?;
-        let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
+        let paths = outputs.map(|output| output.path);
         self.db.publish_outputs(job.job, &paths, &AttemptUsage::default(), None).await.map(|_| ())
     }
 
@@ -114,6 +141,21 @@ impl Played {
     pub async fn fail(&self, job: &ClaimedJob) -> Result<(), DbError> {
         let failure = Failure { kind: Some(FailureKind::Build), message: "it broke".to_owned(), exit_code: Some(1) };
         self.db.fail_attempt(job.attempt, &job.token, &failure, &AttemptUsage::default(), None).await.map(|_| ())
+    }
+}
+
+/// What a node of that name with all capabilities registers as.
+pub fn registration(name: &str, incarnation: Incarnation) -> NodeRegistration {
+    NodeRegistration {
+        id: NodeId(name.to_owned()),
+        incarnation,
+        capabilities: Capability::ALL.to_vec(),
+        endpoint: None,
+        systems: vec![SYSTEM.to_owned()],
+        features: Vec::new(),
+        max_jobs: 99,
+        max_evals: 9,
+        version: "0.1.0".to_owned(),
     }
 }
 

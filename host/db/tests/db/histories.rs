@@ -135,7 +135,7 @@ impl Task {
         {
             return;
         }
-        let outputs = new_paths(&claimed, self.rng.random_range(1..3));
+        let outputs = new_paths(&self.world.db, &claimed, self.rng.random_range(1..3)).await;
         if expected(db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await, "claim outputs").is_none() {
             return;
         }

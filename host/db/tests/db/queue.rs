@@ -18,7 +18,7 @@ async fn a_diamond_is_built_dependencies_first() {
     assert_eq!(world.jobs().await.values().map(|job| job.unmet).collect::<Vec<_>>(), [0, 1, 1, 2]);
 
     let zero = world.claim_only(0).await;
-    assert_eq!(zero.outputs["out"], Some(out_path(0)));
+    assert_eq!(zero.name, "d0");
     assert_eq!((zero.limits.timeout_s, zero.limits.log_bytes_max), (14_400, 64 << 20));
     assert_eq!(world.complete(&zero).await.expect("complete"), 2);
     let both = world.claim(10).await;
@@ -58,7 +58,7 @@ async fn what_completes_a_job_holds_its_current_token() {
     for attempt in [first.attempt, second.attempt] {
         let stale = &first.token;
         assert!(matches!(world.db.attempt_uploading(attempt, stale).await, Err(DbError::StaleClaim)));
-        let outputs = new_paths(&second, 1);
+        let outputs = new_paths(&world.db, &second, 1).await;
         assert!(matches!(world.db.claim_outputs(attempt, stale, &outputs).await, Err(DbError::StaleClaim)));
         assert!(matches!(world.db.release_attempt(attempt, stale, "").await, Err(DbError::StaleClaim)));
         assert!(matches!(world.db.attempt_scope(attempt, stale).await, Err(DbError::StaleClaim)));
@@ -252,7 +252,7 @@ async fn a_cancelled_running_build_is_voided_but_not_one_whose_outputs_are_accep
     let eval = world.evaluation("main").await;
     world.insert(&eval, &graph(&[&[], &[]]), &[0, 1]).await.expect("insert");
     let claimed = world.claim(2).await;
-    let outputs = new_paths(&claimed[1], 1);
+    let outputs = new_paths(&world.db, &claimed[1], 1).await;
     world.db.claim_outputs(claimed[1].attempt, &claimed[1].token, &outputs).await.expect("claim outputs");
     // Evaluation 1 and job 0.
     assert_eq!(world.db.cancel_evaluation(eval.id, "me").await.expect("cancel"), 2);
@@ -281,10 +281,16 @@ async fn the_first_writer_of_a_path_wins_and_the_difference_is_recorded() {
     let claimed = world.claim(2).await;
     world.complete(&claimed[0]).await.expect("complete");
     assert_eq!(world.status(1).await, Building, "one of its outputs is still missing");
-    let wrong = world.db.claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&claimed[0], 2)).await;
+    let wrong = world
+        .db
+        .claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&world.db, &claimed[0], 2).await)
+        .await;
     assert!(matches!(wrong, Err(DbError::Refused { .. })), "not all of its outputs: {wrong:?}");
-    let answer =
-        world.db.claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&claimed[1], 2)).await.expect("claim");
+    let answer = world
+        .db
+        .claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&world.db, &claimed[1], 2).await)
+        .await
+        .expect("claim");
     assert_eq!(answer.divergent, [out_path(0)]);
     let variant = |path| answer.rows.iter().find(|row| row.path == path).expect("a row").nar_hash.ends_with('1');
     assert!(variant(out_path(0)) && !variant(out_path(1)));

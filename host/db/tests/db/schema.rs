@@ -114,6 +114,28 @@ async fn constraints_refuse_impossible_rows() {
         other
     );
     assert!(second.execute(pool).await.is_err());
+    // An attempt that is born ended, a token that is too short.
+    for (outcome, token) in [("succeeded", other.clone()), ("running", vec![1; 31])] {
+        let born = sqlx::query!(
+            "INSERT INTO build_attempts (job_id, token_hash, node, incarnation, timeout_s, max_silent_s, output_bytes_max,
+                 outcome, finished_at)
+             VALUES (77, $1, 'n', 1, 1, 1, 1, $2, CASE WHEN $2 <> 'running' THEN now() END)",
+            token,
+            outcome
+        );
+        assert!(born.execute(pool).await.is_err(), "{outcome}");
+    }
+    // A claim without what it is held by, and one of a job that is not ready.
+    for unmet in [0, 1] {
+        let bare = sqlx::query!(
+            "UPDATE build_jobs SET unmet_deps = $1, status = 'building', claimed_by = 'n', claim_incarnation = 1,
+                 claim_token_hash = $2, attempt_id = CASE WHEN $1 = 1 THEN 1 END WHERE status = 'pending'",
+            unmet,
+            other
+        );
+        assert!(bare.execute(pool).await.is_err(), "{unmet} unmet");
+    }
+    assert!(sqlx::query!("UPDATE build_jobs SET priority = -1").execute(pool).await.is_err());
     assert!(sqlx::query!("UPDATE build_jobs SET unmet_deps = -1").execute(pool).await.is_err());
     assert!(sqlx::query!("UPDATE build_jobs SET unmet_deps = 1 WHERE id = $1", job).execute(pool).await.is_err());
     assert!(

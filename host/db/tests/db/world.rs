@@ -178,7 +178,7 @@ impl World {
 
     pub(crate) async fn complete(&self, claimed: &ClaimedJob) -> Result<u64, DbError> {
         self.db.attempt_uploading(claimed.attempt, &claimed.token).await?;
-        let outputs = new_paths(claimed, 1);
+        let outputs = new_paths(&self.db, claimed, 1).await;
         self.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await?;
         let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
         let finished = self.db.publish_outputs(claimed.job, &paths, &AttemptUsage::default(), Some("log/x")).await?;
@@ -284,8 +284,13 @@ pub(crate) fn derivation(number: usize, drv: &Drv) -> GraphDerivation {
 }
 
 /// The outputs of a claimed job as a builder uploads them; `variant` makes their content differ.
-pub(crate) fn new_paths(claimed: &ClaimedJob, variant: u64) -> Vec<NewPath> {
-    claimed.outputs.values().flatten().map(|path| new_path(path.clone(), variant)).collect()
+pub(crate) async fn new_paths(db: &Db, claimed: &ClaimedJob, variant: u64) -> Vec<NewPath> {
+    let paths = sqlx::query_scalar!(
+        r#"SELECT output_path AS "path!" FROM derivation_outputs WHERE drv_path = $1 ORDER BY output_name"#,
+        claimed.drv_path.as_str()
+    );
+    let paths = paths.fetch_all(pool(db)).await.expect("outputs");
+    paths.iter().map(|path| new_path(path.parse().expect("a path"), variant)).collect()
 }
 
 pub(crate) fn new_path(path: StorePath, variant: u64) -> NewPath {

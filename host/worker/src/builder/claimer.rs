@@ -8,18 +8,14 @@ use harmonia_core::policy::{AskingNode, KeptOrder, Policy, PolicyError, order_ca
 use harmonia_core::{ClaimToken, ClassId, Incarnation, JobId, NodeId};
 use harmonia_db::{ClaimedJob, Db, DbError};
 
-/// Most candidates of one project and class that a claim looks at.
-const HEADS_MAX: u32 = 64;
-/// Most that it looks at for the sake of the claims to come.
-const HEADS_AHEAD_MAX: u32 = 16;
+use pacing::{HEADS_MAX, Pacing};
+
+mod pacing;
+
 /// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
 const LOOKS_MAX: u32 = 4;
 /// How many candidates more than it wants a claim tries of a long order, for each that it wants: others may have the first.
 const SPARE_EACH: usize = 32;
-/// How many candidates must be gone for a claim to think that many other nodes claim.
-const CROWDED: usize = 3;
-/// Most jobs that a claim leaves to others, for each that it wants.
-const SPREAD_EACH_MAX: usize = 16;
 
 /// Claims for one node.
 pub struct Claimer {
@@ -28,12 +24,7 @@ pub struct Claimer {
     incarnation: Incarnation,
     policy: Arc<dyn Policy>,
     kept: KeptOrder,
-    /// How many heads of each queue to ask for, so that what is kept lasts as long as it may.
-    ahead: u32,
-    /// Up to how many jobs at the beginning of a kept order a claim leaves to others: 0 while no other node claims as fast,
-    /// else about as many as they claim meanwhile. Whoever goes for the same job has to find out, one lock after the other;
-    /// who comes second would go on to the next anyway. What all left behind is first at the next look.
-    spread: usize,
+    pacing: Pacing,
 }
 
 /// What came of a claim.
@@ -54,7 +45,7 @@ pub struct Claims {
 impl Claimer {
     /// Nothing is kept yet.
     pub fn new(db: Db, node: NodeId, incarnation: Incarnation, policy: Arc<dyn Policy>) -> Self {
-        Self { db, node, incarnation, policy, kept: KeptOrder::default(), ahead: 1, spread: 0 }
+        Self { db, node, incarnation, policy, kept: KeptOrder::default(), pacing: Pacing::default() }
     }
 
     /// Claims up to `wanted` jobs of `classes`.
@@ -85,26 +76,21 @@ impl Claimer {
         if !self.kept.is_fresh(classes, now) {
             // It grew old with plenty left: fewer will do.
             if self.kept.left() > SPARE_EACH * wanted {
-                self.ahead = (self.ahead / 2).max(1);
+                self.pacing.grew_old();
             }
             return Ok(());
         }
-        if self.spread > 0 {
-            self.kept.skip(rand::random_range(0..=self.spread));
-        }
+        self.kept.skip(rand::random_range(0..=self.pacing.spread()));
         let order = self.kept.first(wanted * (1 + SPARE_EACH));
         if !order.is_empty() {
             self.take(claims, &order, wanted, true).await?;
-            self.spread = match claims.jobs.last().and_then(|last| order.iter().position(|job| *job == last.job)) {
-                Some(place) if place >= wanted + CROWDED => {
-                    (self.spread + (place - wanted) / 2).min(SPREAD_EACH_MAX * wanted)
-                }
-                Some(place) if place < wanted => self.spread * 3 / 4,
-                _ => self.spread,
-            };
+            let last = claims.jobs.last().and_then(|last| order.iter().position(|job| *job == last.job));
+            if let Some(place) = last {
+                self.pacing.took(place, wanted);
+            }
         }
         if claims.jobs.len() < wanted {
-            self.ahead = (self.ahead * 2).min(HEADS_AHEAD_MAX);
+            self.pacing.ran_out(self.kept.short_of(), wanted);
         }
         Ok(())
     }
@@ -117,10 +103,10 @@ impl Claimer {
         wanted: usize,
         now: Instant,
     ) -> Result<(), DbError> {
-        let mut per_queue = (wanted as u32).max(self.ahead).min(HEADS_MAX);
+        let mut depths = self.pacing.heads(wanted);
         for look in 0..LOOKS_MAX {
             let slots = wanted - claims.jobs.len();
-            let heads = self.db.queue_heads(classes, per_queue).await?;
+            let heads = self.db.queue_heads(classes, depths.clone()).await?;
             claims.looks += 1;
             if heads.candidates.is_empty() {
                 self.kept = KeptOrder::default();
@@ -137,14 +123,17 @@ impl Claimer {
             // Only a runtime that is going down leaves no answer.
             let Ok((order, error, candidates)) = ranked else { break };
             claims.policy = Some(error);
-            self.kept = KeptOrder::new(&order, &candidates, per_queue, classes, now);
+            self.kept = KeptOrder::new(&order, &candidates, &depths, classes, now);
             let tried = if look == 0 { order.len().min(slots * (1 + SPARE_EACH)) } else { order.len() };
             self.take(claims, &order[..tried], slots, false).await?;
             // All that there was, or all that the policy wants built.
-            if claims.jobs.len() >= wanted || order.len() < slots || (per_queue >= HEADS_MAX && tried == order.len()) {
+            if claims.jobs.len() >= wanted
+                || order.len() < slots
+                || (depths.each() >= HEADS_MAX && tried == order.len())
+            {
                 break;
             }
-            per_queue = (per_queue * 2).min(HEADS_MAX);
+            depths = depths.doubled(HEADS_MAX);
         }
         Ok(())
     }

@@ -1,17 +1,11 @@
 use std::sync::Mutex;
 
-use harmonia_core::api::Source;
+use harmonia_core::ProjectId;
 use harmonia_core::policy::{Candidate, FirstInFirstOut, KEPT_FOR, ProjectLoad};
-use harmonia_core::{Capability, ProjectId};
-use harmonia_db::testing::{TestDatabase, random_token};
-use harmonia_db::{
-    GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, NodeRegistration, ProjectKind,
-};
-use harmonia_nix::StorePath;
+use harmonia_db::testing::TestDatabase;
+use harmonia_db::testing::played::{Played, SYSTEM, registration};
 
 use super::*;
-
-const SYSTEM: &str = "x86_64-linux";
 
 struct World {
     test: TestDatabase,
@@ -21,74 +15,20 @@ struct World {
 /// Two projects; number 0 has `jobs` jobs with even numbers, number 1 as many with odd ones.
 async fn world(jobs: usize) -> World {
     let test = TestDatabase::new().await;
-    register(&test.db, "evaluator").await;
+    let played = Played::register(&test.db).await;
     for project in 0..2 {
-        insert(&test.db, project, &(0..jobs).map(|number| 2 * number + project).collect::<Vec<_>>()).await;
+        let numbers: Vec<usize> = (0..jobs).map(|number| 2 * number + project).collect();
+        played.enqueue(&format!("local/{project}"), &numbers).await;
     }
     let classes = test.db.resolve_classes(&[SYSTEM.to_owned()], &[]).await.expect("classes");
     World { test, classes }
 }
 
-async fn register(db: &Db, name: &str) {
-    db.register_node(&NodeRegistration {
-        id: NodeId(name.to_owned()),
-        incarnation: Incarnation(1),
-        capabilities: Capability::ALL.to_vec(),
-        endpoint: None,
-        systems: vec![SYSTEM.to_owned()],
-        features: Vec::new(),
-        max_jobs: 8,
-        max_evals: 1,
-        version: "test".to_owned(),
-    })
-    .await
-    .expect("register");
-}
-
-fn path(number: usize, suffix: &str) -> StorePath {
-    let mut hash = [suffix.len() as u8; 20];
-    hash[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
-    StorePath::from_parts(&hash, &format!("d{number}{suffix}")).expect("a valid name")
-}
-
-async fn insert(db: &Db, project: usize, numbers: &[usize]) {
-    let new = NewProject { name: format!("local/{project}"), kind: ProjectKind::Local };
-    let project = db.ensure_project(&new).await.expect("project");
-    let new = NewEvaluationRow {
-        project,
-        source: Source::Git { url: "https://git.invalid/x".to_owned() },
-        commit: Some("0".repeat(40)),
-        branch: "main".to_owned(),
-        attrs: None,
-        dirty: false,
-        title: None,
-        author: None,
-    };
-    db.create_evaluation(&new).await.expect("evaluation");
-    let token = random_token();
-    let eval = db.claim_evaluation(&NodeId("evaluator".to_owned()), Incarnation(1), &token).await.expect("claim");
-    let derivations = numbers.iter().map(|number| GraphDerivation {
-        drv_path: path(*number, ".drv"),
-        name: format!("d{number}"),
-        system: SYSTEM.to_owned(),
-        required_features: Vec::new(),
-        outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(path(*number, "")), fixed_hash: None }],
-        inputs: Vec::new(),
-        sources: Vec::new(),
-        available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
-        path_length: 1,
-    });
-    let batch = GraphBatch { derivations: derivations.collect(), ..GraphBatch::default() };
-    db.insert_batch(eval.expect("one is queued").id, &token, &batch).await.expect("insert");
-}
-
 impl World {
     async fn claimer(&self, node: &str, policy: Arc<dyn Policy>) -> Claimer {
-        register(&self.test.db, node).await;
-        Claimer::new(self.test.db.clone(), NodeId(node.to_owned()), Incarnation(1), policy)
+        let registration = registration(node, Incarnation(1));
+        self.test.db.register_node(&registration).await.expect("register");
+        Claimer::new(self.test.db.clone(), registration.id, registration.incarnation, policy)
     }
 
     async fn claim(&self, claimer: &mut Claimer, wanted: u32, now: Instant) -> Claims {
@@ -153,7 +93,7 @@ async fn claims_in_quick_succession_share_looks_and_keep_the_policys_order() {
 }
 
 #[tokio::test]
-async fn an_order_is_kept_for_a_quarter_of_a_second_and_no_longer() {
+async fn an_order_is_kept_for_half_a_second_and_no_longer() {
     let world = world(40).await;
     let policy = First::new(2);
     let mut claimer = world.claimer("builder", policy.clone()).await;
@@ -243,19 +183,7 @@ async fn a_node_that_drains_claims_nothing_and_one_that_lost_its_name_hears_of_i
     while claimer.kept.left() < 2 {
         assert_eq!(world.claim(&mut claimer, 1, now).await.jobs.len(), 1);
     }
-    db.register_node(&NodeRegistration {
-        id: node,
-        incarnation: Incarnation(2),
-        capabilities: vec![Capability::Builder],
-        endpoint: None,
-        systems: vec![SYSTEM.to_owned()],
-        features: Vec::new(),
-        max_jobs: 1,
-        max_evals: 0,
-        version: "test".to_owned(),
-    })
-    .await
-    .expect("another process takes the name");
+    db.register_node(&registration("builder", Incarnation(2))).await.expect("another process takes the name");
     let claims = claimer.claim(&world.classes, 1.0, 2, now).await;
     assert!(matches!(claims.error, Some(DbError::Refused { .. })), "{claims:?}");
     assert_eq!((claims.jobs.len(), claims.unheard.len(), claimer.kept.left()), (0, 2, 0));

@@ -156,9 +156,6 @@ pub(crate) fn claimed(drv_path: &StorePath, limits: JobLimits) -> ClaimedJob {
         token: ClaimToken::from_random(rand::random()),
         drv_path: drv_path.clone(),
         name: drv_path.name().to_owned(),
-        system: "x86_64-linux".to_owned(),
-        project: "test".to_owned(),
-        outputs: BTreeMap::new(),
         limits,
         retry_count: 0,
     }
