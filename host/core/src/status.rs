@@ -110,6 +110,8 @@ pub struct EvaluationReport {
     pub reuses: Option<EvalId>,
     /// Why it failed, was skipped or cancelled.
     pub error: Option<String>,
+    /// Why it is tried again later, while it is queued for that.
+    pub put_off: Option<String>,
     /// Failed and dep-failed attributes whose cause is no fault of a derivation: infrastructure, or no node for it.
     pub infrastructure: u64,
     /// The first failed attributes, derivations' own failures first; at most [`FAILURES_MAX`].

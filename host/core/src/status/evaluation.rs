@@ -98,7 +98,10 @@ fn evaluation_words(evaluation: &EvaluationReport) -> (StatusState, String) {
     let facts = &evaluation.facts;
     let counts = &facts.counts;
     match facts.status {
-        EvalStatus::Queued => (StatusState::Pending, "waits for an evaluator".to_owned()),
+        EvalStatus::Queued => {
+            let why = evaluation.put_off.as_deref().map(|reason| format!("put off: {}", headline(reason)));
+            (StatusState::Pending, why.unwrap_or_else(|| "waits for an evaluator".to_owned()))
+        }
         EvalStatus::Running => (StatusState::Pending, "evaluating".to_owned()),
         EvalStatus::Failed => (StatusState::Failure, headline(evaluation.error.as_deref().unwrap_or_default())),
         EvalStatus::Cancelled => (StatusState::Error, ended_because(evaluation)),

@@ -37,6 +37,7 @@ fn evaluation(id: i64, status: EvalStatus, counts: AttrCounts) -> EvaluationRepo
         is_closed: false,
         reuses: None,
         error: None,
+        put_off: None,
         infrastructure: 0,
         failed: Vec::new(),
         shown: Vec::new(),
@@ -88,6 +89,13 @@ fn an_evaluation_on_its_way() {
     use EvalStatus::{Queued, Running, Succeeded};
     let cases: Vec<(EvaluationReport, &[&str])> = vec![
         (evaluation(1, Queued, counts(0, 0)), &["nix-eval: pending waits for an evaluator -> /eval/1"]),
+        (
+            EvaluationReport {
+                put_off: Some("git fetch failed:\nerror: the forge answered 503".to_owned()),
+                ..evaluation(1, Queued, counts(0, 0))
+            },
+            &["nix-eval: pending put off: the forge answered 503 -> /eval/1"],
+        ),
         (evaluation(1, Running, counts(0, 0)), &["nix-eval: pending evaluating -> /eval/1"]),
         (
             evaluation(1, Running, AttrCounts { pending: 2, building: 1, ..counts(5, 2) }),

@@ -108,6 +108,7 @@ async fn read_evaluations(
            )
            SELECT e.id, e.branch, e.pr_number, e.status, e.complete, e.allow_empty, e.superseded_by,
                e.closed_at IS NOT NULL AS "closed!", e.reuses_eval_id, coalesce(e.error, e.skipped_reason) AS error,
+               CASE WHEN e.status = 'queued' THEN e.wait_reason END AS put_off,
                e.source_path, e.commit_title, e.commit_author, e.created_at, e.started_at, e.finished_at,
                c.total AS "total!", c.succeeded AS "succeeded!", c.failed AS "failed!", c.dep_failed AS "dep_failed!",
                c.eval_errors AS "eval_errors!", c.building AS "building!", c.pending AS "pending!",
@@ -177,6 +178,7 @@ async fn read_evaluations(
             is_closed: row.closed,
             reuses: row.reuses_eval_id.map(EvalId),
             error: row.error,
+            put_off: row.put_off,
             infrastructure: count(row.infrastructure),
             failed,
             shown,

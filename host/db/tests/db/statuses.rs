@@ -110,6 +110,24 @@ async fn marks(db: &Db) -> (i64, i64) {
 }
 
 #[tokio::test]
+async fn what_is_put_off_says_why_until_somebody_takes_it_again() {
+    let it = Reported::new().await;
+    let eval = it.evaluation("main").await;
+    it.compute().await;
+    assert_eq!(it.desired().await, ["nix-eval: pending evaluating"]);
+    it.db
+        .put_off_evaluation(eval.id, &eval.token, std::time::Duration::ZERO, "git.example.org answered 503")
+        .await
+        .expect("put off");
+    it.compute().await;
+    assert_eq!(it.desired().await, ["nix-eval: pending put off: git.example.org answered 503"]);
+    let token = harmonia_db::testing::random_token();
+    it.db.claim_evaluation(&it.world.node, it.world.run, &token).await.expect("claim").expect("due again");
+    it.compute().await;
+    assert_eq!(it.desired().await, ["nix-eval: pending evaluating"]);
+}
+
+#[tokio::test]
 async fn from_queued_to_green_by_rows_alone() {
     let it = Reported::new().await;
     it.db.create_evaluation(&new_evaluation(it.project, "main")).await.expect("queue");

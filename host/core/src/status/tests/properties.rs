@@ -57,6 +57,7 @@ prop_compose! {
         failed in any_attrs(),
         shown in any_attrs(),
         error in proptest::option::of("\\PC{0,300}"),
+        put_off in proptest::option::of("\\PC{0,300}"),
         infrastructure in 0_u64..3,
     ) -> EvaluationReport {
         let mut eval = evaluation(0, status, counts);
@@ -68,6 +69,7 @@ prop_compose! {
         eval.is_closed = is_closed;
         eval.branch = format!("b{branch}");
         eval.error = error;
+        eval.put_off = put_off;
         eval.infrastructure = infrastructure;
         eval.failed = failed.into_iter()
             .filter(|a| !matches!(a.state, AttrState::Succeeded | AttrState::Building)).collect();
