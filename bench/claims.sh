@@ -19,8 +19,9 @@ target="${CARGO_TARGET_DIR:-target}/$([ "$profile" = dev ] && echo debug || echo
 policy="${CARGO_TARGET_DIR:-target}/plugins/scheduler-fair.wasm"
 [ -f "$policy" ] || ./dev plugins --rust
 
-graphile=$(command -v npm || true)
-[ -z "$graphile" ] || (cd bench/graphile && npm ci --silent --ignore-scripts --no-audit --no-fund)
+# Without npm there is nothing to compare with.
+compare=$(command -v npm || true)
+[ -z "$compare" ] || (cd bench/graphile && npm ci --silent --ignore-scripts --no-audit --no-fund)
 . bench/postgres.sh
 finish() {
   [ -z "${work:-}" ] || rm -f "$work/refill"
@@ -65,8 +66,8 @@ refilled() {
   rm "$work/refill"
   wait "$refiller" || true
 }
-# What other queue's claims cost, as it comes and, like ours, without waiting for the disk.
-graphile() { # on or off
+# Claims of the other queue, waiting for the disk as it comes (on) or, like ours, not (off).
+graphile() {
   node bench/graphile/claims.mjs refill "$PGHOST"
   node bench/graphile/claims.mjs claim "$PGHOST" "$claimers" "$seconds" "$1"
 }
@@ -82,7 +83,7 @@ medians() {
 echo "$(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), $claimers claimers, $projects projects, profile $profile"
 fill many "$pending"
 fill few 1000
-[ -z "$graphile" ] || node bench/graphile/claims.mjs fill "$PGHOST" "$pending"
+[ -z "$compare" ] || node bench/graphile/claims.mjs fill "$PGHOST" "$pending"
 for run in $(seq "$runs"); do
   copy many
   claims 1 | tee -a "$work/one" | sed "s/^/$pending pending, 1 slot: /"
@@ -95,7 +96,7 @@ for run in $(seq "$runs"); do
   wait "$snapshot" 2>/dev/null || true
   refilled many | tee -a "$work/many" | sed "s/^/$pending pending, 1 slot, refilled: /"
   refilled few | tee -a "$work/few" | sed "s/^/1000 pending, 1 slot, refilled: /"
-  [ -n "$graphile" ] || continue
+  [ -n "$compare" ] || continue
   graphile on | tee -a "$work/graphile" | sed "s/^/graphile-worker, $pending pending: /"
   graphile off | tee -a "$work/graphile-off" | sed "s/^/graphile-worker, $pending pending, synchronous_commit off: /"
 done
@@ -105,7 +106,7 @@ medians eight "  8 slots"
 medians old "  1 slot, an old snapshot open"
 medians many "  1 slot, $pending pending, refilled"
 medians few "  1 slot, 1000 pending, refilled"
-if [ -n "$graphile" ]; then
+if [ -n "$compare" ]; then
   medians graphile "  graphile-worker"
   medians graphile-off "  graphile-worker, synchronous_commit off"
 fi
