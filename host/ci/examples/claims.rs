@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harmonia_core::policy::{FirstInFirstOut, Policy};
-use harmonia_core::{Capability, Incarnation, NodeId, SystemClock, chain};
+use harmonia_core::{Capability, ClassId, Incarnation, NodeId, SystemClock, chain};
 use harmonia_db::{Db, DbOptions, NodeRegistration};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, MemoryStore, PluginHost, PluginSpec};
 use harmonia_worker::builder::Claimer;
@@ -30,6 +30,9 @@ struct Arguments {
     policy: Option<PathBuf>,
     server_pid: Option<u32>,
 }
+
+/// A claimer with what it learnt, and the classes that it claims of.
+type Warm = (Claimer, Vec<ClassId>);
 
 #[derive(Default)]
 struct Measured {
@@ -96,14 +99,14 @@ async fn component(file: PathBuf, folder: &tempfile::TempDir) -> Result<Arc<dyn 
 }
 
 async fn run(arguments: Arguments) -> Result<(), Error> {
-    let Arguments { url, claimers, seconds, slots, policy, server_pid } = arguments;
+    let Arguments { url, claimers: count, seconds, slots, policy, server_pid } = arguments;
     let folder = tempfile::tempdir()?;
     let policy: Arc<dyn Policy> = match policy {
         Some(file) => component(file, &folder).await?,
         None => Arc::new(FirstInFirstOut),
     };
-    let mut nodes = Vec::new();
-    for number in 0..claimers {
+    let mut claimers = Vec::new();
+    for number in 0..count {
         let db = Db::connect(&DbOptions { url: url.clone(), max_connections: 1 }).await?;
         let node = NodeId(format!("bench-{number}"));
         db.register_node(&NodeRegistration {
@@ -118,14 +121,15 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
             version: "bench".to_owned(),
         })
         .await?;
-        nodes.push((db, node));
+        let classes = db.resolve_classes(&[SYSTEM.to_owned()], &[]).await?;
+        claimers.push((Claimer::new(db, node, RUN, Arc::clone(&policy)), classes));
     }
-    // Connections and their plans are warm, as a builder's are.
-    let warm_up = Duration::from_secs(1);
-    measure(&nodes, &policy, slots, warm_up).await?;
+    // Connections, their plans and what claimers learnt of each other are warm, as a builder's are.
+    let warm_up = Duration::from_secs(3);
+    let (_, claimers) = measure(claimers, slots, warm_up).await?;
     let time = Duration::from_secs(seconds);
     let before = (own_cpu_ms(), server_pid.map_or(0.0, server_cpu_ms));
-    let mut all = measure(&nodes, &policy, slots, time).await?;
+    let (mut all, _) = measure(claimers, slots, time).await?;
     let (own, server) = (own_cpu_ms() - before.0, server_pid.map_or(0.0, server_cpu_ms) - before.1);
     let each = all.claims.max(1) as f64;
     all.latencies_ms.sort_unstable_by(f64::total_cmp);
@@ -172,19 +176,11 @@ fn cpu_ms(process: &str, with_ended_children: bool) -> f64 {
         * 10.0
 }
 
-async fn measure(
-    nodes: &[(Db, NodeId)],
-    policy: &Arc<dyn Policy>,
-    slots: u32,
-    time: Duration,
-) -> Result<Measured, Error> {
+async fn measure(claimers: Vec<Warm>, slots: u32, time: Duration) -> Result<(Measured, Vec<Warm>), Error> {
     let end = Instant::now() + time;
     let mut tasks = tokio::task::JoinSet::new();
-    for (db, node) in nodes.iter().cloned() {
-        let policy = Arc::clone(policy);
+    for (mut claimer, classes) in claimers {
         tasks.spawn(async move {
-            let classes = db.resolve_classes(&[SYSTEM.to_owned()], &[]).await?;
-            let mut claimer = Claimer::new(db.clone(), node, RUN, policy);
             let mut measured = Measured::default();
             while Instant::now() < end {
                 let start = Instant::now();
@@ -198,17 +194,18 @@ async fn measure(
                 measured.empty += usize::from(claims.jobs.is_empty());
                 measured.fallbacks += usize::from(claims.policy.flatten().is_some());
             }
-            Ok::<_, Error>(measured)
+            Ok::<_, Error>((measured, (claimer, classes)))
         });
     }
-    let mut all = Measured::default();
+    let (mut all, mut claimers) = (Measured::default(), Vec::new());
     while let Some(measured) = tasks.join_next().await {
-        let measured = measured??;
+        let (measured, claimer) = measured??;
+        claimers.push(claimer);
         all.claims += measured.claims;
         all.looks += measured.looks;
         all.empty += measured.empty;
         all.fallbacks += measured.fallbacks;
         all.latencies_ms.extend(measured.latencies_ms);
     }
-    Ok(all)
+    Ok((all, claimers))
 }

@@ -75,15 +75,16 @@ impl KeptOrder {
         }
     }
 
-    /// A claim tried the order from its beginning and got `claimed` of `wanted` jobs: what is in front of the last of them
-    /// others have. Got too few, and nothing is left that is worth trying.
-    pub fn tried(&mut self, claimed: &[JobId], wanted: usize) {
-        if claimed.len() < wanted {
-            self.jobs.clear();
-            return;
-        }
-        let last = self.jobs.iter().rposition(|job| claimed.contains(job));
-        self.jobs.drain(..last.map_or(0, |last| last + 1));
+    /// A claim tried the first `tried` jobs and got `claimed` of the `wanted` ones: what is in front of the last of them others
+    /// have, or, when it got too few, all that it tried.
+    pub fn tried(&mut self, tried: usize, claimed: &[JobId], wanted: usize) {
+        let tried = tried.min(self.jobs.len());
+        let gone = if claimed.len() < wanted {
+            tried
+        } else {
+            self.jobs.range(..tried).rposition(|job| claimed.contains(job)).map_or(0, |last| last + 1)
+        };
+        self.jobs.drain(..gone);
     }
 
     /// How many jobs are left.
@@ -155,13 +156,18 @@ mod tests {
     #[test]
     fn what_was_tried_is_not_tried_again() {
         let mut kept = kept(&[21, 1, 11, 12], Instant::now());
-        kept.tried(&[JobId(1)], 1);
+        kept.tried(4, &[JobId(1)], 1);
         assert_eq!(left(&kept), [11, 12], "21 was passed over, somebody has it");
         kept.skip(2);
         assert_eq!(kept.left(), 2, "something must be left");
         kept.skip(1);
         assert_eq!(left(&kept), [12]);
-        kept.tried(&[JobId(12)], 2);
+        kept.tried(9, &[JobId(12)], 2);
         assert_eq!(kept.left(), 0, "two were wanted: who got one has seen all");
+        let mut kept = self::kept(&[21, 1, 11, 12], Instant::now());
+        kept.tried(3, &[JobId(1)], 2);
+        assert_eq!(left(&kept), [12], "what was not tried may be free");
+        kept.tried(1, &[], 1);
+        assert_eq!(kept.left(), 0);
     }
 }

@@ -14,7 +14,7 @@ mod pacing;
 
 /// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
 const LOOKS_MAX: u32 = 4;
-/// How many candidates more than it wants a claim tries of a long order, for each that it wants: others may have the first.
+/// How many candidates more than it wants a claim tries at first, for each that it wants: others may have the first ones.
 const SPARE_EACH: usize = 32;
 
 /// Claims for one node.
@@ -81,17 +81,24 @@ impl Claimer {
             return Ok(());
         }
         self.kept.skip(rand::random_range(0..=self.pacing.spread()));
-        let order = self.kept.first(wanted * (1 + SPARE_EACH));
-        if !order.is_empty() {
-            self.take(claims, &order, wanted, true).await?;
+        // Where others have all of the first ones they are ahead: then further down, before the queue is looked at again.
+        let mut passed = 0;
+        for count in [wanted * (1 + SPARE_EACH), usize::MAX] {
+            let order = self.kept.first(count);
+            if order.is_empty() {
+                break;
+            }
+            self.take(claims, &order, wanted - claims.jobs.len(), true).await?;
             let last = claims.jobs.last().and_then(|last| order.iter().position(|job| *job == last.job));
             if let Some(place) = last {
-                self.pacing.took(place, wanted);
+                self.pacing.took(passed + place, wanted);
+            }
+            passed += order.len();
+            if claims.jobs.len() == wanted {
+                return Ok(());
             }
         }
-        if claims.jobs.len() < wanted {
-            self.pacing.ran_out(self.kept.short_of(), wanted);
-        }
+        self.pacing.ran_out(self.kept.short_of(), wanted);
         Ok(())
     }
 
@@ -104,7 +111,7 @@ impl Claimer {
         now: Instant,
     ) -> Result<(), DbError> {
         let mut depths = self.pacing.heads(wanted);
-        for look in 0..LOOKS_MAX {
+        for _ in 0..LOOKS_MAX {
             let slots = wanted - claims.jobs.len();
             let heads = self.db.queue_heads(classes, depths.clone()).await?;
             claims.looks += 1;
@@ -124,13 +131,14 @@ impl Claimer {
             let Ok((order, error, candidates)) = ranked else { break };
             claims.policy = Some(error);
             self.kept = KeptOrder::new(&order, &candidates, &depths, classes, now);
-            let tried = if look == 0 { order.len().min(slots * (1 + SPARE_EACH)) } else { order.len() };
-            self.take(claims, &order[..tried], slots, false).await?;
+            // Others may have all of the first ones by now.
+            let (first, rest) = order.split_at(order.len().min(slots * (1 + SPARE_EACH)));
+            self.take(claims, first, slots, false).await?;
+            if claims.jobs.len() < wanted {
+                self.take(claims, rest, wanted - claims.jobs.len(), false).await?;
+            }
             // All that there was, or all that the policy wants built.
-            if claims.jobs.len() >= wanted
-                || order.len() < slots
-                || (depths.each() >= HEADS_MAX && tried == order.len())
-            {
+            if claims.jobs.len() >= wanted || order.len() < slots || depths.each() >= HEADS_MAX {
                 break;
             }
             depths = depths.doubled(HEADS_MAX);
@@ -149,7 +157,7 @@ impl Claimer {
         match taken {
             Ok(jobs) => {
                 let ids: Vec<JobId> = jobs.iter().map(|job| job.job).collect();
-                self.kept.tried(&ids, slots);
+                self.kept.tried(order.len(), &ids, slots);
                 claims.jobs.extend(jobs);
                 Ok(())
             }

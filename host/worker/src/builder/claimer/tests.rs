@@ -139,6 +139,23 @@ async fn what_others_took_is_passed_over_and_nothing_is_claimed_twice() {
 }
 
 #[tokio::test]
+async fn who_falls_behind_goes_on_in_the_same_order() {
+    let world = world(200).await;
+    let mut behind = world.claimer("behind", Arc::new(FirstInFirstOut)).await;
+    let now = Instant::now();
+    while behind.kept.left() < 60 {
+        world.claim(&mut behind, 1, now).await;
+    }
+    let mut ahead = world.claimer("ahead", Arc::new(FirstInFirstOut)).await;
+    let taken: Vec<JobId> = world.claim(&mut ahead, 40, now).await.jobs.iter().map(|job| job.job).collect();
+    let kept = behind.kept.first(60);
+    assert_eq!(taken, kept[..40], "the same order");
+    let claims = world.claim(&mut behind, 1, now).await;
+    assert_eq!((claims.looks, claims.jobs[0].job), (0, kept[40]));
+    assert_eq!(behind.kept.first(19), kept[41..]);
+}
+
+#[tokio::test]
 async fn a_rebuild_goes_before_what_is_kept_and_a_cancelled_job_is_skipped() {
     let world = world(30).await;
     let mut claimer = world.claimer("builder", First::new(1)).await;
