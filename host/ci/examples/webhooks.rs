@@ -118,6 +118,9 @@ async fn send(words: &[String]) -> Result<(), Error> {
     let (Some(url), Some(secret), Some(payload), Some(accepted_file)) = (url, secret, payload, accepted_file) else {
         return Err("--url, --secret, --payload and --accepted are needed".into());
     };
+    // Before the clock starts: each reads the certificates that it trusts.
+    let client = || reqwest::Client::builder().pool_max_idle_per_host(1).timeout(ANSWER_TIME_MAX).build();
+    let clients = (0..connections).map(|_| client()).collect::<Result<Vec<_>, _>>()?;
     let begin = Instant::now();
     let sending = Arc::new(Sending {
         url,
@@ -136,8 +139,8 @@ async fn send(words: &[String]) -> Result<(), Error> {
         run: rand::random(),
     });
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..connections {
-        tasks.spawn(connection(Arc::clone(&sending)));
+    for client in clients {
+        tasks.spawn(connection(Arc::clone(&sending), client));
     }
     let mut all = Measured::default();
     while let Some(measured) = tasks.join_next().await {
@@ -183,8 +186,7 @@ fn print(all: &mut Measured, took: f64, connections: u32) {
 }
 
 /// One client with one connection: what a forge's worker is.
-async fn connection(sending: Arc<Sending>) -> Result<Measured, Error> {
-    let client = reqwest::Client::builder().pool_max_idle_per_host(1).timeout(ANSWER_TIME_MAX).build()?;
+async fn connection(sending: Arc<Sending>, client: reqwest::Client) -> Result<Measured, Error> {
     let mut measured = Measured::default();
     loop {
         let number = sending.next.fetch_add(1, Ordering::Relaxed);
