@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use harmonia_core::forge::{ForgeError, ForgeFeature};
 use harmonia_db::{DbError, HookTarget};
-use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::projects::{ProjectsOptions, call, wait_after};
+use crate::under_way::{self, Due, UnderWay};
 
-/// Hooks taken at once; each takes up to two calls.
-const TAKEN_MAX: u32 = 4;
 /// How long they are ours: longer than all their calls.
 const LEASE: Duration = Duration::from_mins(20);
 /// Longest wait after failures.
@@ -21,29 +19,37 @@ const REMOVALS_MAX: u32 = 20;
 
 /// Puts all hooks right that are not. Returns how many were tried.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    let forges = options.forges_with(ForgeFeature::Hooks);
-    if forges.is_empty() {
-        return Ok(0);
-    }
-    let urls: Vec<String> = forges.iter().map(|forge| hook_url(options, forge)).collect();
-    options.db.want_hooks(&forges, &urls).await?;
-    let mut count = 0;
-    loop {
-        let targets = options.db.due_hooks(&options.node, &forges, TAKEN_MAX, LEASE).await?;
-        if targets.is_empty() {
-            return Ok(count);
+    under_way::work_off(&Hooks(options)).await
+}
+
+/// Hooks that are not as they should be.
+pub(crate) struct Hooks<'a>(pub(crate) &'a ProjectsOptions);
+
+impl Due for Hooks<'_> {
+    const ALL_MAX: usize = 16;
+    const OF_FORGE_MAX: usize = 4;
+
+    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+        let options = self.0;
+        let forges = options.forges_with(ForgeFeature::Hooks);
+        if forges.is_empty() {
+            return Ok(());
         }
-        count += targets.len() as u64;
-        // Side by side: a forge that does not answer must not keep the others waiting.
-        let mut under_way = JoinSet::new();
-        for target in targets {
-            let options = options.clone();
-            under_way.spawn(async move { put_right(&options, &target).await });
-        }
-        while let Some(ended) = under_way.join_next().await {
-            match ended {
-                Ok(ended) => ended?,
-                Err(error) => warn!(error = %error, "A webhook's installation broke; it is due again after its lease"),
+        let urls: Vec<String> = forges.iter().map(|forge| hook_url(options, forge)).collect();
+        options.db.want_hooks(&forges, &urls).await?;
+        loop {
+            let room = under_way.room();
+            let free: Vec<String> = forges.iter().filter(|forge| !under_way.is_full(forge)).cloned().collect();
+            if room == 0 || free.is_empty() {
+                return Ok(());
+            }
+            let targets = options.db.due_hooks(&options.node, &free, room as u32, LEASE).await?;
+            if targets.is_empty() {
+                return Ok(());
+            }
+            for target in targets {
+                let options = options.clone();
+                under_way.begin(target.forge.clone(), async move { put_right(&options, &target).await.map(|()| 1) });
             }
         }
     }

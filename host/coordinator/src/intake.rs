@@ -9,7 +9,6 @@ mod branches;
 mod pull_requests;
 mod reruns;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +19,12 @@ use harmonia_core::ports::{Forge, Plugins};
 use harmonia_core::retry::RetryPolicy;
 use harmonia_core::{NodeId, chain};
 use harmonia_db::{Channel, ClaimedDelivery, Db, DbError, ForgeProject, Requested};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-/// How many deliveries are worked off side by side.
-const UNDER_WAY_MAX: usize = 32;
-/// How many of one forge: one that hangs must leave room for the others.
-const UNDER_WAY_OF_FORGE_MAX: usize = 8;
+use crate::under_way::{self, Due, UnderWay};
+
 /// How long what is under way may take to end when the node stops. What is cut off is worked off by another node.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a delivery is ours. Longer than [`TIME_MAX`], so that nobody else begins while we still act.
@@ -126,7 +122,7 @@ struct Concern<'a> {
 /// Works off deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
 pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
     let intake = Intake::new(options);
-    let mut under_way = UnderWay::default();
+    let mut under_way = UnderWay::of::<Intake>();
     let mut listener = None;
     loop {
         if listener.is_none() {
@@ -161,36 +157,29 @@ pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
     }
 }
 
-/// Deliveries that are being worked off.
-#[derive(Default)]
-struct UnderWay {
-    tasks: JoinSet<(String, Result<(), DbError>)>,
-    /// How many of each forge.
-    of_forge: HashMap<String, usize>,
-}
+impl Due for Intake {
+    const ALL_MAX: usize = 32;
+    /// One that hangs must leave room for the others.
+    const OF_FORGE_MAX: usize = 8;
 
-impl UnderWay {
-    /// The next that ends; `None` when there is none.
-    async fn next(&mut self) -> Option<Result<(), DbError>> {
-        match self.tasks.join_next().await? {
-            Ok((forge, ended)) => {
-                if let Some(count) = self.of_forge.get_mut(&forge) {
-                    *count = count.saturating_sub(1);
-                }
-                Some(ended)
+    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+        loop {
+            let room = under_way.room();
+            let (full, free): (Vec<String>, Vec<String>) =
+                self.options.plugins.forges().into_iter().partition(|forge| under_way.is_full(forge));
+            if room == 0 || (free.is_empty() && !full.is_empty()) {
+                return Ok(());
             }
-            Err(broken) => {
-                // Which it was is unknown; its lease ends. Nothing may count as busy for ever.
-                error!(error = %broken, "Working off a delivery broke");
-                self.of_forge.clear();
-                Some(Ok(()))
+            let (db, node) = (&self.options.db, &self.options.node);
+            let claimed = db.claim_deliveries_except(node, room as u32, LEASE, &full).await?;
+            if claimed.is_empty() {
+                return Ok(());
+            }
+            for delivery in claimed {
+                let intake = self.clone();
+                under_way.begin(delivery.forge.clone(), async move { intake.work_off(&delivery).await.map(|()| 1) });
             }
         }
-    }
-
-    fn full_forges(&self) -> Vec<String> {
-        let full = self.of_forge.iter().filter(|(_, count)| **count >= UNDER_WAY_OF_FORGE_MAX);
-        full.map(|(forge, _)| forge.clone()).collect()
     }
 }
 
@@ -202,44 +191,7 @@ impl Intake {
 
     /// Works off all deliveries that are due, and returns how many there were.
     pub async fn step(&self) -> Result<u64, DbError> {
-        let mut under_way = UnderWay::default();
-        let mut count = 0;
-        loop {
-            count += self.begin(&mut under_way).await?;
-            match under_way.next().await {
-                None => return Ok(count),
-                Some(ended) => ended?,
-            }
-        }
-    }
-
-    /// Takes what is due and begins with it, as far as there is room.
-    async fn begin(&self, under_way: &mut UnderWay) -> Result<u64, DbError> {
-        let mut begun = 0;
-        loop {
-            let room = UNDER_WAY_MAX.saturating_sub(under_way.tasks.len()).min(UNDER_WAY_OF_FORGE_MAX);
-            if room == 0 {
-                return Ok(begun);
-            }
-            let (db, node, full) = (&self.options.db, &self.options.node, under_way.full_forges());
-            let forges = self.options.plugins.forges();
-            if !full.is_empty() && forges.iter().all(|forge| full.contains(forge)) {
-                return Ok(begun);
-            }
-            let claimed = db.claim_deliveries_except(node, room as u32, LEASE, &full).await?;
-            if claimed.is_empty() {
-                return Ok(begun);
-            }
-            for delivery in claimed {
-                begun += 1;
-                *under_way.of_forge.entry(delivery.forge.clone()).or_default() += 1;
-                let intake = self.clone();
-                under_way.tasks.spawn(async move {
-                    let ended = intake.work_off(&delivery).await;
-                    (delivery.forge, ended)
-                });
-            }
-        }
+        under_way::work_off(self).await
     }
 
     /// Works off one delivery and says how it ended, unless its lease was lost.

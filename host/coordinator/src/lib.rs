@@ -16,6 +16,7 @@ pub mod poll;
 mod projects;
 pub mod report;
 pub mod sync;
+mod under_way;
 
 pub use chores::{CoordinatorOptions, run};
 pub use intake::{INTAKE_RETRIES, Intake, IntakeOptions, run as run_intake};

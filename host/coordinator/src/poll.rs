@@ -11,13 +11,13 @@ use harmonia_core::forge::{
 use harmonia_core::intake::Wanted;
 use harmonia_core::ports::Forge;
 use harmonia_db::{DbError, EvaluationRequest, NewDelivery, PollSource, PollTarget, Requested};
-use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::projects::{ProjectsOptions, call, wait_after};
+use crate::under_way::{self, Due, UnderWay};
 
-/// Projects polled side by side.
-const TAKEN_MAX: u32 = 8;
+/// What stands for the forge of a plain git project: no forge has an empty name.
+const GIT: &str = "";
 /// How long they are ours.
 const LEASE: Duration = Duration::from_mins(10);
 /// Longest that one poll takes: shorter than the lease, so that nobody else begins while we still act.
@@ -47,23 +47,37 @@ enum PollError {
 
 /// Polls all projects that are due. Returns how many.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    let forges = options.plugins.forges();
-    let mut count = 0;
-    loop {
-        let targets = options.db.due_polls(&options.node, &forges, TAKEN_MAX, LEASE).await?;
-        if targets.is_empty() {
-            return Ok(count);
-        }
-        count += targets.len() as u64;
-        let mut polls = JoinSet::new();
-        for target in targets {
-            let options = options.clone();
-            polls.spawn(async move { poll(&options, &target).await });
-        }
-        while let Some(ended) = polls.join_next().await {
-            match ended {
-                Ok(ended) => ended?,
-                Err(error) => warn!(error = %error, "A poll broke; its project is due again when its lease is over"),
+    under_way::work_off(&Polls(options)).await
+}
+
+/// Projects whose poll is due.
+pub(crate) struct Polls<'a>(pub(crate) &'a ProjectsOptions);
+
+impl Due for Polls<'_> {
+    const ALL_MAX: usize = 32;
+    const OF_FORGE_MAX: usize = 8;
+
+    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+        let options = self.0;
+        loop {
+            let room = under_way.room();
+            let forges: Vec<String> =
+                options.plugins.forges().into_iter().filter(|forge| !under_way.is_full(forge)).collect();
+            let git = !under_way.is_full(GIT);
+            if room == 0 || (forges.is_empty() && !git) {
+                return Ok(());
+            }
+            let targets = options.db.due_polls(&options.node, &forges, git, room as u32, LEASE).await?;
+            if targets.is_empty() {
+                return Ok(());
+            }
+            for target in targets {
+                let forge = match &target.source {
+                    PollSource::Git { .. } => GIT.to_owned(),
+                    PollSource::Forge { forge, .. } => forge.clone(),
+                };
+                let options = options.clone();
+                under_way.begin(forge, async move { poll(&options, &target).await.map(|()| 1) });
             }
         }
     }

@@ -10,11 +10,12 @@ use std::time::Duration;
 use harmonia_core::forge::{ForgeError, ForgeFeature, ForgeRepository};
 use harmonia_core::ports::{Forge, Plugins, RemoteHeads};
 use harmonia_core::{NodeId, branches, chain};
-use harmonia_db::{Channel, Db, DbError};
+use harmonia_db::{Channel, Db};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::under_way::keep_working;
 use crate::{hooks, poll, sync};
 
 /// Longest that one call of a forge is waited for.
@@ -87,9 +88,9 @@ pub async fn run(options: ProjectsOptions, shutdown: CancellationToken) {
     let work = async {
         tokio::join!(
             listen(&options.db, &wake, every),
-            repeat("discovery", woken.clone(), every, || sync::step(&options)),
-            repeat("webhooks at forges", woken.clone(), every, || hooks::step(&options)),
-            repeat("polling", woken, every, || poll::step(&options)),
+            keep_working(sync::Syncs(&options), "discovery", woken.clone(), every),
+            keep_working(hooks::Hooks(&options), "webhooks at forges", woken.clone(), every),
+            keep_working(poll::Polls(&options), "polling", woken, every),
         )
     };
     tokio::select! {
@@ -110,26 +111,6 @@ async fn listen(db: &Db, wake: &watch::Sender<()>, every: Duration) {
     loop {
         listener.next().await;
         wake.send_replace(());
-    }
-}
-
-async fn repeat<F, Fut>(what: &str, mut woken: watch::Receiver<()>, every: Duration, step: F)
-where
-    F: Fn() -> Fut,
-    Fut: Future<Output = Result<u64, DbError>>,
-{
-    loop {
-        if let Err(error) = step().await {
-            warn!(error = %chain(&error), "Trouble with {what}; next try in {every:?}");
-        }
-        tokio::select! {
-            changed = woken.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            () = tokio::time::sleep(every) => {}
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use harmonia_db::{DbError, PageSaved, Sync};
 use tracing::{info, warn};
 
 use crate::projects::{ProjectsOptions, call, wait_after};
+use crate::under_way::{self, Due, UnderWay};
 
 /// How long a page may take before another node goes on.
 const LEASE: Duration = Duration::from_mins(5);
@@ -18,20 +19,34 @@ const PAGE_ITEMS_MAX: usize = 5_000;
 const PAGES_MAX: usize = 20_000;
 /// Longest wait after failures.
 const WAIT_MAX: Duration = Duration::from_mins(15);
-/// Syncs of one step, for each forge: what is asked for again and again must not keep the others waiting.
-const ROUNDS_MAX: usize = 4;
 /// In the audit log, who enables repositories by pattern.
 const ACTOR: &str = "auto-enable";
 
 /// Does all syncs that are due. Returns how many pages were saved.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    let forges = options.forges_with(ForgeFeature::Discovery);
-    let mut pages = 0;
-    for _ in 0..forges.len() * ROUNDS_MAX {
-        let Some(sync) = options.db.begin_sync(&options.node, &forges, LEASE).await? else { break };
-        pages += sync_forge(options, sync).await?;
+    under_way::work_off(&Syncs(options)).await
+}
+
+/// Forges whose repositories are to be discovered.
+pub(crate) struct Syncs<'a>(pub(crate) &'a ProjectsOptions);
+
+impl Due for Syncs<'_> {
+    const ALL_MAX: usize = usize::MAX;
+    const OF_FORGE_MAX: usize = 1;
+
+    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+        let options = self.0;
+        let mut forges = options.forges_with(ForgeFeature::Discovery);
+        loop {
+            forges.retain(|forge| !under_way.is_full(forge));
+            if forges.is_empty() {
+                return Ok(());
+            }
+            let Some(sync) = options.db.begin_sync(&options.node, &forges, LEASE).await? else { return Ok(()) };
+            let options = options.clone();
+            under_way.begin(sync.forge.clone(), async move { sync_forge(&options, sync).await });
+        }
     }
-    Ok(pages)
 }
 
 async fn sync_forge(options: &ProjectsOptions, mut sync: Sync) -> Result<u64, DbError> {

@@ -61,7 +61,7 @@ async fn a_poll_under_way_does_not_keep_a_hook_waiting() {
     let changes = ProjectChanges { poll_interval_s: Some(60), ..ProjectChanges::default() };
     world.db().set_project("o/a", &changes, "me").await.expect("set");
     let (node, forges) = (NodeId("slow".to_owned()), [crate::world::FORGE.to_owned()]);
-    let polled = world.db().due_polls(&node, &forges, 9, Duration::from_mins(10)).await.expect("taken");
+    let polled = world.db().due_polls(&node, &forges, true, 9, Duration::from_mins(10)).await.expect("taken");
     assert_eq!(polled.len(), 1);
     assert_eq!(step(&world).await, 1);
     assert_eq!(installed(&world), [URL]);

@@ -149,7 +149,7 @@ async fn a_crash_between_telling_and_remembering_tells_once() {
     // A node told of the new head and died before it could remember.
     world.later().await;
     let forges = [crate::world::FORGE.to_owned()];
-    let due = world.db().due_polls(&world.options.node, &forges, 1, Duration::ZERO).await;
+    let due = world.db().due_polls(&world.options.node, &forges, true, 1, Duration::ZERO).await;
     let target = due.expect("taken").remove(0);
     let delivery = harmonia_core::forge::Delivery {
         id: target.delivery_id("branch/main", "c2"),

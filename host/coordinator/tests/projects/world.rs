@@ -14,8 +14,11 @@ use harmonia_core::plugin::PluginStatus;
 use harmonia_core::ports::{Forge, Plugins, PortFuture, RemoteHead, RemoteHeads, Reporter};
 use harmonia_db::testing::{TestDatabase, projects_time_passes};
 use harmonia_db::{Db, RepositoryId};
+use tokio::sync::Notify;
 
 pub(crate) const FORGE: &str = "forge";
+/// Another, in [`World::with_other_forge`].
+pub(crate) const OTHER: &str = "other";
 pub(crate) const MAIN: &str = "main";
 
 /// What the forge in memory has, and what goes wrong next.
@@ -33,8 +36,12 @@ pub(crate) struct Script {
     pub(crate) errors: VecDeque<ForgeError>,
     /// Does what is asked, but its next answer is lost.
     pub(crate) lose_answer: bool,
-    /// What was asked.
+    /// Does not answer.
+    pub(crate) hangs: bool,
+    /// What was asked,
     pub(crate) calls: Vec<String>,
+    /// and that something was.
+    pub(crate) asked: Arc<Notify>,
 }
 
 #[derive(Clone, Default)]
@@ -48,6 +55,10 @@ impl Memory {
     ) -> PortFuture<'_, Result<T, ForgeError>> {
         let mut script = self.0.lock().expect("lock");
         script.calls.push(what);
+        script.asked.notify_one();
+        if script.hangs {
+            return Box::pin(std::future::pending());
+        }
         let answer = match script.errors.pop_front() {
             Some(error) => Err(error),
             None => act(&mut script),
@@ -156,6 +167,27 @@ impl Plugins for Memory {
     }
 }
 
+/// Two forges: the usual one, and another.
+struct Both(Memory, Memory);
+
+impl Plugins for Both {
+    fn forges(&self) -> Vec<String> {
+        vec![FORGE.to_owned(), OTHER.to_owned()]
+    }
+    fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
+        if name == OTHER { Some(Arc::new(self.1.clone())) } else { self.0.forge(name) }
+    }
+    fn reporters(&self) -> Vec<String> {
+        vec![]
+    }
+    fn reporter(&self, _: &str) -> Option<Arc<dyn Reporter>> {
+        None
+    }
+    fn statuses(&self) -> Vec<PluginStatus> {
+        vec![]
+    }
+}
+
 /// Plain git repositories in memory: what asking one yields.
 #[derive(Default)]
 pub(crate) struct Remotes(pub(crate) Mutex<HashMap<String, Result<RemoteHead, String>>>);
@@ -199,6 +231,14 @@ impl World {
         Self { options, forge, remotes, test }
     }
 
+    /// With a second forge, which is returned.
+    pub(crate) async fn with_other_forge() -> (Self, Memory) {
+        let mut world = Self::new().await;
+        let other = Memory::default();
+        world.options.plugins = Arc::new(Both(world.forge.clone(), other.clone()));
+        (world, other)
+    }
+
     pub(crate) fn db(&self) -> &Db {
         &self.test.db
     }
@@ -214,8 +254,12 @@ impl World {
 
     /// A project of a public repository.
     pub(crate) async fn project(&self, id: &str, full_name: &str) -> RepositoryId {
-        self.db().upsert_repositories(FORGE, &[repository(id, full_name)]).await.expect("upsert");
-        let row = self.db().repository(FORGE, full_name).await.expect("asked").expect("there");
+        self.project_of(FORGE, id, full_name).await
+    }
+
+    pub(crate) async fn project_of(&self, forge: &str, id: &str, full_name: &str) -> RepositoryId {
+        self.db().upsert_repositories(forge, &[repository(id, full_name)]).await.expect("upsert");
+        let row = self.db().repository(forge, full_name).await.expect("asked").expect("there");
         self.db().enable_repository(row, &[full_name.to_owned()], "me").await.expect("enabled");
         row
     }

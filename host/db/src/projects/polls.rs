@@ -61,11 +61,12 @@ impl PollTarget {
 }
 
 impl Db {
-    /// Takes up to `limit` projects whose poll is due, for `lease`: plain git ones, and those of these forges.
+    /// Takes up to `limit` projects whose poll is due, for `lease`: those of these forges, and plain git ones with `git`.
     pub async fn due_polls(
         &self,
         node: &NodeId,
         forges: &[String],
+        git: bool,
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<PollTarget>, DbError> {
@@ -76,7 +77,7 @@ impl Db {
                            SELECT p.id, r.forge, r.external_id, r.full_name, r.default_branch
                            FROM projects p LEFT JOIN repositories r ON r.id = p.repository_id AND r.removed_at IS NULL
                            WHERE p.enabled AND p.poll_interval_s > 0 AND p.next_poll_at <= now()
-                               AND (p.kind = 'git' OR r.forge = ANY ($2))
+                               AND ((p.kind = 'git' AND $5) OR r.forge = ANY ($2))
                                AND (p.leased_until IS NULL OR p.leased_until < now())
                            ORDER BY p.next_poll_at LIMIT $3 FOR UPDATE OF p SKIP LOCKED
                        ) UPDATE projects p SET leased_by = $1, leased_until = now() + $4
@@ -91,6 +92,7 @@ impl Db {
                     forges,
                     i64::from(limit),
                     interval(lease),
+                    git,
                 )
                 .fetch_all(&self.pool)
             })

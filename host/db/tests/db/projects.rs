@@ -191,8 +191,8 @@ async fn polls_are_due_by_interval_and_remember_heads() {
     }
     let poll = ProjectChanges { poll_interval_s: Some(60), poll_pull_requests: Some(true), ..Default::default() };
     db.set_project("o/a", &poll, "me").await.expect("set");
-    assert_eq!(db.due_polls(&node(), &[], 9, LEASE).await.expect("taken").len(), 1, "the git project");
-    let due = db.due_polls(&node(), &forges, 9, LEASE).await.expect("taken");
+    assert_eq!(db.due_polls(&node(), &[], true, 9, LEASE).await.expect("taken").len(), 1, "the git project");
+    let due = db.due_polls(&node(), &forges, true, 9, LEASE).await.expect("taken");
     let [target] = due.as_slice() else { panic!("the forge's: {due:?}") };
     let expected = PollSource::Forge {
         forge: FORGE.to_owned(),
@@ -207,7 +207,7 @@ async fn polls_are_due_by_interval_and_remember_heads() {
     assert!(db.poll_done(target, Some("half of it"), None).await.expect("done"));
     assert!(!db.save_poll_head(target, "branch/main", Some("late")).await.expect("answered"), "the lease is over");
     assert!(!db.poll_done(target, None, None).await.expect("answered"));
-    assert_eq!(db.due_polls(&node(), &forges, 9, LEASE).await.expect("taken"), [], "not before a minute");
+    assert_eq!(db.due_polls(&node(), &forges, true, 9, LEASE).await.expect("taken"), [], "not before a minute");
     let shown = db.projects_settings(Some("o/a"), None, false, 1).await.expect("listed").remove(0);
     assert_eq!(shown.poll_error.as_deref(), Some("half of it"));
 
@@ -218,13 +218,13 @@ async fn polls_are_due_by_interval_and_remember_heads() {
             .expect("a minute later");
     };
     make_due().await;
-    let target = db.due_polls(&node(), &forges, 9, LEASE).await.expect("taken").remove(0);
+    let target = db.due_polls(&node(), &forges, true, 9, LEASE).await.expect("taken").remove(0);
     assert_eq!(target.seen["branch/main"], ("c1".to_owned(), 1));
     assert!(db.save_poll_head(&target, "branch/main", Some("c0")).await.expect("saved"));
     assert!(db.save_poll_head(&target, "pull/7", None).await.expect("gone"));
     assert!(db.poll_done(&target, None, Some(Duration::from_hours(1))).await.expect("done"));
     make_due().await;
-    let again = db.due_polls(&node(), &forges, 9, LEASE).await.expect("taken").remove(0);
+    let again = db.due_polls(&node(), &forges, true, 9, LEASE).await.expect("taken").remove(0);
     assert_eq!((again.seen.len(), &again.seen["branch/main"]), (1, &("c0".to_owned(), 2)));
     let (before, after) = (target.delivery_id("branch/main", "c1"), again.delivery_id("branch/main", "c1"));
     assert_ne!(before, after, "going back to an older commit is another delivery");
@@ -232,7 +232,7 @@ async fn polls_are_due_by_interval_and_remember_heads() {
     db.poll_done(&again, None, None).await.expect("done");
     make_due().await;
     db.repositories_removed(FORGE, &[reference("1")]).await.expect("removed");
-    assert_eq!(db.due_polls(&node(), &forges, 9, LEASE).await.expect("taken"), []);
+    assert_eq!(db.due_polls(&node(), &forges, true, 9, LEASE).await.expect("taken"), []);
 }
 
 #[tokio::test]
