@@ -6,10 +6,11 @@
 
 mod asking;
 mod branches;
+mod pauses;
 mod pull_requests;
 mod reruns;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use harmonia_core::branches::BranchRules;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::pauses::Pauses;
 use crate::under_way::{self, Due, UnderWay};
 
 /// How long what is under way may take to end when the node stops. What is cut off is worked off by another node.
@@ -65,6 +67,8 @@ pub struct IntakeOptions {
 #[derive(Clone)]
 pub struct Intake {
     options: Arc<IntakeOptions>,
+    /// `None`: whatever fails is asked again as soon as it is due.
+    pauses: Option<Arc<Mutex<Pauses>>>,
 }
 
 /// Why an event could not be worked off.
@@ -98,6 +102,11 @@ impl EventError {
         }
     }
 
+    /// The forge could not be asked at all, whatever about.
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Forge { source: ForgeError::Unavailable(_), .. })
+    }
+
     /// How long the forge wants us to wait.
     fn asked_wait(&self) -> Duration {
         match self {
@@ -121,7 +130,7 @@ struct Concern<'a> {
 
 /// Works off deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
 pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
-    let intake = Intake::new(options);
+    let intake = Intake { pauses: Some(Arc::default()), ..Intake::new(options) };
     let mut under_way = UnderWay::of::<Intake>();
     let mut listener = None;
     loop {
@@ -143,7 +152,7 @@ pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = told => {}
-            () = tokio::time::sleep(intake.options.every) => {}
+            () = tokio::time::sleep(intake.options.every.min(intake.pause_left())) => {}
             Some(ended) = under_way.next() => {
                 if let Err(error) = ended {
                     warn!(error = %chain(&error), "Could not say how a delivery ended; it is worked off again");
@@ -165,8 +174,12 @@ impl Due for Intake {
     async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
         loop {
             let room = under_way.room();
-            let (full, free): (Vec<String>, Vec<String>) =
-                self.options.plugins.forges().into_iter().partition(|forge| under_way.is_full(forge));
+            let (full, free): (Vec<String>, Vec<String>) = self
+                .options
+                .plugins
+                .forges()
+                .into_iter()
+                .partition(|forge| under_way.is_full(forge) || self.is_paused(forge));
             if room == 0 || (free.is_empty() && !full.is_empty()) {
                 return Ok(());
             }
@@ -186,7 +199,7 @@ impl Due for Intake {
 impl Intake {
     /// Nothing is done until [`Self::step`].
     pub fn new(options: IntakeOptions) -> Self {
-        Self { options: Arc::new(options) }
+        Self { options: Arc::new(options), pauses: None }
     }
 
     /// Works off all deliveries that are due, and returns how many there were.
@@ -198,9 +211,15 @@ impl Intake {
     async fn work_off(&self, delivery: &ClaimedDelivery) -> Result<(), DbError> {
         let db = &self.options.db;
         let Ok((outcomes, errors)) = tokio::time::timeout(TIME_MAX, self.events(delivery)).await else {
+            self.forge_failed(&delivery.forge);
             let error = format!("took longer than {TIME_MAX:?}");
             return self.put_off(delivery, &error, Duration::ZERO).await;
         };
+        if errors.iter().any(EventError::is_outage) {
+            self.forge_failed(&delivery.forge);
+        } else {
+            self.pauses(|pauses| pauses.answered(&delivery.forge));
+        }
         let texts: Vec<String> = errors.iter().map(|error| chain(error)).collect();
         let text = texts.join("; ");
         if errors.is_empty() {
@@ -216,6 +235,25 @@ impl Intake {
             return self.put_off(delivery, &text, wait).await;
         }
         self.give_up(delivery, &text).await
+    }
+
+    fn pauses<T>(&self, act: impl FnOnce(&mut Pauses) -> T) -> Option<T> {
+        self.pauses.as_ref().map(|pauses| act(&mut pauses.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn forge_failed(&self, forge: &str) {
+        if let Some(pause) = self.pauses(|pauses| pauses.failed(forge, Instant::now())).flatten() {
+            warn!(forge.name = forge, "{forge} fails again and again; its deliveries wait for {pause:?}");
+        }
+    }
+
+    fn is_paused(&self, forge: &str) -> bool {
+        self.pauses(|pauses| pauses.is_paused(forge, Instant::now())).unwrap_or(false)
+    }
+
+    /// Time until the next pause ends.
+    fn pause_left(&self) -> Duration {
+        self.pauses(|pauses| pauses.next_end(Instant::now())).flatten().unwrap_or(Duration::MAX)
     }
 
     async fn put_off(&self, delivery: &ClaimedDelivery, error: &str, wait_min: Duration) -> Result<(), DbError> {

@@ -27,7 +27,6 @@ impl Response {
     fn status_error(&self) -> StatusError {
         let exhausted =
             ["x-ratelimit-remaining", "ratelimit-remaining"].iter().any(|&name| self.header(name) == Some("0"));
-        let retry_after_s = self.header("retry-after").and_then(|value| value.trim().parse().ok());
         let message: String = String::from_utf8_lossy(&self.body)
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
@@ -35,9 +34,21 @@ impl Response {
             .collect();
         StatusError {
             status: self.status,
-            retry_after_s: retry_after_s.or(exhausted.then_some(60)),
+            retry_after_s: self.retry_after_s().or(exhausted.then_some(60)),
             message: message.trim().to_owned(),
         }
+    }
+
+    /// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date, which counts from the answer's own `Date`, since clocks differ.
+    fn retry_after_s(&self) -> Option<u32> {
+        let value = self.header("retry-after")?.trim();
+        if value.bytes().all(|byte| byte.is_ascii_digit()) && !value.is_empty() {
+            return Some(value.parse().unwrap_or(u32::MAX));
+        }
+        let until = httpdate::parse_http_date(value).ok()?;
+        let from = httpdate::parse_http_date(self.header("date")?.trim()).ok()?;
+        let wait_s = until.duration_since(from).map_or(0, |wait| wait.as_secs());
+        Some(u32::try_from(wait_s).unwrap_or(u32::MAX).max(1))
     }
 
     /// The body as JSON.
@@ -132,6 +143,25 @@ mod tests {
         assert_eq!(meaning(503, &[("retry-after", "8")]), Meaning::RetryAfter(8));
         assert_eq!(meaning(403, &[("X-RateLimit-Remaining", "0")]), Meaning::RetryAfter(60));
         assert_eq!(meaning(403, &[("X-RateLimit-Remaining", "3")]), Meaning::Denied("HTTP 403: why".to_owned()));
+    }
+
+    #[test]
+    fn retry_after_may_be_a_date() {
+        let date = ("date", "Sun, 22 Nov 2026 23:59:00 GMT");
+        for (until, expected) in [
+            ("Mon, 23 Nov 2026 00:00:30 GMT", 90),
+            ("Monday, 23-Nov-26 00:00:30 GMT", 90), // an obsolete form, which RFC 9110 has recipients accept
+            ("Sun, 22 Nov 2026 23:00:00 GMT", 1),
+            ("99999999999", u32::MAX),
+            ("tomorrow", 60),
+            ("-5", 60),
+            ("", 60),
+        ] {
+            assert_eq!(meaning(429, &[("retry-after", until), date]), Meaning::RetryAfter(expected), "{until}");
+        }
+        let until = ("retry-after", "Mon, 23 Nov 2026 00:00:30 GMT");
+        assert_eq!(meaning(429, &[until]), Meaning::RetryAfter(60), "nobody says from when");
+        assert_eq!(meaning(503, &[until, date]), Meaning::RetryAfter(90));
     }
 
     #[test]

@@ -244,3 +244,33 @@ async fn the_loop_works_off_what_is_recorded_until_it_is_told_to_stop() {
     tokio::time::timeout(Duration::from_secs(30), task).await.expect("it stops").expect("well");
     assert_eq!(world.evaluations().await, ["main a queued"]);
 }
+
+#[tokio::test]
+async fn the_loop_leaves_a_forge_alone_that_fails_again_and_again() {
+    let world = World::new().await;
+    let names: Vec<String> = (0..20).map(|number| format!("release/{number}")).collect();
+    for name in &names {
+        world.forge.head(name, A);
+    }
+    // More than can be asked before the eighth failure is known.
+    let down = || ForgeError::Unavailable("HTTP 503".to_owned());
+    world.forge.state().failures.extend(std::iter::repeat_with(down).take(40));
+    for name in &names {
+        world.record(name, vec![push(name, A)]).await;
+    }
+    let shutdown = CancellationToken::new();
+    let mut options = options(&world.db, &world.forge, "n");
+    options.retries.tries_max = 1_000;
+    options.every = Duration::from_hours(1); // so that only the end of a pause wakes it
+    let mut changes = world.db.listen(&[harmonia_db::Channel::Evaluations]).await.expect("listen");
+    let begin = std::time::Instant::now();
+    let task = tokio::spawn(super::super::run(options, shutdown.clone()));
+    while world.evaluations().await.len() < names.len() {
+        let told = tokio::time::timeout(Duration::from_mins(1), changes.next()).await;
+        told.expect("it goes on after the pause");
+    }
+    assert!(begin.elapsed() >= Duration::from_secs(1), "it did not pause");
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(30), task).await.expect("it stops").expect("well");
+    world.assert_sound().await;
+}

@@ -1,0 +1,92 @@
+//! A forge that fails again and again is left alone for some moments. Else a backlog of deliveries, each tried in its turn,
+//! asks it hundreds of times a second, and takes the processors from those that are just arriving.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many failures in a row, and as many more before each longer pause.
+const IN_A_ROW: u32 = 8;
+/// The first pause; each is twice as long as the one before,
+const FIRST: Duration = Duration::from_secs(1);
+/// up to this.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Forges that fail.
+#[derive(Debug, Default)]
+pub(super) struct Pauses(HashMap<String, Failing>);
+
+#[derive(Debug, Default)]
+struct Failing {
+    in_a_row: u32,
+    until: Option<Instant>,
+}
+
+impl Pauses {
+    /// A delivery's events were dealt with.
+    pub(super) fn answered(&mut self, forge: &str) {
+        self.0.remove(forge);
+    }
+
+    /// A forge did not answer, or said that it cannot. A pause that begins now.
+    pub(super) fn failed(&mut self, forge: &str, now: Instant) -> Option<Duration> {
+        let failing = self.0.entry(forge.to_owned()).or_default();
+        failing.in_a_row = failing.in_a_row.saturating_add(1);
+        if !failing.in_a_row.is_multiple_of(IN_A_ROW) {
+            return None;
+        }
+        let doublings = (failing.in_a_row / IN_A_ROW - 1).min(16);
+        let pause = FIRST.saturating_mul(1 << doublings).min(LONGEST);
+        failing.until = Some(now + pause);
+        Some(pause)
+    }
+
+    /// Whether nothing is to be asked of it now.
+    pub(super) fn is_paused(&self, forge: &str, now: Instant) -> bool {
+        self.0.get(forge).and_then(|failing| failing.until).is_some_and(|until| until > now)
+    }
+
+    /// Time until the next pause ends.
+    pub(super) fn next_end(&self, now: Instant) -> Option<Duration> {
+        let ends = self.0.values().filter_map(|failing| failing.until);
+        ends.filter(|until| *until > now).min().map(|until| until - now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_begin_after_some_failures_grow_and_end_with_an_answer() {
+        let now = Instant::now();
+        let mut pauses = Pauses::default();
+        let mut seen = Vec::new();
+        for _ in 0..7 * IN_A_ROW {
+            seen.extend(pauses.failed("down", now).map(|pause| pause.as_secs()));
+        }
+        assert_eq!(seen, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(pauses.is_paused("down", now + LONGEST / 2) && !pauses.is_paused("down", now + LONGEST));
+        assert!(!pauses.is_paused("other", now));
+        assert_eq!((pauses.next_end(now), pauses.next_end(now + LONGEST)), (Some(LONGEST), None));
+        pauses.answered("down");
+        assert!(!pauses.is_paused("down", now));
+        for _ in 1..IN_A_ROW {
+            assert_eq!(pauses.failed("down", now), None, "counted from the beginning");
+        }
+        assert_eq!(pauses.failed("down", now), Some(FIRST));
+    }
+
+    #[test]
+    fn failures_among_answers_pause_nothing() {
+        let now = Instant::now();
+        let mut pauses = Pauses::default();
+        for number in 0..100 {
+            assert_eq!(pauses.failed("one", now), None);
+            if number % 2 == 0 {
+                pauses.answered("one");
+            }
+        }
+    }
+}
