@@ -35,8 +35,11 @@ impl Due for Hooks<'_> {
         if forges.is_empty() {
             return Ok(());
         }
-        let urls: Vec<String> = forges.iter().map(|forge| hook_url(options, forge)).collect();
-        options.db.want_hooks(&forges, &urls).await?;
+        // That reads all projects, and hooks may end by the hundred.
+        if !under_way.refills() {
+            let urls: Vec<String> = forges.iter().map(|forge| hook_url(options, forge)).collect();
+            options.db.want_hooks(&forges, &urls).await?;
+        }
         loop {
             let room = under_way.room();
             let free: Vec<String> = forges.iter().filter(|forge| !under_way.is_full(forge)).cloned().collect();

@@ -28,12 +28,19 @@ pub(crate) struct UnderWay {
     of_forge: HashMap<String, usize>,
     all_max: usize,
     of_forge_max: usize,
+    refills: bool,
 }
 
 impl UnderWay {
     /// Nothing is under way yet of this kind.
     pub(crate) fn of<D: Due>() -> Self {
-        Self { tasks: JoinSet::new(), of_forge: HashMap::new(), all_max: D::ALL_MAX, of_forge_max: D::OF_FORGE_MAX }
+        let (all_max, of_forge_max) = (D::ALL_MAX, D::OF_FORGE_MAX);
+        Self { tasks: JoinSet::new(), of_forge: HashMap::new(), all_max, of_forge_max, refills: false }
+    }
+
+    /// Whether more may begin because something ended, and for no other reason: not the time to look far.
+    pub(crate) fn refills(&self) -> bool {
+        self.refills
     }
 
     /// How much more may begin, whichever forge it is of. (One forge that has some room gets all of it: at most twice what it
@@ -55,7 +62,9 @@ impl UnderWay {
 
     /// The next that ends; `None` when nothing is under way.
     pub(crate) async fn next(&mut self) -> Option<Result<u64, DbError>> {
-        match self.tasks.join_next().await? {
+        let ended = self.tasks.join_next().await?;
+        self.refills = true;
+        match ended {
             Ok((forge, ended)) => {
                 if let Some(count) = self.of_forge.get_mut(&forge) {
                     *count = count.saturating_sub(1);
@@ -100,8 +109,9 @@ pub(crate) async fn keep_working<D: Due>(due: D, what: &str, mut woken: watch::R
                 if changed.is_err() {
                     return;
                 }
+                under_way.refills = false;
             }
-            () = tokio::time::sleep(every) => {}
+            () = tokio::time::sleep(every) => under_way.refills = false,
             Some(ended) = under_way.next() => {
                 if let Err(error) = ended {
                     trouble(&error);

@@ -149,33 +149,16 @@ impl Forge for Memory {
     }
 }
 
-impl Plugins for Memory {
+/// What is configured, by name.
+struct Forges(Vec<(&'static str, Memory)>);
+
+impl Plugins for Forges {
     fn forges(&self) -> Vec<String> {
-        vec![FORGE.to_owned()]
+        self.0.iter().map(|(name, _)| (*name).to_owned()).collect()
     }
     fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
-        (name == FORGE).then(|| -> Arc<dyn Forge> { Arc::new(self.clone()) })
-    }
-    fn reporters(&self) -> Vec<String> {
-        vec![]
-    }
-    fn reporter(&self, _: &str) -> Option<Arc<dyn Reporter>> {
-        None
-    }
-    fn statuses(&self) -> Vec<PluginStatus> {
-        vec![]
-    }
-}
-
-/// Two forges: the usual one, and another.
-struct Both(Memory, Memory);
-
-impl Plugins for Both {
-    fn forges(&self) -> Vec<String> {
-        vec![FORGE.to_owned(), OTHER.to_owned()]
-    }
-    fn forge(&self, name: &str) -> Option<Arc<dyn Forge>> {
-        if name == OTHER { Some(Arc::new(self.1.clone())) } else { self.0.forge(name) }
+        let (_, forge) = self.0.iter().find(|(known, _)| *known == name)?;
+        Some(Arc::new(forge.clone()))
     }
     fn reporters(&self) -> Vec<String> {
         vec![]
@@ -220,7 +203,7 @@ impl World {
         let remotes = Arc::new(Remotes::default());
         let options = ProjectsOptions {
             db: test.db.clone(),
-            plugins: Arc::new(forge.clone()),
+            plugins: Arc::new(Forges(vec![(FORGE, forge.clone())])),
             node: NodeId("n".to_owned()),
             public_url: "https://ci.example".to_owned(),
             remote_heads: remotes.clone(),
@@ -235,7 +218,7 @@ impl World {
     pub(crate) async fn with_other_forge() -> (Self, Memory) {
         let mut world = Self::new().await;
         let other = Memory::default();
-        world.options.plugins = Arc::new(Both(world.forge.clone(), other.clone()));
+        world.options.plugins = Arc::new(Forges(vec![(FORGE, world.forge.clone()), (OTHER, other.clone())]));
         (world, other)
     }
 
