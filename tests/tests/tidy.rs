@@ -46,6 +46,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("plugin-build", &[]),
     ("plugin-harness", &["core", "plugin-host"]),
     ("fake-forges", &[]),
+    ("fixtures", &[]),
     ("plugin-tests", &["core", "plugin-host", "plugin-harness", "fake-forges"]),
     ("hostile-tests", &["core", "plugin-host", "plugin-harness", "plugin-github"]),
     ("tests", &["core", "db", "embedded", "fake-forges"]),
@@ -200,4 +201,13 @@ fn the_journeys_lead_through_files_that_exist() {
     assert!(named.len() > 15, "the journeys name files: {named:?}");
     let missing = named.iter().filter(|name| !root().join("host").join(name).exists());
     none("no such file", missing.map(|name| (*name).to_owned()).collect());
+}
+
+/// A clone with nothing beside it builds and passes: no file names a folder beside the repository.
+#[test]
+fn the_repository_stands_alone() {
+    let beside = concat!("..", "/shared");
+    let endings = [".rs", ".toml", ".mjs", ".sh", ".md", ".sql", ".nix", "/run", "/dev", "dev"];
+    let naming = files(&endings).into_iter().filter(|file| file.text.contains(beside)).map(|file| file.path);
+    none("name what is not part of the repository", naming.collect());
 }

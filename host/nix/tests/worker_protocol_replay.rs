@@ -1,18 +1,17 @@
 //! Replays recorded conversations of stock clients and daemons: our client, told to do what the recorded client did, must
 //! send the same bytes, and must understand the recorded daemon to its last byte.
 //!
-//! The recordings are not part of this repository. They are expected beside it, in `shared/fixtures/worker-protocol`.
+//! The recordings are an archive in `tests/fixtures`.
 
 #[path = "worker_protocol_replay/requests.rs"]
 mod requests;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
+use harmonia_fixtures::Archive;
 use harmonia_nix::nar::Limits;
 use harmonia_nix::worker_protocol::{
     ActivityResult, BuildStatus, Client, ClientError, ClientGreeting, HandshakeError, LogMessage, LogTarget, Operation,
@@ -20,16 +19,6 @@ use harmonia_nix::worker_protocol::{
 };
 use requests::{Conversation, Request};
 use tokio::io::{AsyncRead, ReadBuf};
-
-fn recordings() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/worker-protocol");
-    assert!(
-        folder.join("README.md").is_file(),
-        "the recorded conversations are missing: expected the folder {}, next to this repository",
-        folder.display()
-    );
-    folder
-}
 
 /// One connection of one case.
 struct Recording {
@@ -41,20 +30,17 @@ struct Recording {
 }
 
 fn all_recordings() -> Vec<Recording> {
+    let files = harmonia_fixtures::recording(Archive::WorkerProtocol);
     let mut found = Vec::new();
-    for pairing in ["2.8.0-2.8.0", "2.26.3-2.26.3"] {
-        for case in fs::read_dir(recordings().join(pairing)).expect("a folder of cases") {
-            let case = case.expect("a case").path();
-            for number in 1.. {
-                let suffix = if number == 1 { String::new() } else { format!("-{number}") };
-                let Ok(from_client) = fs::read(case.join(format!("c2s{suffix}.bin"))) else { break };
-                let from_daemon = fs::read(case.join(format!("s2c{suffix}.bin"))).expect("both sides are recorded");
-                let turns = fs::read_to_string(case.join(format!("turns{suffix}"))).expect("turns are recorded");
-                let case = case.file_name().expect("a name").to_string_lossy();
-                let name = format!("{pairing}/{case}{suffix}");
-                found.push(Recording { name, from_client, from_daemon, pauses: pauses(&turns) });
-            }
-        }
+    for (path, from_client) in &files {
+        // PAIRING/CASE/c2s.bin; further connections of a case are c2s-2.bin and so on.
+        let Some((case, file)) = path.rsplit_once('/') else { continue };
+        let Some(suffix) = file.strip_prefix("c2s").and_then(|rest| rest.strip_suffix(".bin")) else { continue };
+        let from_daemon = files.get(&format!("{case}/s2c{suffix}.bin")).expect("both sides are recorded").clone();
+        let turns = files.get(&format!("{case}/turns{suffix}")).expect("turns are recorded");
+        let turns = std::str::from_utf8(turns).expect("turns are text");
+        let name = format!("{case}{suffix}");
+        found.push(Recording { name, from_client: from_client.clone(), from_daemon, pauses: pauses(turns) });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found

@@ -1,6 +1,6 @@
-//! Where descriptions and examples lie on disk. None of them is part of the repository.
+//! Where descriptions and examples lie on disk: `published/` is part of the repository, `generated/` is made by `./dev setup`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -14,10 +14,9 @@ pub(crate) fn generated(name: &str) -> Value {
     read(&crate_folder().join("generated").join(name), "run `./dev setup`, which installs it")
 }
 
-/// A published API description beside the repository.
+/// A published API description, reduced to its facts by `node/reduce.mjs`.
 pub(crate) fn published(name: &str) -> Value {
-    let path: PathBuf = crate_folder().join("../../../shared/fixtures/openapi").join(name);
-    read(&path, "the folder 'shared/fixtures' must exist beside the repository")
+    read(&crate_folder().join("published").join(name), "it is part of the repository")
 }
 
 fn read(path: &Path, what_to_do: &str) -> Value {

@@ -54,8 +54,8 @@ impl FakeGitea {
 
     fn start_blocking(forgejo: bool) -> Self {
         static DESCRIPTION: OnceLock<Arc<Description>> = OnceLock::new();
-        let description = DESCRIPTION
-            .get_or_init(|| Arc::new(Description::from_swagger(&files::published("forgejo-16.swagger.json"))));
+        let description =
+            DESCRIPTION.get_or_init(|| Arc::new(Description::from_swagger(&files::published("forgejo-16.json"))));
         let helper = Helper::start();
         let (server, site) = Server::start(|address| {
             Arc::new(Gitea {

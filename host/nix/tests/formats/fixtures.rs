@@ -1,49 +1,21 @@
 //! The recorded derivations of real evaluations, by a newer Nix than the installed one.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
+use harmonia_fixtures::{Archive, file_name, recording};
 use harmonia_nix::{Derivation, StorePath};
 
 use crate::derivations::verify_all;
 
-/// The folder of recordings. It lies beside the repository, not in it.
-fn fixtures() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = workspace.join("../shared/fixtures/nix-eval-jobs");
-    assert!(
-        folder.is_dir(),
-        "the recordings are missing: {} must exist (folder 'shared/fixtures' beside the repository)",
-        folder.display()
-    );
-    folder
-}
-
-fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a readable folder") {
-        let path = entry.expect("a readable entry").path();
-        if path.is_dir() {
-            files_below(&path, found);
-        } else {
-            found.push(path);
-        }
-    }
-}
-
-fn recorded_files(extension: &str) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    files_below(&fixtures(), &mut files);
-    files.retain(|path| path.extension().is_some_and(|found| found == extension));
-    files
+/// The files whose name ends so, with their bytes.
+fn recorded_files(ending: &str) -> Vec<(String, Vec<u8>)> {
+    recording(Archive::NixEvalJobs).into_iter().filter(|(path, _)| path.ends_with(ending)).collect()
 }
 
 fn recorded_derivations() -> BTreeMap<StorePath, Derivation> {
     let mut derivations = BTreeMap::new();
-    for file in recorded_files("drv") {
-        let name = file.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-        let path = StorePath::from_base_name(name).expect("files are named as in the store");
-        let text = fs::read(&file).expect("a readable file");
+    for (file, text) in recorded_files(".drv") {
+        let path = StorePath::from_base_name(file_name(&file)).expect("files are named as in the store");
         let derivation = Derivation::from_file(&path, &text).unwrap_or_else(|error| panic!("{path}: {error:?}"));
         assert_eq!(derivation.to_aterm(), text, "{path}");
         assert_eq!(derivation.drv_path().expect("valid name"), path);
@@ -77,8 +49,8 @@ fn recorded_derivations_are_understood() {
 fn the_evaluator_reported_what_we_read() {
     let derivations = recorded_derivations();
     let mut compared = 0;
-    for file in recorded_files("jsonl") {
-        let text = fs::read_to_string(&file).expect("a readable file");
+    for (_, bytes) in recorded_files(".jsonl") {
+        let text = String::from_utf8(bytes).expect("UTF-8");
         // A line may be cut off where the recording ended.
         let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         for line in lines {

@@ -107,39 +107,19 @@ pub(crate) fn shorten_error(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use harmonia_fixtures::{Archive, recording};
 
     use super::*;
 
-    fn recordings() -> PathBuf {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let folder = workspace.join("../shared/fixtures/nix-eval-jobs");
-        assert!(folder.is_dir(), "the recordings of nix-eval-jobs are missing: {}", folder.display());
-        folder
-    }
-
-    fn files(folder: &Path, name: &str, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path()) {
-            if entry.is_dir() {
-                files(&entry, name, found);
-            } else if entry.file_name().is_some_and(|file| file == name) {
-                found.push(entry);
-            }
-        }
-    }
-
     #[test]
     fn every_recorded_line_is_read() {
-        let mut found = Vec::new();
-        files(&recordings(), "stdout.jsonl", &mut found);
+        let mut found = recording(Archive::NixEvalJobs);
         // The text of its help was recorded, too.
-        found.retain(|file| !file.components().any(|part| part.as_os_str() == "help"));
+        found.retain(|file, _| file.ends_with("/stdout.jsonl") && !file.contains("/help/"));
         let (mut derivations, mut errors) = (0, 0);
-        for file in &found {
-            let bytes = std::fs::read(file).expect("readable");
+        for (file, bytes) in &found {
             for (index, line) in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate() {
-                let parsed =
-                    parse_line(index as u64 + 1, line).unwrap_or_else(|error| panic!("{}: {error:?}", file.display()));
+                let parsed = parse_line(index as u64 + 1, line).unwrap_or_else(|error| panic!("{file}: {error:?}"));
                 let raw: serde_json::Value = serde_json::from_slice(line).expect("JSON");
                 match parsed.result {
                     Ok(evaluated) => {
