@@ -30,26 +30,19 @@ BEGIN
 END
 $$;
 
--- New functions are for nobody until a migration says for whom.
+-- New functions are for nobody until `grants.sql` says for whom.
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
--- What binaries may use this schema. A binary older than `oldest_binary` refuses to start.
+-- What binaries may use this schema, and which functions it has.
 CREATE TABLE schema_info (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    oldest_binary text NOT NULL
+    -- A binary older than that refuses to start.
+    oldest_binary text NOT NULL,
+    -- Digest of `functions/` and `grants.sql` as they were applied last; null: never.
+    functions_digest text,
+    -- The version of the binary that applied them: an older one leaves them as they are.
+    functions_version text,
+    -- The functions that were made then. What is no longer in the files is dropped, and nothing else.
+    functions text[] NOT NULL DEFAULT '{}'
 );
 INSERT INTO schema_info (oldest_binary) VALUES ('0.1.0');
-
--- Grants to a role that may not exist on this cluster.
-CREATE FUNCTION grant_to(privileges text, roles text[]) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    role text;
-BEGIN
-    FOREACH role IN ARRAY roles LOOP
-        IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'harmonia_' || role) THEN
-            EXECUTE format('GRANT %s TO %I', privileges, 'harmonia_' || role);
-        END IF;
-    END LOOP;
-END
-$$;

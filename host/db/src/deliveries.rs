@@ -1,6 +1,6 @@
 //! Deliveries of forges: recorded once while the forge waits ([`Db::record_delivery`]), worked off later under a lease
 //! ([`Db::claim_deliveries`]), kept for the list of recent ones. The table is its own queue. The statement that records
-//! is in `migrations/0018_repositories.sql`.
+//! is in `migrations/functions/intake.sql`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use sqlx::error::DatabaseError;
 
-/// Raised by our SQL functions (`migrations/0006_functions.sql`): a claim that is no longer held.
+/// Raised by our SQL functions (`migrations/functions`): a claim that is no longer held.
 const STALE_CLAIM: &str = "HC001";
 /// Raised by our SQL functions: no such row.
 const NOT_FOUND: &str = "HC002";
@@ -66,6 +66,14 @@ pub enum DbError {
     SchemaTooNew {
         /// The oldest version that may use it.
         oldest_binary: String,
+    },
+    /// The tables are those of a development version, from before what is there now.
+    #[error(
+        "the database was made by a development version of harmonia-ci (its migration {migration} differs) and cannot be brought up to date: use an empty database"
+    )]
+    OtherLayout {
+        /// The first that differs.
+        migration: String,
     },
     /// A migration did not apply.
     #[error("could not migrate the database")]

@@ -1,6 +1,6 @@
 //! Evaluations: who asks for them, the evaluator that runs them, and the graph it inserts. Start at [`Db::create_evaluation`];
 //! the graph is in `graph`, git bundles in `bundles`, what is put off in `waiting`, what is needed to use results again in
-//! `reuse`. Statements are in `migrations/0009_evaluators.sql`.
+//! `reuse`. Statements are in `migrations/functions/evaluations.sql`.
 
 mod bundles;
 mod graph;

@@ -1,6 +1,6 @@
 //! From deliveries to evaluations: start at [`Db::branch_state`] (before a forge is asked), then
 //! [`Db::request_evaluation`]. Pull requests, approvals, permissions and replies are in `pull_requests`. The statements
-//! are in `migrations/0017_intake.sql`.
+//! are in `migrations/functions/intake.sql`.
 
 mod pull_requests;
 

@@ -1,8 +1,8 @@
 //! Every SQL statement of Harmonia CI: queue, evaluations, nodes, store paths, maintenance.
 //!
 //! Start reading at [`Db`], then `queue` (what builders and signers do to jobs) and `evaluations` (who wants them).
-//! What changes state is a function in `migrations/`, one statement here: it checks the caller's claim token, runs in one
-//! transaction, and is tried again after a deadlock. `migrations/0004_jobs_and_nodes.sql` has the guarded state machine.
+//! What changes state is a function in `migrations/functions/`, one statement here: it checks the caller's claim token, runs in one
+//! transaction, and is tried again after a deadlock. `migrations/functions/guards.sql` has the guarded state machine.
 //!
 //! Only here: sqlx. Never here: axum, wasmtime, S3, decisions that need no database (those are in core).
 

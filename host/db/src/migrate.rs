@@ -1,22 +1,36 @@
-//! Applying migrations, and refusing schemas that this binary does not understand.
+//! Applying migrations and, after them, the functions, and refusing schemas that this binary does not understand.
 
-use std::collections::HashSet;
+pub(crate) mod functions;
+
+use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::connection::Db;
 use crate::error::DbError;
 
-/// All migrations, embedded.
+/// The tables: all migrations, embedded.
 pub(crate) static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
 /// What a migration run did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migrated {
-    /// Names of the migrations applied just now, in order.
+    /// Names of the migrations applied just now, in order, and at the end [`FUNCTIONS`] if those changed.
     pub applied: Vec<String>,
+}
+
+/// What [`Migrated`] and [`DbError::SchemaTooOld`] call functions, triggers and grants.
+const FUNCTIONS: &str = "functions";
+
+/// Applies missing migrations, then the functions if they differ; says whether they did.
+pub(crate) async fn apply(connection: &mut PgConnection) -> Result<bool, DbError> {
+    // A newer binary may have migrated further; `check_schema` says whether we may stay.
+    let mut migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator.run_direct(None, connection, false).await.map_err(|source| DbError::Migrate { source })?;
+    functions::apply(connection).await.map_err(|source| DbError::from_sqlx("replace the functions", source))
 }
 
 impl Db {
@@ -34,48 +48,47 @@ impl Db {
             .execute(&mut connection)
             .await
             .map_err(|source| DbError::from_sqlx("lock the migrations", source))?;
-        let before = self.applied_versions().await?;
-        // A newer binary may have migrated further; `check_schema` says whether we may stay.
-        let mut migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
-        migrator.set_ignore_missing(true).set_locking(false);
-        let run =
-            tokio::time::timeout(Duration::from_hours(1), migrator.run_direct(None, &mut connection, false)).await;
-        match run {
-            Ok(Ok(())) => {}
-            Ok(Err(source)) => return Err(DbError::Migrate { source }),
-            Err(_) => return Err(DbError::Refused { reason: "the migration did not end within an hour".to_owned() }),
-        }
+        let before = self.applied().await?;
+        let run = tokio::time::timeout(Duration::from_hours(1), apply(&mut connection)).await;
+        let replaced = run.unwrap_or_else(|_| {
+            Err(DbError::Refused { reason: "the migration did not end within an hour".to_owned() })
+        })?;
         // Closing the connection releases the lock.
         connection.close().await.map_err(|source| DbError::from_sqlx("end the migration", source))?;
-        let after = self.applied_versions().await?;
-        let applied = MIGRATOR
-            .iter()
-            .filter(|m| after.contains(&m.version) && !before.contains(&m.version))
-            .map(migration_name)
-            .collect();
+        let after = self.applied().await?;
+        let new = MIGRATOR.iter().filter(|m| after.contains_key(&m.version) && !before.contains_key(&m.version));
+        let applied = new.map(migration_name).chain(replaced.then(|| FUNCTIONS.to_owned())).collect();
         Ok(Migrated { applied })
     }
 
     /// Refuses a schema that is older than this binary needs, or that no longer supports it.
     pub async fn check_schema(&self) -> Result<(), DbError> {
-        let applied = self.applied_versions().await?;
-        let missing: Vec<String> =
-            MIGRATOR.iter().filter(|m| !applied.contains(&m.version)).map(migration_name).collect();
+        let applied = self.applied().await?;
+        let mut missing: Vec<String> =
+            MIGRATOR.iter().filter(|m| !applied.contains_key(&m.version)).map(migration_name).collect();
         if !missing.is_empty() {
+            missing.push(FUNCTIONS.to_owned());
             return Err(DbError::SchemaTooOld { missing });
         }
-        let oldest_binary = self
+        let info = self
             .run("read the schema's version", || {
-                sqlx::query_scalar!("SELECT oldest_binary FROM schema_info").fetch_one(&self.pool)
+                sqlx::query!("SELECT oldest_binary, functions_digest, functions_version FROM schema_info")
+                    .fetch_one(&self.pool)
             })
             .await?;
+        if functions::are_missing(info.functions_digest.as_deref(), info.functions_version.as_deref()) {
+            return Err(DbError::SchemaTooOld { missing: vec![FUNCTIONS.to_owned()] });
+        }
+        let oldest_binary = info.oldest_binary;
         if version(env!("CARGO_PKG_VERSION")) < version(&oldest_binary) {
             return Err(DbError::SchemaTooNew { oldest_binary });
         }
         Ok(())
     }
 
-    async fn applied_versions(&self) -> Result<HashSet<i64>, DbError> {
+    /// Versions and checksums of the migrations that were applied. Refuses a database whose tables were made by other
+    /// migrations under our names: it is of a development version, and nothing leads from there to here.
+    async fn applied(&self) -> Result<HashMap<i64, Vec<u8>>, DbError> {
         let exists = self
             .run("look for migrations", || {
                 sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
@@ -83,15 +96,20 @@ impl Db {
             })
             .await?;
         if !exists {
-            return Ok(HashSet::new());
+            return Ok(HashMap::new());
         }
         // The table is sqlx's own and not part of our migrations, so the macro cannot check this one.
-        let versions: Vec<i64> = self
+        let rows: Vec<(i64, Vec<u8>)> = self
             .run("read applied migrations", || {
-                sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(&self.pool)
+                sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(&self.pool)
             })
             .await?;
-        Ok(versions.into_iter().collect())
+        let applied: HashMap<i64, Vec<u8>> = rows.into_iter().collect();
+        let differs = |m: &&sqlx::migrate::Migration| applied.get(&m.version).is_some_and(|sum| *sum != *m.checksum);
+        match MIGRATOR.iter().find(differs) {
+            Some(other) => Err(DbError::OtherLayout { migration: migration_name(other) }),
+            None => Ok(applied),
+        }
     }
 }
 

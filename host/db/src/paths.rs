@@ -1,5 +1,5 @@
 //! Store paths: what the cache holds, who may upload what, and how a finished build is published. The signer's side;
-//! statements are in `migrations/0010_users_and_signers.sql`. Start at [`Db::claim_outputs`] and [`Db::publish_outputs`].
+//! statements are in `migrations/functions/store_paths.sql`. Start at [`Db::claim_outputs`] and [`Db::publish_outputs`].
 
 mod publish;
 mod rows;

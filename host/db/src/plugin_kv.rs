@@ -1,4 +1,4 @@
-//! The small store of plugins, behind [`PluginStore`]. `migrations/0014_plugin_kv.sql` has the function that writes.
+//! The small store of plugins, behind [`PluginStore`]. `migrations/functions/plugin_kv.sql` has the function that writes.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Projects of repositories: enabling, settings, and what the intake of deliveries asks of one ([`Db::forge_project`]).
 //! Webhooks at the forge are in `hooks`, polling in `polls`. Statements that change several rows are in
-//! `migrations/0018_repositories.sql`.
+//! `migrations/functions/repositories.sql`.
 
 mod hooks;
 mod polls;

@@ -1,6 +1,6 @@
 //! The queue of build jobs: what builders claim and how it ends. Start at `claim`, then `finish`; what users do is in
 //! `users`; `charge` keeps the scheduling policy's books, `record` reads the queue for the simulator. The statements behind
-//! are in `migrations/0007_job_transitions.sql`, `0008_builders.sql` and `0015_scheduling.sql`.
+//! are in `jobs.sql`, `claims.sql` and `builders.sql` of `migrations/functions`.
 
 mod charge;
 mod claim;

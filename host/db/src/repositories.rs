@@ -1,6 +1,6 @@
 //! Repositories as forges tell of them, and where discovery is. Start at [`Db::begin_sync`] (a lease, so that one
 //! frontend syncs a forge) and [`Db::save_sync_page`] (each page with the cursor of the next, so that a crash continues).
-//! The statements are in `migrations/0018_repositories.sql` and, for what is gone, `0024_gone_repositories.sql`.
+//! The statements are in `migrations/functions/repositories.sql`.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What forges are to show, as desired state. Start at [`Db::compute_report`]: marks, rows and statuses in one
 //! transaction; then `delivery` (what is due at a forge, under a lease), `comments`, and `dead_letters`.
 //!
-//! `migrations/0016_statuses.sql` says why no last word is lost.
+//! `migrations/0006_reporting.sql` says why no last word is lost.
 
 mod comments;
 mod dead_letters;

@@ -8,12 +8,11 @@ pub mod played;
 use std::str::FromStr;
 
 use harmonia_core::{Capability, ClaimToken};
-use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::connection::Db;
-use crate::migrate::MIGRATOR;
+use crate::migrate::{self, MIGRATOR};
 
 /// The variable that names the cluster.
 pub const POSTGRES_URL_VARIABLE: &str = "HARMONIA_TEST_POSTGRES_URL";
@@ -250,8 +249,9 @@ async fn create_database(connection: &mut PgConnection, name: &str, template: Op
 async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> String {
     let digest = MIGRATOR
         .iter()
-        .flat_map(|m| m.checksum.iter())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        .flat_map(|m| m.checksum.iter().copied())
+        .chain(migrate::functions::digest().into_bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let name = format!("harmonia_template_{digest:016x}");
     if database_exists(connection, &name).await {
         return name;
@@ -262,8 +262,7 @@ async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> St
         let draft = random_name();
         create_database(connection, &draft, None).await;
         let mut fresh = connect(&admin.clone().database(&draft)).await;
-        let migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
-        migrator.run_direct(None, &mut fresh, false).await.expect("migrations apply");
+        migrate::apply(&mut fresh).await.expect("migrations apply");
         fresh.close().await.expect("close the template");
         let statement =
             sqlx::query_scalar!("SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text)", draft, name)

@@ -1,5 +1,5 @@
 //! What it takes to use an evaluation's results for another commit with the same tree. Start at [`Db::reuse_key`];
-//! `request_evaluation` (in `intake`) is what uses them. `migrations/0023_tree_reuse.sql`.
+//! `request_evaluation` (in `intake`) is what uses them. `migrations/functions/evaluations.sql`.
 
 use std::time::Duration;
 

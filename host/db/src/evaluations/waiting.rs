@@ -1,4 +1,4 @@
-//! Evaluations that are put off: what they need cannot be had now. `migrations/0022_waiting_evaluations.sql`.
+//! Evaluations that are put off: what they need cannot be had now. `migrations/0004_evaluations.sql`.
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ mod histories;
 mod intake;
 mod kept;
 mod listen;
+mod migrate;
 mod model;
 mod nodes;
 mod outbox;

@@ -1,26 +1,10 @@
-//! Migrations, the guarded state machine, and constraints.
+//! The guarded state machine, and constraints.
 
 use harmonia_core::JobStatus;
 use harmonia_db::testing::{TestDatabase, pool};
 use harmonia_db::{DbError, DbOptions};
 
 use crate::world::{World, graph};
-
-#[tokio::test]
-async fn migrations_apply_to_an_empty_database_once_even_when_two_nodes_start_together() {
-    let test = TestDatabase::empty().await;
-    let missing = test.db.check_schema().await.expect_err("nothing is there");
-    assert!(matches!(&missing, DbError::SchemaTooOld { missing } if missing.len() > 5), "{missing:?}");
-    let (one, two) = tokio::join!(test.db.migrate(), test.db.migrate());
-    let (one, two) = (one.expect("migrate").applied, two.expect("migrate").applied);
-    assert!(!one.is_empty() || !two.is_empty());
-    test.db.check_schema().await.expect("current");
-    assert_eq!(test.db.migrate().await.expect("again").applied, Vec::<String>::new());
-
-    sqlx::query!("UPDATE schema_info SET oldest_binary = '999.0.0'").execute(pool(&test.db)).await.expect("update");
-    let newer = test.db.check_schema().await.expect_err("too new");
-    assert!(newer.to_string().contains("999.0.0"), "{newer}");
-}
 
 #[tokio::test]
 async fn wrong_urls_are_told_apart() {

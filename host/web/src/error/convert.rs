@@ -21,7 +21,8 @@ impl From<DbError> for WebError {
             | DbError::NoDatabase { .. }
             | DbError::Url { .. }
             | DbError::SchemaTooOld { .. }
-            | DbError::SchemaTooNew { .. } => Self::database_unavailable().because(error),
+            | DbError::SchemaTooNew { .. }
+            | DbError::OtherLayout { .. } => Self::database_unavailable().because(error),
             _ if error.is_transient() => Self::database_unavailable().because(error),
             _ => Self::internal("database-query").because(error),
         }

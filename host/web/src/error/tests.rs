@@ -32,6 +32,7 @@ fn database_errors_have_their_status() {
         (DbError::Refused { reason: "no".into() }, (422, "refused")),
         (DbError::SchemaTooOld { missing: vec!["x".into()] }, (503, "database-unavailable")),
         (DbError::SchemaTooNew { oldest_binary: "9".into() }, (503, "database-unavailable")),
+        (DbError::OtherLayout { migration: "1 x".into() }, (503, "database-unavailable")),
         (DbError::Corrupt { what: "state".into() }, (500, "database-query")),
     ] {
         let shown = error.to_string();

@@ -1,52 +1,4 @@
--- Layer 2, the CI layer, first part: who wants something built. Knows nothing of NAR hashes.
-
-CREATE TABLE repositories (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    forge text NOT NULL,
-    owner text NOT NULL,
-    name text NOT NULL,
-    full_name text NOT NULL,
-    clone_url text NOT NULL,
-    is_private boolean NOT NULL,
-    default_branch text NOT NULL,
-    last_synced timestamptz,
-    UNIQUE (forge, full_name)
-);
-
-CREATE TABLE projects (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    repository_id bigint UNIQUE REFERENCES repositories ON DELETE SET NULL,
-    name text NOT NULL UNIQUE CHECK (name <> '' AND length(name) <= 200),
-    kind text NOT NULL CHECK (kind IN ('forge', 'git', 'local')),
-    url text CHECK ((kind = 'git') <= (url IS NOT NULL)), -- of a plain git project
-    enabled boolean NOT NULL DEFAULT true,
-    is_public boolean NOT NULL DEFAULT true,
-    scheduling_shares integer NOT NULL DEFAULT 100 CHECK (scheduling_shares > 0),
-    consumed_seconds double precision NOT NULL DEFAULT 0,
-    pr_enabled boolean NOT NULL DEFAULT true,
-    pr_trust text NOT NULL DEFAULT 'collaborators' CHECK (pr_trust IN ('collaborators', 'all', 'none')),
-    poll_interval_s integer NOT NULL DEFAULT 0 CHECK (poll_interval_s >= 0), -- 0: off
-    -- A build failure older than this is tried again by the next evaluation; null: never.
-    failure_ttl_s bigint CHECK (failure_ttl_s > 0),
-    -- Limits of its builds; null: those of default_limits.
-    timeout_s bigint CHECK (timeout_s > 0),
-    timeout_max_s bigint NOT NULL DEFAULT 86400 CHECK (timeout_max_s > 0), -- bounds meta.timeout
-    max_silent_s bigint CHECK (max_silent_s > 0),
-    output_bytes_max bigint CHECK (output_bytes_max > 0),
-    log_bytes_max bigint CHECK (log_bytes_max > 0),
-    created_at timestamptz NOT NULL DEFAULT now()
-);
-
--- Limits of the builds of projects that have none of their own. A frontend writes what is configured when it starts.
-CREATE TABLE default_limits (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    timeout_s bigint NOT NULL CHECK (timeout_s > 0),
-    max_silent_s bigint NOT NULL CHECK (max_silent_s > 0),
-    output_bytes_max bigint NOT NULL CHECK (output_bytes_max > 0),
-    log_bytes_max bigint NOT NULL CHECK (log_bytes_max > 0)
-);
-INSERT INTO default_limits (timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
-VALUES (14400, 1800, 4294967296, 67108864);
+-- Layer 2, second part: what was evaluated, and what it wants.
 
 -- Git bundles that `eval PATH` sends, in chunks so that nobody holds one in memory.
 CREATE TABLE bundles (
@@ -67,53 +19,85 @@ ALTER TABLE bundle_chunks ALTER COLUMN bytes SET STORAGE EXTERNAL; -- bundles ar
 CREATE TABLE evaluations (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project_id bigint NOT NULL REFERENCES projects,
+    -- What.
     source_kind text NOT NULL CHECK (source_kind IN ('bundle', 'git')),
     bundle_id bigint REFERENCES bundles ON DELETE SET NULL,
     flake_url text CHECK ((source_kind = 'git') <= (flake_url IS NOT NULL)),
     commit_sha text, -- null: the evaluator finds the branch's head
     branch text NOT NULL,
-    tree_hash text,
+    is_tag boolean NOT NULL DEFAULT false,
     dirty boolean NOT NULL DEFAULT false,
     attrs_requested text[], -- null: what the tree says
+    commit_title text,
+    commit_author text,
     pr_number bigint,
     pr_author text,
     pr_head_sha text,
+    pr_head_ref text, -- from which git fetches the head out of the base repository
+    pr_base_branch text,
     pr_base_sha text,
     pr_merge_sha text,
-    commit_title text,
-    commit_author text,
+    delivery_id bigint, -- which asked for it
+    attempt integer NOT NULL DEFAULT 1,
+    -- What became of it.
     status text NOT NULL DEFAULT 'queued'
         CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'skipped')),
     skipped_reason text CHECK (skipped_reason IS NULL OR status = 'skipped'),
-    reuses_eval_id bigint REFERENCES evaluations ON DELETE SET NULL,
-    superseded_by bigint REFERENCES evaluations ON DELETE SET NULL,
-    closed_at timestamptz, -- its branch or pull request is gone
-    pinned boolean NOT NULL DEFAULT false,
-    claimed_by text,
-    claim_incarnation bigint,
-    claim_token_hash bytea CHECK (length(claim_token_hash) = 32),
-    created_at timestamptz NOT NULL DEFAULT now(),
-    started_at timestamptz,
-    finished_at timestamptz,
     error text,
     warnings text[] NOT NULL DEFAULT '{}',
     engine_log_key text,
     complete boolean NOT NULL DEFAULT false,
     allow_empty boolean NOT NULL DEFAULT false,
-    attempt integer NOT NULL DEFAULT 1,
+    superseded_by bigint REFERENCES evaluations ON DELETE SET NULL,
+    closed_at timestamptz, -- its branch or pull request is gone
+    pinned boolean NOT NULL DEFAULT false,
+    -- Its tree, and whether another evaluation of the same tree may show its results.
+    tree_hash text,
+    source_path text, -- store path of its tree, to find its files in errors
+    reuses_eval_id bigint REFERENCES evaluations ON DELETE SET NULL,
+    -- What decides, with the tree, what an evaluation yields; null: not known.
+    reuse_key text,
+    -- Whether a derivation or file contains the commit's hash or date, so that another commit with the same tree differs.
+    -- Null: not examined, which counts as yes.
+    embeds_commit boolean,
+    claimed_by text,
+    claim_incarnation bigint,
+    claim_token_hash bytea CHECK (length(claim_token_hash) = 32),
     lost_count integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,
+    finished_at timestamptz,
+    -- What cannot be fetched now (a forge is down or asks to be left alone, or no frontend can be asked for a credential) goes
+    -- back to the queue with a time before which nobody takes it: that says nothing about the commit. How long, and when it has
+    -- been too long, is decided by a pure function (host/core/src/retry.rs).
+    not_before timestamptz, -- nobody claims it before; null: at any time
+    wait_reason text, -- why it was put off the last time
+    waiting_since timestamptz, -- when it was put off for the first time
+    wait_count integer NOT NULL DEFAULT 0,
     UNIQUE (project_id, commit_sha, branch, attempt),
     CHECK ((status = 'running') = (claim_token_hash IS NOT NULL)),
     CHECK ((status = 'running') = (claimed_by IS NOT NULL AND claim_incarnation IS NOT NULL)),
     CHECK ((status IN ('queued', 'running')) = (finished_at IS NULL)),
     CHECK (status <> 'failed' OR error IS NOT NULL),
-    CHECK (NOT complete OR status IN ('succeeded', 'cancelled', 'skipped'))
+    CHECK (NOT complete OR status IN ('succeeded', 'cancelled', 'skipped')),
+    CONSTRAINT pull_request_whole CHECK ((pr_number IS NULL) = (pr_head_sha IS NULL)
+        AND (pr_number IS NULL) = (pr_base_branch IS NULL)),
+    CONSTRAINT waiting_whole CHECK (wait_count >= 0
+        AND (wait_count = 0) = (waiting_since IS NULL)
+        AND (wait_count = 0) = (not_before IS NULL)
+        AND (wait_count = 0) = (wait_reason IS NULL))
 );
 CREATE INDEX evaluations_queued ON evaluations (id) WHERE status = 'queued';
 CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status = 'running';
 CREATE INDEX evaluations_project ON evaluations (project_id, id DESC);
+CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
+CREATE INDEX evaluations_commit ON evaluations (project_id, commit_sha);
+CREATE INDEX evaluations_head ON evaluations (project_id, pr_head_sha) WHERE pr_head_sha IS NOT NULL;
 CREATE INDEX evaluations_unsuperseded ON evaluations (project_id, branch)
     WHERE superseded_by IS NULL AND closed_at IS NULL AND status IN ('queued', 'running', 'succeeded', 'skipped');
+CREATE INDEX evaluations_tree ON evaluations (project_id, tree_hash, id DESC)
+    WHERE tree_hash IS NOT NULL AND status = 'succeeded' AND complete AND embeds_commit = false;
+CREATE INDEX evaluations_reusing ON evaluations (reuses_eval_id) WHERE reuses_eval_id IS NOT NULL;
 
 CREATE TABLE eval_attrs (
     eval_id bigint NOT NULL REFERENCES evaluations ON DELETE CASCADE,
@@ -149,7 +133,7 @@ CREATE TABLE evaluation_log_chunks (
     PRIMARY KEY (eval_id, seq)
 );
 
--- An evaluation is live while it wants its jobs (database.md, "Wanted is derived").
+-- An evaluation is live while it wants its jobs. Whether a job is wanted is derived from that, never remembered.
 CREATE VIEW live_evaluations AS
     SELECT id, project_id, branch, coalesce(reuses_eval_id, id) AS attrs_of
     FROM evaluations

@@ -1,102 +1,13 @@
--- Deliveries as they arrive, discovery of repositories, projects made of them, their hooks and their polling. What needs
--- several statements at once is a function here; the rest is in the frontend's own statements.
-
-ALTER TABLE forge_syncs
-    ADD COLUMN requested_at timestamptz, -- something changed: a sync that began before is followed by another
-    ADD COLUMN not_before timestamptz, -- the forge asked to wait, or the last try failed
-    ADD COLUMN previous_started_at timestamptz, -- of the last complete sync
-    ADD COLUMN seen integer NOT NULL DEFAULT 0, -- repositories of the sync under way
-    ADD COLUMN attempts integer NOT NULL DEFAULT 0; -- failures in a row
-
-ALTER TABLE projects
-    ADD COLUMN hook_attempts integer NOT NULL DEFAULT 0; -- failures in a row
--- `hook_url` is where we may have installed a hook, `hook_installed` that we know we did: a lost answer leaves the first.
-DROP INDEX projects_due_hook;
-CREATE INDEX projects_due_hook ON projects (hook_next_at)
-    WHERE (hook_wanted AND NOT hook_installed) OR (NOT hook_wanted AND hook_url IS NOT NULL);
-
-ALTER TABLE webhook_deliveries
-    ADD COLUMN concerned boolean NOT NULL DEFAULT true; -- false: about no enabled project, so nothing was to be done
-CREATE INDEX webhook_deliveries_received ON webhook_deliveries (received_at);
-CREATE INDEX webhook_deliveries_dead ON webhook_deliveries (id DESC) WHERE state = 'dead';
-
--- What polling saw last. `changes` makes the id of a synthetic delivery: going back to an older head is a change too.
-CREATE TABLE poll_heads (
-    project_id bigint NOT NULL REFERENCES projects ON DELETE CASCADE,
-    reference text NOT NULL, -- branch/NAME or pull/NUMBER
-    state text NOT NULL, -- commit; of a pull request also what else matters
-    changes bigint NOT NULL DEFAULT 1,
-    PRIMARY KEY (project_id, reference)
-);
-
--- Takes a delivery, once for each id. In the same transaction: the heads it tells of take their place in the order of
--- arrival, and what it says of permissions makes us forget them. `recorded`: new, duplicate, or nothing (it concerns no
--- enabled project, and says nothing of repositories or permissions).
-CREATE FUNCTION record_delivery(
-    p_forge text, p_delivery text, p_events jsonb, p_duration_ms integer, p_names text[], p_always boolean,
-    p_repositories text[], p_pull_repositories text[], p_pull_numbers bigint[], p_pull_heads text[],
-    p_permissions text[], p_all_permissions boolean, OUT id bigint, OUT recorded text
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    v_concerned boolean := p_always OR EXISTS (
-        SELECT FROM repositories r JOIN projects p ON p.repository_id = r.id
-        WHERE r.forge = p_forge AND r.external_id = ANY (p_repositories) AND p.enabled);
-BEGIN
-    INSERT INTO webhook_deliveries AS d (forge, delivery_id, events, duration_ms, repositories, concerned, state, outcome, finished_at)
-    VALUES (p_forge, p_delivery, p_events, p_duration_ms, p_names, v_concerned,
-        CASE WHEN v_concerned THEN 'queued' ELSE 'done' END,
-        CASE WHEN NOT v_concerned THEN 'concerns no enabled project' END,
-        CASE WHEN NOT v_concerned THEN now() END)
-    ON CONFLICT (forge, delivery_id) DO NOTHING RETURNING d.id INTO id;
-    IF NOT FOUND THEN
-        SELECT d.id, CASE WHEN d.concerned THEN 'duplicate' ELSE 'nothing' END INTO id, recorded
-        FROM webhook_deliveries d WHERE d.forge = p_forge AND d.delivery_id = p_delivery;
-        RETURN;
-    END IF;
-    IF NOT v_concerned THEN
-        recorded := 'nothing';
-        RETURN;
-    END IF;
-    INSERT INTO pull_request_heads (project_id, number, head_commit, delivery_id)
-    SELECT DISTINCT ON (p.id, t.number) p.id, t.number, t.head, record_delivery.id
-    FROM unnest(p_pull_repositories, p_pull_numbers, p_pull_heads) WITH ORDINALITY AS t(repository, number, head, place)
-    JOIN repositories r ON r.forge = p_forge AND r.external_id = t.repository
-    JOIN projects p ON p.repository_id = r.id AND p.enabled
-    WHERE (SELECT h.head_commit FROM pull_request_heads h WHERE h.project_id = p.id AND h.number = t.number
-        ORDER BY h.delivery_id DESC LIMIT 1) IS DISTINCT FROM t.head
-    ORDER BY p.id, t.number, t.place DESC;
-    DELETE FROM forge_permissions f USING repositories r
-    WHERE r.id = f.repository_id AND r.forge = p_forge AND (p_all_permissions OR r.external_id = ANY (p_permissions));
-    PERFORM pg_notify('deliveries', record_delivery.id::text);
-    recorded := 'new';
-END
-$$;
-
--- Deliveries that ended so long ago, and heads whose place in the order nobody can ask for any more.
-CREATE FUNCTION delete_old_deliveries(p_keep interval) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    v_deleted bigint;
-BEGIN
-    DELETE FROM webhook_deliveries WHERE id IN (
-        SELECT d.id FROM webhook_deliveries d WHERE d.received_at < now() - p_keep AND d.state <> 'queued'
-        ORDER BY d.received_at LIMIT 10000);
-    GET DIAGNOSTICS v_deleted = ROW_COUNT;
-    IF v_deleted > 0 THEN
-        DELETE FROM pull_request_heads h
-        WHERE h.delivery_id < (SELECT min(d.id) FROM webhook_deliveries d)
-            AND EXISTS (SELECT FROM pull_request_heads n WHERE n.project_id = h.project_id AND n.number = h.number
-                AND n.delivery_id > h.delivery_id);
-    END IF;
-    RETURN v_deleted;
-END
-$$;
+-- Repositories as forges tell of them, and the projects that are made of them.
+--
+-- A repository that is gone, or not ours to see any more (an installation was removed, access was revoked, it was deleted),
+-- wants nothing: what of its project's evaluations has not come to an end is closed, and nothing more is asked of its forge.
+-- What has ended stays as it is, so that a repository that comes back shows what it showed.
 
 -- What a forge says of its repositories: new ones, new names, new properties. A name belongs to whom the forge gives it
 -- now; a row that had it before and is not named here is gone, until it turns up under another name. Projects are as
 -- visible as their repositories.
-CREATE FUNCTION upsert_repositories(p_forge text, p_repositories jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION upsert_repositories(p_forge text, p_repositories jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     -- Two at once would trip over names that they swap.
@@ -123,7 +34,9 @@ $$;
 -- One page of a sync: its repositories and where it goes on, at once. `held` false: another node has the sync, nothing was
 -- written. Without a next page the sync is over. A list that changes while it is read page by page can miss an entry, so
 -- what was not seen is gone only when the sync before did not see it either; the one that makes sure follows at once.
-CREATE FUNCTION save_sync_page(
+-- A complete sync closes what is open of all that is gone. A name that another repository took may turn up again on a later
+-- page, so nothing is closed before the end.
+CREATE OR REPLACE FUNCTION save_sync_page(
     p_forge text, p_node text, p_leased_until timestamptz, p_repositories jsonb, p_next text, p_lease interval,
     p_every interval, OUT held boolean, OUT leased_until timestamptz, OUT removed bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -150,6 +63,7 @@ BEGIN
         AND coalesce(r.last_synced, '-infinity') < least(v_sync.started_at, v_sync.previous_started_at)
         AND v_sync.previous_started_at IS NOT NULL;
     GET DIAGNOSTICS removed = ROW_COUNT;
+    PERFORM close_gone(p_forge);
     UPDATE forge_syncs s SET cursor = NULL, started_at = NULL, finished_at = now(), attempts = 0, last_error = NULL,
         repositories = s.seen + jsonb_array_length(p_repositories), seen = 0, leased_by = NULL, leased_until = NULL,
         not_before = NULL, previous_started_at = s.started_at,
@@ -160,8 +74,78 @@ BEGIN
 END
 $$;
 
+-- A forge says that these are gone. Returns how many were there.
+CREATE OR REPLACE FUNCTION remove_repositories(p_forge text, p_ids text[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_removed bigint;
+BEGIN
+    UPDATE repositories SET removed_at = now() WHERE forge = p_forge AND external_id = ANY (p_ids) AND removed_at IS NULL;
+    GET DIAGNOSTICS v_removed = ROW_COUNT;
+    PERFORM close_gone(p_forge);
+    RETURN v_removed;
+END
+$$;
+
+-- Closes these: what has not ended is cancelled, results stay to be seen, none of them wants jobs any more. Call under
+-- lock_withdrawals. `p_message` is for the jobs that nobody else wants.
+CREATE OR REPLACE FUNCTION close_these(p_evals bigint[], p_reason text, p_message text) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('claims', left(claimed_by, 200)) FROM evaluations WHERE id = ANY (p_evals) AND status = 'running';
+    UPDATE evaluations SET closed_at = now(),
+        error = CASE WHEN status IN ('queued', 'running') THEN p_reason ELSE error END,
+        status = CASE WHEN status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
+        claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
+    WHERE id = ANY (p_evals);
+    PERFORM cancel_unwanted(release_roots(p_evals), false, p_message);
+    PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
+END
+$$;
+
+-- Closes what is open of repositories of this forge that are gone: evaluations that are queued or running, or whose builds
+-- have not all ended. Returns how many. Done again at the end of each sync, so that an evaluation that was asked for in the
+-- moment of the removal does not stay.
+CREATE OR REPLACE FUNCTION close_gone(p_forge text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_projects bigint[];
+    v_evals bigint[];
+    v_reason constant text := 'its repository is gone at the forge, or not ours to see any more';
+BEGIN
+    SELECT array_agg(p.id) INTO v_projects FROM (
+        SELECT p.id FROM projects p JOIN repositories r ON r.id = p.repository_id
+        WHERE r.forge = p_forge AND r.removed_at IS NOT NULL
+        ORDER BY p.id FOR NO KEY UPDATE OF p) p;
+    IF v_projects IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM lock_withdrawals();
+    SELECT array_agg(e.id) INTO v_evals FROM (
+        SELECT id FROM evaluations e
+        WHERE project_id = ANY (v_projects) AND superseded_by IS NULL AND closed_at IS NULL
+            AND source_kind = 'git' -- a commit that somebody sent needs no forge
+            AND (status IN ('queued', 'running') OR (status IN ('succeeded', 'skipped') AND EXISTS (
+                SELECT FROM eval_attrs a JOIN build_jobs j USING (drv_path)
+                WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id)
+                    -- What waits for nothing any more may still have inputs that are built.
+                    AND j.status IN ('pending', 'building', 'uploading', 'dep-failed'))))
+        ORDER BY id FOR NO KEY UPDATE) e;
+    -- A hook that may be there is out of our reach.
+    UPDATE projects SET hook_wanted = false, hook_installed = false, hook_url = NULL, hook_error = NULL, hook_attempts = 0
+    WHERE id = ANY (v_projects) AND (hook_wanted OR hook_installed OR hook_url IS NOT NULL);
+    IF v_evals IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- Should it come back, polling finds its heads anew.
+    DELETE FROM poll_heads WHERE project_id = ANY (v_projects);
+    PERFORM close_these(v_evals, v_reason, v_reason);
+    RETURN cardinality(v_evals);
+END
+$$;
+
 -- Makes a project of a repository, or enables the one that it has. `p_names`: the first that is free becomes the project's.
-CREATE FUNCTION enable_repository(p_repository bigint, p_names text[], p_by text, OUT project bigint, OUT project_name text)
+CREATE OR REPLACE FUNCTION enable_repository(p_repository bigint, p_names text[], p_by text, OUT project bigint, OUT project_name text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_repository repositories;
@@ -196,7 +180,7 @@ END
 $$;
 
 -- A project of a plain git repository. Null: the name is taken.
-CREATE FUNCTION add_git_project(p_name text, p_url text, p_branch text, p_poll_s integer, p_by text) RETURNS bigint
+CREATE OR REPLACE FUNCTION add_git_project(p_name text, p_url text, p_branch text, p_poll_s integer, p_by text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_project bigint;
@@ -213,7 +197,7 @@ END
 $$;
 
 -- Changes settings; what `p_changes` does not name stays. An empty default branch means the remote's own.
-CREATE FUNCTION set_project(p_name text, p_changes jsonb, p_by text) RETURNS void
+CREATE OR REPLACE FUNCTION set_project(p_name text, p_changes jsonb, p_by text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_project projects;
@@ -253,11 +237,3 @@ BEGIN
     PERFORM pg_notify('projects', '');
 END
 $$;
-
-SELECT grant_to('SELECT, INSERT, UPDATE, DELETE ON poll_heads', '{frontend}');
-SELECT grant_to('EXECUTE ON FUNCTION ' || f, '{frontend}') FROM (VALUES
-    ('record_delivery'), ('delete_old_deliveries'), ('upsert_repositories'), ('save_sync_page'), ('enable_repository'),
-    ('add_git_project'), ('set_project'),
-    -- Whether an evaluator that asks for a clone credential holds the evaluation.
-    ('evaluation_held')
-) AS g(f);

@@ -1,18 +1,9 @@
--- The small store of plugins: versions for conditional writes, bounds, and one function that writes.
-
--- One sequence for all keys: a version never comes again, not even when a key was deleted and written anew.
-CREATE SEQUENCE plugin_kv_version;
-
-ALTER TABLE plugin_kv
-    ADD COLUMN version bigint NOT NULL DEFAULT nextval('plugin_kv_version'),
-    ADD CONSTRAINT plugin_kv_key_bytes CHECK (octet_length(key) <= 512),
-    ADD CONSTRAINT plugin_kv_value_bytes CHECK (octet_length(value) <= 65536);
-CREATE INDEX plugin_kv_expiry ON plugin_kv (expires_at) WHERE expires_at IS NOT NULL;
+-- The small store of plugins: one function that writes.
 
 -- Writes a value. p_condition: 'always', 'absent' (no unexpired row), 'version' (the unexpired row has p_version).
 -- Gives the outcome and, when written, its version. Writes of one plugin take turns: only so do the condition and the
 -- number of keys still hold when the row is written. Turns are short, and other plugins do not wait.
-CREATE FUNCTION set_plugin_kv(
+CREATE OR REPLACE FUNCTION set_plugin_kv(
     p_plugin text, p_key text, p_value bytea, p_lifetime interval, p_condition text, p_version bigint, p_keys_max integer,
     OUT outcome text, OUT new_version bigint
 )
@@ -53,7 +44,3 @@ BEGIN
     outcome := 'written';
 END
 $$;
-
-SELECT grant_to('USAGE ON SEQUENCE plugin_kv_version', '{frontend}');
-REVOKE EXECUTE ON FUNCTION set_plugin_kv FROM PUBLIC;
-SELECT grant_to('EXECUTE ON FUNCTION set_plugin_kv', '{frontend}');

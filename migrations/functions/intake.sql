@@ -1,48 +1,72 @@
 -- From what a delivery says to an evaluation: asking for one, superseding, closing. Requests of one project go one after
 -- the other (its row is locked), so that deliveries on several frontends lead to one evaluation.
 
--- The newest delivery that had arrived before the forge was asked: what it said later outweighs what it said earlier.
-ALTER TABLE pull_requests ADD COLUMN as_of bigint NOT NULL DEFAULT 0;
-
-CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
--- What was asked before such a delivery arrived is not to be relied on.
-CREATE INDEX webhook_deliveries_permissions ON webhook_deliveries (forge, received_at)
-    WHERE jsonb_path_exists(events, '$[*]."permissions-changed"');
-
--- Takes from ended evaluations what they held, and returns the roots they wanted: their own, or those they reused.
-CREATE FUNCTION release_roots(p_evals bigint[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+-- Takes a delivery, once for each id. In the same transaction: the heads it tells of take their place in the order of
+-- arrival, and what it says of permissions makes us forget them. `recorded`: new, duplicate, or nothing (it concerns no
+-- enabled project, and says nothing of repositories or permissions).
+CREATE OR REPLACE FUNCTION record_delivery(
+    p_forge text, p_delivery text, p_events jsonb, p_duration_ms integer, p_names text[], p_always boolean,
+    p_repositories text[], p_pull_repositories text[], p_pull_numbers bigint[], p_pull_heads text[],
+    p_permissions text[], p_all_permissions boolean, OUT id bigint, OUT recorded text
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
 DECLARE
-    v_roots text[];
+    v_concerned boolean := p_always OR EXISTS (
+        SELECT FROM repositories r JOIN projects p ON p.repository_id = r.id
+        WHERE r.forge = p_forge AND r.external_id = ANY (p_repositories) AND p.enabled);
 BEGIN
-    SELECT array_agg(DISTINCT drv_path) INTO v_roots FROM (
-        SELECT a.drv_path FROM evaluations e JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
-        WHERE e.id = ANY (p_evals) AND a.drv_path IS NOT NULL
-        UNION ALL SELECT drv_path FROM eval_holds WHERE eval_id = ANY (p_evals)) r;
-    DELETE FROM eval_holds WHERE eval_id = ANY (p_evals);
-    RETURN coalesce(v_roots, '{}');
+    INSERT INTO webhook_deliveries AS d (forge, delivery_id, events, duration_ms, repositories, concerned, state, outcome, finished_at)
+    VALUES (p_forge, p_delivery, p_events, p_duration_ms, p_names, v_concerned,
+        CASE WHEN v_concerned THEN 'queued' ELSE 'done' END,
+        CASE WHEN NOT v_concerned THEN 'concerns no enabled project' END,
+        CASE WHEN NOT v_concerned THEN now() END)
+    ON CONFLICT (forge, delivery_id) DO NOTHING RETURNING d.id INTO id;
+    IF NOT FOUND THEN
+        SELECT d.id, CASE WHEN d.concerned THEN 'duplicate' ELSE 'nothing' END INTO id, recorded
+        FROM webhook_deliveries d WHERE d.forge = p_forge AND d.delivery_id = p_delivery;
+        RETURN;
+    END IF;
+    IF NOT v_concerned THEN
+        recorded := 'nothing';
+        RETURN;
+    END IF;
+    INSERT INTO pull_request_heads (project_id, number, head_commit, delivery_id)
+    SELECT DISTINCT ON (p.id, t.number) p.id, t.number, t.head, record_delivery.id
+    FROM unnest(p_pull_repositories, p_pull_numbers, p_pull_heads) WITH ORDINALITY AS t(repository, number, head, place)
+    JOIN repositories r ON r.forge = p_forge AND r.external_id = t.repository
+    JOIN projects p ON p.repository_id = r.id AND p.enabled
+    WHERE (SELECT h.head_commit FROM pull_request_heads h WHERE h.project_id = p.id AND h.number = t.number
+        ORDER BY h.delivery_id DESC LIMIT 1) IS DISTINCT FROM t.head
+    ORDER BY p.id, t.number, t.place DESC;
+    DELETE FROM forge_permissions f USING repositories r
+    WHERE r.id = f.repository_id AND r.forge = p_forge AND (p_all_permissions OR r.external_id = ANY (p_permissions));
+    PERFORM pg_notify('deliveries', record_delivery.id::text);
+    recorded := 'new';
 END
 $$;
 
--- As before, and for evaluations that reuse another's attributes.
-CREATE OR REPLACE FUNCTION end_evaluations(p_evals bigint[], p_by bigint, p_error text) RETURNS text[]
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+-- Deliveries that ended so long ago, and heads whose place in the order nobody can ask for any more.
+CREATE OR REPLACE FUNCTION delete_old_deliveries(p_keep interval) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_deleted bigint;
 BEGIN
-    PERFORM FROM evaluations WHERE id = ANY (p_evals) ORDER BY id FOR NO KEY UPDATE;
-    PERFORM pg_notify('claims', left(claimed_by, 200)) FROM evaluations WHERE id = ANY (p_evals) AND status = 'running';
-    UPDATE evaluations SET superseded_by = p_by,
-        status = CASE WHEN p_by IS NULL OR status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
-        skipped_reason = CASE WHEN p_by IS NULL THEN NULL ELSE skipped_reason END,
-        error = CASE WHEN p_by IS NULL OR status IN ('queued', 'running') THEN p_error ELSE error END,
-        claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
-    WHERE id = ANY (p_evals);
-    PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
-    RETURN release_roots(p_evals);
+    DELETE FROM webhook_deliveries WHERE id IN (
+        SELECT d.id FROM webhook_deliveries d WHERE d.received_at < now() - p_keep AND d.state <> 'queued'
+        ORDER BY d.received_at LIMIT 10000);
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    IF v_deleted > 0 THEN
+        DELETE FROM pull_request_heads h
+        WHERE h.delivery_id < (SELECT min(d.id) FROM webhook_deliveries d)
+            AND EXISTS (SELECT FROM pull_request_heads n WHERE n.project_id = h.project_id AND n.number = h.number
+                AND n.delivery_id > h.delivery_id);
+    END IF;
+    RETURN v_deleted;
 END
 $$;
 
 -- Whether a delivery that arrived after `p_seen` told that the branch, tag or pull request is gone or closed.
-CREATE FUNCTION told_of_end(p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint)
+CREATE OR REPLACE FUNCTION told_of_end(p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint)
 RETURNS boolean
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     SELECT EXISTS (
@@ -67,7 +91,7 @@ $$;
 -- moved      the branch is not as it was when the forge was asked (`p_newest`, `p_seen`): ask again
 -- late       nothing was asked, and a later delivery was evaluated
 -- inactive   the project is disabled, or its repository is gone
-CREATE FUNCTION request_evaluation(
+CREATE OR REPLACE FUNCTION request_evaluation(
     p_project bigint, p_url text, p_commit text, p_branch text, p_is_tag boolean,
     p_pr_number bigint, p_pr_author text, p_pr_head_ref text, p_pr_base_branch text, p_pr_base text,
     p_title text, p_author text, p_tree_hash text, p_reuse_key text, p_delivery bigint,
@@ -175,7 +199,7 @@ $$;
 
 -- A branch, tag or pull request is gone: what of its evaluations has not ended is cancelled, and none of them wants jobs any
 -- more. Those that a delivery after `p_seen` asked for know better and stay.
-CREATE FUNCTION close_evaluations(
+CREATE OR REPLACE FUNCTION close_evaluations(
     p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint, p_reason text
 ) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -192,17 +216,7 @@ BEGIN
     IF v_evals IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM pg_notify('claims', left(claimed_by, 200)) FROM evaluations WHERE id = ANY (v_evals) AND status = 'running';
-    UPDATE evaluations SET closed_at = now(),
-        error = CASE WHEN status IN ('queued', 'running') THEN p_reason ELSE error END,
-        status = CASE WHEN status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
-        claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
-    WHERE id = ANY (v_evals);
-    PERFORM cancel_unwanted(release_roots(v_evals), false, 'no evaluation wants it any more');
-    PERFORM pg_notify('evaluations', e::text) FROM unnest(v_evals) AS e;
+    PERFORM close_these(v_evals, p_reason, 'no evaluation wants it any more');
     RETURN cardinality(v_evals);
 END
 $$;
-
-SELECT grant_to('EXECUTE ON FUNCTION ' || f, '{frontend}')
-FROM unnest(ARRAY['request_evaluation', 'close_evaluations']) AS f;

@@ -1,107 +1,71 @@
--- Claims that touch half as much. PostgreSQL remembers sixteen locks of a transaction with the process that holds them; the rest
--- go through a table that all claims share, and so did twelve of the twenty-eight relations and indexes that a claim opened.
--- With sixteen builders claiming at once that was most of what they waited for. Decision 0011 has the figures.
+-- Who holds what: claim tokens, the ready queue, claims and their end when a node does not know of them.
 
--- 1. What a claim looked up in other tables.
-
--- The classes that the node can run, kept here so that claims find them in a row that they read anyway; and when it last
--- disowned tokens (null: never, so there is nothing to look for).
-ALTER TABLE nodes ADD COLUMN classes integer[] NOT NULL DEFAULT '{}', ADD COLUMN disowned_at timestamptz;
--- At registration and with every heartbeat.
-CREATE FUNCTION find_node_classes() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- Functions are how state changes, so that every change is one statement and one transaction, and so that evaluators and
+-- builders need no right on any table: each function runs with its owner's rights and checks the claim token first.
+--
+-- Errors for the caller: HC001 stale claim, HC002 not found, HC003 refused (host/db/src/error.rs).
+CREATE OR REPLACE FUNCTION raise_stale_claim() RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
-    NEW.classes := ARRAY(SELECT c.id FROM job_classes c WHERE can_run(NEW.systems, NEW.features, c) ORDER BY c.id);
-    RETURN NEW;
+    RAISE EXCEPTION 'the claim is no longer held' USING ERRCODE = 'HC001';
 END
 $$;
-CREATE TRIGGER nodes_find_classes BEFORE INSERT OR UPDATE OF last_seen ON nodes
-    FOR EACH ROW EXECUTE FUNCTION find_node_classes();
-UPDATE nodes SET last_seen = last_seen;
--- At once when a class is new. (A node that registers meanwhile may miss it until its next heartbeat.)
-CREATE FUNCTION tell_nodes_of_class() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-BEGIN
-    UPDATE nodes SET classes = classes || NEW.id
-    WHERE id IN (SELECT n.id FROM nodes n WHERE NOT n.stopped AND can_run(n.systems, n.features, NEW)
-        ORDER BY n.id FOR NO KEY UPDATE);
-    RETURN NULL;
-END
-$$;
-CREATE TRIGGER job_classes_tell_nodes AFTER INSERT ON job_classes
-    FOR EACH ROW EXECUTE FUNCTION tell_nodes_of_class();
 
-CREATE OR REPLACE FUNCTION disown_tokens(p_node text, p_incarnation bigint, p_capability text, p_token_hashes bytea[]) RETURNS void
+-- The job that this attempt and token hold, locked; HC001 if they do not.
+CREATE OR REPLACE FUNCTION held_job(p_attempt bigint, p_token_hash bytea) RETURNS build_jobs
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-BEGIN
-    UPDATE nodes SET disowned_at = now() WHERE id = p_node;
-    PERFORM current_node(p_node, p_incarnation, p_capability);
-    INSERT INTO disowned_claims (token_hash, node)
-    SELECT DISTINCT t, p_node FROM unnest(p_token_hashes) AS t ORDER BY t
-    ON CONFLICT DO NOTHING;
-END
-$$;
-
--- 2. Indexes: a claim opens all those of the tables that it writes.
-
--- The ready queue, boosted jobs first: one index instead of two.
-DROP INDEX build_jobs_ready, build_jobs_boosted;
-CREATE INDEX build_jobs_ready ON build_jobs (class_id, priority DESC, project_id, id)
-    WHERE status = 'pending' AND unmet_deps = 0;
--- What may come back by itself: dep-failed jobs of a cause, and, without a cause, unsupported ones of a class.
-DROP INDEX build_jobs_dep_failed, build_jobs_unsupported;
-CREATE INDEX build_jobs_stopped ON build_jobs (root_cause, class_id)
-    WHERE status = 'dep-failed' OR failure_kind = 'unsupported';
--- Tokens are 32 random bytes, a statement that is tried again did nothing the first time, and whoever disowns tokens finds
--- their jobs among those of the node.
-ALTER TABLE build_attempts DROP CONSTRAINT build_attempts_token_hash_key;
-
-CREATE OR REPLACE FUNCTION disown_claims(p_node text, p_incarnation bigint, p_token_hashes bytea[]) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
-    v_jobs bigint[];
+    v_job build_jobs;
 BEGIN
-    PERFORM disown_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
-    SELECT array_agg(id) INTO v_jobs FROM build_jobs
-    WHERE claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes) AND status IN ('building', 'uploading');
-    IF v_jobs IS NULL THEN
-        RETURN 0;
+    SELECT j.* INTO v_job FROM build_jobs j
+    WHERE j.id = (SELECT a.job_id FROM build_attempts a WHERE a.id = p_attempt)
+        AND j.attempt_id = p_attempt AND j.claim_token_hash = p_token_hash
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM raise_stale_claim();
     END IF;
-    PERFORM lock_jobs_with_inputs(v_jobs);
-    -- Under the locks, since somebody may have cancelled it.
-    SELECT array_agg(id) INTO v_jobs FROM build_jobs
-    WHERE id = ANY (v_jobs) AND claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes)
-        AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)));
-    IF v_jobs IS NULL THEN
-        RETURN 0;
-    END IF;
-    PERFORM end_attempt(attempt_id, 'aborted', 'the answer to its claim was lost') FROM build_jobs WHERE id = ANY (v_jobs);
-    PERFORM return_jobs(v_jobs);
-    RETURN cardinality(v_jobs);
+    RETURN v_job;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION revive_unsupported() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- The evaluation that this token holds, locked against its end; HC001 if it does not.
+CREATE OR REPLACE FUNCTION held_evaluation(p_eval bigint, p_token_hash bytea) RETURNS evaluations
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
-    v_jobs bigint[];
-    v_reset bigint[];
+    v_eval evaluations;
 BEGIN
-    SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j JOIN job_classes c ON c.id = j.class_id
-    WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND j.root_cause IS NULL AND c.last_seen > j.finished_at;
-    IF v_jobs IS NULL THEN
-        RETURN 0;
+    SELECT * INTO v_eval FROM evaluations
+    WHERE id = p_eval AND status = 'running' AND claim_token_hash = p_token_hash
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM raise_stale_claim();
     END IF;
-    v_reset := reset_jobs(v_jobs, NULL);
-    PERFORM lock_withdrawals();
-    PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
-    FROM build_jobs WHERE id = ANY (v_reset);
-    RETURN cardinality(v_reset);
+    RETURN v_eval;
 END
 $$;
 
--- As in 0015, by the new index: boosted jobs are of no project's queue. Heads: `p_per_project` of each project, of those in
--- `p_deeper` as many as `p_depths` says.
+-- Whether this token holds the evaluation.
+CREATE OR REPLACE FUNCTION evaluation_held(p_eval bigint, p_token_hash bytea) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM evaluations WHERE id = p_eval AND status = 'running' AND claim_token_hash = p_token_hash)
+$$;
+
+-- The job behind an attempt's token; HC001 when it is no longer held.
+CREATE OR REPLACE FUNCTION attempt_job(p_attempt bigint, p_token_hash bytea) RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job bigint;
+BEGIN
+    SELECT j.id INTO v_job FROM build_attempts a JOIN build_jobs j ON j.id = a.job_id
+    WHERE a.id = p_attempt AND j.attempt_id = a.id AND j.claim_token_hash = p_token_hash;
+    IF NOT FOUND THEN
+        PERFORM raise_stale_claim();
+    END IF;
+    RETURN v_job;
+END
+$$;
+
+-- Boosted jobs are of no project's queue.
 CREATE OR REPLACE FUNCTION remake_queue_digest() RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -150,8 +114,13 @@ BEGIN
 END
 $$;
 
-DROP FUNCTION queue_heads(integer[], integer);
-CREATE FUNCTION queue_heads(p_classes integer[], p_per_project integer, p_deeper bigint[], p_depths integer[])
+-- Heads of the ready queues of these classes with what a policy may know of their projects: boosted jobs, and of each
+-- project that has anything ready its first `p_per_project` jobs, of those in `p_deeper` as many as `p_depths` says.
+--
+-- When there is plenty, from the digest: as things stood a few milliseconds ago, so that a job readied since then before the
+-- others of its project is passed over for that long. When that finds too little, exactly: a loose index scan hops from
+-- project to project through `build_jobs_ready`. A job may be there twice.
+CREATE OR REPLACE FUNCTION queue_heads(p_classes integer[], p_per_project integer, p_deeper bigint[], p_depths integer[])
 RETURNS TABLE (job_id bigint, project_id bigint, class_id integer, priority integer, queued_at timestamptz, retry_count integer,
     path_length integer, shares integer, consumed_seconds double precision, running bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -228,97 +197,11 @@ BEGIN
 END
 $$;
 
--- 3. Triggers.
-
--- What became terminal, or left that, is marked by the guard: a trigger with a WHEN has it parsed for each statement.
-DROP TRIGGER build_jobs_mark ON build_jobs;
-DROP FUNCTION mark_job();
-CREATE FUNCTION mark_job(p_job bigint) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    INSERT INTO job_marks (job_id) VALUES (p_job)
-$$;
-
--- As in 0020, but short for claims, and without a look at the attempt that a claim has just made (the sweep looks at both).
-CREATE OR REPLACE FUNCTION guard_build_job() RETURNS trigger
-LANGUAGE plpgsql AS $$
-BEGIN
-    -- Claims come here thousands of times a second: one expression, and out.
-    IF OLD.status = 'pending' AND NEW.status = 'building' THEN
-        IF OLD.unmet_deps = 0 AND NEW.unmet_deps = 0 AND length(NEW.claim_token_hash) = 32 AND NEW.attempt_id IS NOT NULL
-            AND NEW.claimed_by IS NOT NULL AND NEW.claim_incarnation IS NOT NULL AND NEW.failure_kind IS NULL
-            AND NEW.root_cause IS NULL AND NEW.finished_at IS NULL
-        THEN
-            RETURN NEW;
-        END IF;
-        RAISE EXCEPTION 'job %: not ready, or claimed without an attempt', OLD.id USING ERRCODE = 'check_violation';
-    END IF;
-    IF NEW.status = OLD.status THEN
-        IF NEW.claim_token_hash IS DISTINCT FROM OLD.claim_token_hash OR NEW.attempt_id IS DISTINCT FROM OLD.attempt_id THEN
-            RAISE EXCEPTION 'job %: a claim may not change hands', OLD.id USING ERRCODE = 'check_violation';
-        END IF;
-    ELSE
-        IF NOT public.job_may_become(OLD.status, NEW.status) THEN
-            RAISE EXCEPTION 'job %: % may not become %', OLD.id, OLD.status, NEW.status USING ERRCODE = 'check_violation';
-        END IF;
-        IF NEW.status = 'uploading' THEN
-            IF (NEW.claim_token_hash, NEW.attempt_id, NEW.claimed_by)
-                IS DISTINCT FROM (OLD.claim_token_hash, OLD.attempt_id, OLD.claimed_by)
-            THEN
-                RAISE EXCEPTION 'job %: a claim may not change hands', OLD.id USING ERRCODE = 'check_violation';
-            END IF;
-        ELSIF OLD.status IN ('building', 'uploading') THEN
-            NEW.claimed_by := NULL;
-            NEW.claim_incarnation := NULL;
-            NEW.claim_token_hash := NULL;
-            NEW.attempt_id := NULL;
-        END IF;
-        IF NEW.status <> 'pending' THEN
-            NEW.unmet_deps := 0;
-        END IF;
-        IF NEW.status <> 'failed' THEN
-            NEW.failure_kind := NULL;
-        END IF;
-        IF NEW.status <> 'dep-failed' THEN
-            NEW.root_cause := NULL;
-        END IF;
-        NEW.finished_at := CASE WHEN NEW.status IN ('succeeded', 'failed', 'cancelled', 'dep-failed')
-            THEN coalesce(NEW.finished_at, now()) END;
-        -- Became terminal, or is to be built again: statuses of forges may change.
-        IF NEW.finished_at IS NOT NULL OR OLD.finished_at IS NOT NULL THEN
-            PERFORM public.mark_job(NEW.id);
-        END IF;
-    END IF;
-    IF NOT public.job_is_sound(NEW.status, NEW.failure_kind, NEW.root_cause, NEW.unmet_deps, NEW.claimed_by, NEW.claim_incarnation,
-        NEW.claim_token_hash, NEW.attempt_id, NEW.finished_at, NEW.path_length)
-    THEN
-        RAISE EXCEPTION 'job %: what it carries does not belong to %', OLD.id, NEW.status USING ERRCODE = 'check_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
--- A boost puts first, nothing puts last.
-CREATE TRIGGER build_jobs_refuse_priority BEFORE INSERT OR UPDATE OF priority ON build_jobs
-    FOR EACH ROW WHEN (NEW.priority < 0) EXECUTE FUNCTION refuse_build_job();
-
--- An attempt begins running.
-CREATE FUNCTION refuse_build_attempt() RETURNS trigger
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-BEGIN
-    RAISE EXCEPTION 'attempt %: what it carries does not belong to a new one', NEW.id USING ERRCODE = 'check_violation';
-END
-$$;
-DROP TRIGGER build_attempts_guard ON build_attempts;
-CREATE TRIGGER build_attempts_guard BEFORE UPDATE ON build_attempts
-    FOR EACH ROW EXECUTE FUNCTION guard_build_attempt();
-CREATE TRIGGER build_attempts_refuse BEFORE INSERT ON build_attempts
-    FOR EACH ROW WHEN (NEW.outcome <> 'running' OR NEW.finished_at IS NOT NULL OR length(NEW.token_hash) <> 32)
-    EXECUTE FUNCTION refuse_build_attempt();
-
--- 4. The claim, as in 0020. It returns what only it knows: name, system and outputs are the derivation's, which a builder
--- reads anyway.
-DROP FUNCTION claim_jobs(text, bigint, bigint[], bytea[], boolean);
-CREATE FUNCTION claim_jobs(p_node text, p_incarnation bigint, p_ordered bigint[], p_token_hashes bytea[], p_kept boolean)
+-- The first jobs of `p_ordered` that can still be locked, at most one a token, become building; it looks no further down than
+-- it must. When that order is one that the caller kept (`p_kept`), nothing is claimed while boosted jobs are ready for the
+-- node: it has to look at the queue again, where they go first. Returns what only it knows: name, system and outputs are the
+-- derivation's, which a builder reads anyway. What else it leaves out, and why: decision 0011.
+CREATE OR REPLACE FUNCTION claim_jobs(p_node text, p_incarnation bigint, p_ordered bigint[], p_token_hashes bytea[], p_kept boolean)
 RETURNS TABLE (job_id bigint, attempt_id bigint, token_index integer, drv_path text, timeout_s bigint, max_silent_s bigint,
     output_bytes_max bigint, log_bytes_max bigint, retry_count integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -375,4 +258,62 @@ BEGIN
         j.output_bytes_max, j.log_bytes_max, j.retry_count;
 END
 $$;
-SELECT grant_to('EXECUTE ON FUNCTION ' || f, '{builder}') FROM (VALUES ('queue_heads'), ('claim_jobs')) AS g(f);
+
+-- Makes these tokens worthless for claims to come. Claims hold the node's row shared: one that is under way ends before this
+-- gets the row, so that the caller finds what it took; one that comes later finds its token here.
+CREATE OR REPLACE FUNCTION disown_tokens(p_node text, p_incarnation bigint, p_capability text, p_token_hashes bytea[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE nodes SET disowned_at = now() WHERE id = p_node;
+    PERFORM current_node(p_node, p_incarnation, p_capability);
+    INSERT INTO disowned_claims (token_hash, node)
+    SELECT DISTINCT t, p_node FROM unnest(p_token_hashes) AS t ORDER BY t
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION is_disowned(p_token_hashes bytea[]) RETURNS boolean
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM disowned_claims WHERE token_hash = ANY (p_token_hashes));
+END
+$$;
+
+-- What the node took under tokens that it does not hold, because the answer to its claim was lost: pending again, nothing
+-- counted. Returns how many jobs.
+CREATE OR REPLACE FUNCTION disown_claims(p_node text, p_incarnation bigint, p_token_hashes bytea[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+BEGIN
+    PERFORM disown_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs
+    WHERE claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes) AND status IN ('building', 'uploading');
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM lock_jobs_with_inputs(v_jobs);
+    -- Under the locks, since somebody may have cancelled it.
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs
+    WHERE id = ANY (v_jobs) AND claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes)
+        AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)));
+    IF v_jobs IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM end_attempt(attempt_id, 'aborted', 'the answer to its claim was lost') FROM build_jobs WHERE id = ANY (v_jobs);
+    PERFORM return_jobs(v_jobs);
+    RETURN cardinality(v_jobs);
+END
+$$;
+
+-- Which of these claims are void: their work must stop.
+CREATE OR REPLACE FUNCTION void_claims(p_attempts bigint[], p_token_hashes bytea[]) RETURNS SETOF bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT a.id FROM unnest(p_attempts, p_token_hashes) AS a(id, token_hash)
+    WHERE NOT EXISTS (SELECT FROM build_jobs j WHERE j.id = (SELECT b.job_id FROM build_attempts b WHERE b.id = a.id)
+        AND j.attempt_id = a.id AND j.claim_token_hash = a.token_hash);
+END
+$$;

@@ -1,38 +1,6 @@
--- Chores of frontends, and the sweep that looks whether the invariants of database.md hold.
+-- Chores of frontends, and the sweep that looks whether the invariants hold.
 
--- Nodes that were silent for so long are dead: what they held goes back, counted as lost.
-CREATE FUNCTION reap_silent_nodes(p_silent interval, p_lost_max integer, OUT nodes bigint, OUT jobs bigint, OUT evaluations bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    v_node text;
-    v_released record;
-BEGIN
-    nodes := 0;
-    jobs := 0;
-    evaluations := 0;
-    FOR v_node IN
-        SELECT DISTINCT h.claimed_by FROM (
-            SELECT j.claimed_by FROM build_jobs j WHERE j.status IN ('building', 'uploading')
-            UNION SELECT e.claimed_by FROM evaluations e WHERE e.status = 'running'
-        ) h LEFT JOIN public.nodes n ON n.id = h.claimed_by
-        WHERE n.id IS NULL OR n.stopped OR n.last_seen < now() - p_silent
-        ORDER BY 1
-    LOOP
-        -- A heartbeat or a claim may have come in between.
-        PERFORM FROM public.nodes n WHERE n.id = v_node FOR UPDATE;
-        CONTINUE WHEN EXISTS (SELECT FROM public.nodes n WHERE n.id = v_node AND NOT n.stopped AND n.last_seen >= now() - p_silent);
-        SELECT * INTO v_released FROM release_holdings(v_node, NULL, 'lost', 'its node vanished', p_lost_max);
-        IF v_released.jobs + v_released.evaluations > 0 THEN
-            nodes := nodes + 1;
-            jobs := jobs + v_released.jobs;
-            evaluations := evaluations + v_released.evaluations;
-        END IF;
-    END LOOP;
-END
-$$;
-
-CREATE FUNCTION mark_unsupported(p_after interval) RETURNS bigint
+CREATE OR REPLACE FUNCTION mark_unsupported(p_after interval) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_job record;
@@ -57,14 +25,14 @@ END
 $$;
 
 -- A capable node was seen since: pending again, unless nobody wants them any more.
-CREATE FUNCTION revive_unsupported() RETURNS bigint
+CREATE OR REPLACE FUNCTION revive_unsupported() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_jobs bigint[];
     v_reset bigint[];
 BEGIN
     SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j JOIN job_classes c ON c.id = j.class_id
-    WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND c.last_seen > j.finished_at;
+    WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND j.root_cause IS NULL AND c.last_seen > j.finished_at;
     IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
@@ -77,7 +45,7 @@ END
 $$;
 
 -- Invariants 1 to 3 and what of 5 the database can say, with the evidence. At most 100 findings of each kind.
-CREATE FUNCTION sweep_invariants() RETURNS TABLE (invariant integer, detail text)
+CREATE OR REPLACE FUNCTION sweep_invariants() RETURNS TABLE (invariant integer, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     (SELECT 1, format('job %s is %s, but its attempt %s is %s', j.id, j.status, j.attempt_id, coalesce(a.outcome, 'unknown'))
     FROM build_jobs j LEFT JOIN build_attempts a ON a.id = j.attempt_id
@@ -132,7 +100,7 @@ $$;
 
 -- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended
 -- while they were building leaves some). Returns how many jobs were wrong.
-CREATE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint)
+CREATE OR REPLACE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_wrong bigint[];
@@ -170,23 +138,9 @@ BEGIN
 END
 $$;
 
--- Unfinished jobs that a live evaluation reaches, or that somebody asked to rebuild.
-CREATE FUNCTION wanted_jobs() RETURNS SETOF bigint
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    WITH RECURSIVE wanted(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM build_jobs j
-        WHERE j.status NOT IN ('succeeded', 'cancelled') AND (j.priority > 0 OR is_live_root(j.drv_path))
-        UNION
-        SELECT i.id, i.drv_path FROM wanted w
-        JOIN derivation_inputs d ON d.referrer = w.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    ) SELECT id FROM wanted
-$$;
-
 -- Rows that only take room: bundles a day after they came (or with their evaluation), log tails of ended attempts,
 -- memo rows long expired that nothing waiting leans on.
-CREATE FUNCTION delete_stale(p_bundle_age interval, OUT bundles bigint, OUT log_tails bigint, OUT upstream bigint)
+CREATE OR REPLACE FUNCTION delete_stale(p_bundle_age interval, OUT bundles bigint, OUT log_tails bigint, OUT upstream bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     DELETE FROM public.bundles b

@@ -107,31 +107,3 @@ CREATE TABLE realisations ( -- reserved for content-addressed derivations
     PRIMARY KEY (drv_hash, output_name)
 );
 
--- Invariant 4: within a generation, what a path is never changes. A new generation begins only with a lost path.
-CREATE FUNCTION guard_store_path() RETURNS trigger
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-BEGIN
-    IF NEW.generation = OLD.generation THEN
-        IF (NEW.nar_hash, NEW.nar_size, NEW.refs, NEW.file_hash, NEW.file_size) IS DISTINCT FROM
-           (OLD.nar_hash, OLD.nar_size, OLD.refs, OLD.file_hash, OLD.file_size)
-           OR NEW.producing_attempt IS DISTINCT FROM OLD.producing_attempt
-           OR NEW.ca IS DISTINCT FROM OLD.ca
-        THEN
-            RAISE EXCEPTION 'store path %: generation % is fixed and cannot change', OLD.path, OLD.generation
-                USING ERRCODE = 'check_violation';
-        END IF;
-        IF NEW.state IS DISTINCT FROM OLD.state AND (OLD.state, NEW.state) NOT IN
-           (('claimed', 'published'), ('claimed', 'lost'), ('published', 'lost'))
-        THEN
-            RAISE EXCEPTION 'store path %: % may not become % in one generation', OLD.path, OLD.state, NEW.state
-                USING ERRCODE = 'check_violation';
-        END IF;
-    ELSIF NEW.generation <> OLD.generation + 1 OR OLD.state <> 'lost' OR NEW.state <> 'claimed' THEN
-        RAISE EXCEPTION 'store path %: generation % begins only as claimed after a loss', OLD.path, NEW.generation
-            USING ERRCODE = 'check_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-CREATE TRIGGER store_paths_guard BEFORE UPDATE ON store_paths
-    FOR EACH ROW EXECUTE FUNCTION guard_store_path();

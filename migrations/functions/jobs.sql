@@ -5,7 +5,7 @@
 -- deadlock, which PostgreSQL ends and host/db tries again. Each statement of a function sees what was committed before
 -- that statement, which the loops below rely on.
 
-CREATE FUNCTION lock_jobs_with_inputs(p_jobs bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION lock_jobs_with_inputs(p_jobs bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM FROM build_jobs WHERE id IN (
@@ -20,7 +20,7 @@ $$;
 
 -- Marks every pending job above `p_sources` (failed, dep-failed or cancelled ones, locked): dep-failed with the root cause
 -- where a failure is below, else cancelled. Returns how many.
-CREATE FUNCTION block_dependents(p_sources bigint[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION block_dependents(p_sources bigint[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_group record;
@@ -69,7 +69,7 @@ END
 $$;
 
 -- For pending jobs, locked with their inputs: counts what they wait for.
-CREATE FUNCTION count_unmet(p_jobs bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION count_unmet(p_jobs bigint[]) RETURNS void
 LANGUAGE sql SET search_path = public, pg_temp AS $$
     UPDATE build_jobs j SET unmet_deps = c.unmet
     FROM (
@@ -83,7 +83,7 @@ LANGUAGE sql SET search_path = public, pg_temp AS $$
 $$;
 
 -- The same, and marks those that wait for what will not come. `p_notify`: tell builders about those that are ready.
-CREATE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
+CREATE OR REPLACE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_blockers bigint[];
@@ -106,7 +106,7 @@ $$;
 
 -- Jobs that have what was asked of them (uploading, or pending whose outputs turned up; locked): succeeded, and their
 -- dependents wait for one less. Returns how many became ready.
-CREATE FUNCTION jobs_succeeded(p_jobs bigint[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION jobs_succeeded(p_jobs bigint[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_done bigint[];
@@ -148,7 +148,7 @@ $$;
 
 -- Makes failed, dep-failed and cancelled jobs pending again, with all dep-failed jobs above them, and settles the lot.
 -- Returns the jobs that were reset.
-CREATE FUNCTION reset_jobs(p_jobs bigint[], p_priority integer) RETURNS bigint[]
+CREATE OR REPLACE FUNCTION reset_jobs(p_jobs bigint[], p_priority integer) RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_found bigint[];
@@ -189,56 +189,10 @@ BEGIN
 END
 $$;
 
--- Ends the attempt that holds a claimed job.
-CREATE FUNCTION end_attempt(p_attempt bigint, p_outcome text, p_message text) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
-    UPDATE build_attempts SET outcome = p_outcome, message = p_message, finished_at = now()
-    WHERE id = p_attempt AND outcome = 'running'
-$$;
-
--- Whether all outputs of a derivation can be had: published, or known upstream. `p_fresh`: expired memo rows do not count.
-CREATE FUNCTION drv_available(p_drv text, p_fresh boolean) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT count(*) > 0 AND count(*) = count(*) FILTER (WHERE
-        EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path AND s.state = 'published')
-        OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present
-            AND (NOT p_fresh OR u.expires_at > now())))
-    FROM derivation_outputs o WHERE o.drv_path = p_drv
-$$;
-
--- Whether the cache holds, or a signer is about to publish, every output: such a job is finished, never built again.
-CREATE FUNCTION outputs_claimed(p_drv text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT count(*) > 0 AND count(*) = count(s.path)
-    FROM derivation_outputs o
-    LEFT JOIN store_paths s ON s.path = o.output_path AND s.state IN ('claimed', 'published')
-    WHERE o.drv_path = p_drv
-$$;
-
--- Store paths were published (or found upstream): pending jobs of any derivation with these outputs have what they wait for.
-CREATE FUNCTION outputs_turned_up(p_paths text[]) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    v_jobs bigint[];
-BEGIN
-    -- Candidates first: asked in one go, the planner may ask drv_available of every pending job.
-    WITH candidates AS MATERIALIZED (
-        SELECT DISTINCT j.id, j.drv_path FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
-        WHERE o.output_path = ANY (p_paths) AND j.status = 'pending'
-    ) SELECT array_agg(id) INTO v_jobs FROM candidates WHERE drv_available(drv_path, true);
-    IF v_jobs IS NULL THEN
-        RETURN 0;
-    END IF;
-    PERFORM FROM build_jobs WHERE id = ANY (v_jobs) ORDER BY id FOR NO KEY UPDATE;
-    SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
-    RETURN coalesce(jobs_succeeded(v_jobs), 0);
-END
-$$;
-
 -- Jobs that became pending again, settled: those whose outputs came by another way meanwhile have what they wait for; those
 -- that lean on a derivation without job whose outputs were available once, and are gone, cannot be built before an
 -- evaluation walks there.
-CREATE FUNCTION recheck_jobs(p_jobs bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION recheck_jobs(p_jobs bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_there bigint[];
@@ -262,91 +216,70 @@ BEGIN
 END
 $$;
 
--- Serialises everything that takes interest away: two that leave at once must not each count on the other.
-CREATE FUNCTION lock_withdrawals() RETURNS void
-LANGUAGE sql AS $$
-    SELECT pg_advisory_xact_lock(hashtext('harmonia-ci withdrawals'))
-$$;
-
--- Cancels jobs below `p_roots` that no live evaluation reaches any more. Call under lock_withdrawals, with the evaluation
--- no longer live. `p_running`: also those that build or upload, unless their outputs are accepted already.
-CREATE FUNCTION cancel_unwanted(p_roots text[], p_running boolean, p_message text) RETURNS bigint
+-- Store paths were published (or found upstream): pending jobs of any derivation with these outputs have what they wait for.
+CREATE OR REPLACE FUNCTION outputs_turned_up(p_paths text[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
-    v_candidates bigint[];
-    v_unwanted bigint[];
-    v_cancelled bigint[];
-    v_held record;
+    v_jobs bigint[];
 BEGIN
-    WITH RECURSIVE below(id, drv_path) AS (
-        SELECT id, drv_path FROM build_jobs WHERE drv_path = ANY (p_roots) AND status NOT IN ('succeeded', 'cancelled')
-        UNION
-        SELECT i.id, i.drv_path FROM below b
-        JOIN derivation_inputs d ON d.referrer = b.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    ) SELECT array_agg(id) INTO v_candidates FROM below JOIN build_jobs j USING (id)
-    WHERE j.status = 'pending' OR (p_running AND j.status IN ('building', 'uploading'));
-    IF v_candidates IS NULL THEN
+    -- Candidates first: asked in one go, the planner may ask drv_available of every pending job.
+    WITH candidates AS MATERIALIZED (
+        SELECT DISTINCT j.id, j.drv_path FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
+        WHERE o.output_path = ANY (p_paths) AND j.status = 'pending'
+    ) SELECT array_agg(id) INTO v_jobs FROM candidates WHERE drv_available(drv_path, true);
+    IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
-    -- An evaluation that is just inserting above one of these holds it; after its commit the next statement sees its roots.
-    PERFORM FROM build_jobs WHERE id = ANY (v_candidates) ORDER BY id FOR NO KEY UPDATE;
-    WITH RECURSIVE above(drv_path) AS (
-        SELECT drv_path FROM build_jobs WHERE id = ANY (v_candidates)
-        UNION
-        SELECT j.drv_path FROM above a
-        JOIN derivation_inputs d ON d.input_drv = a.drv_path
-        JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE j.status NOT IN ('succeeded', 'cancelled')
-    ), wanted(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM above JOIN build_jobs j USING (drv_path)
-        WHERE j.status NOT IN ('succeeded', 'cancelled') AND is_live_root(drv_path)
-        UNION
-        SELECT i.id, i.drv_path FROM wanted w
-        JOIN derivation_inputs d ON d.referrer = w.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    )
-    SELECT array_agg(c.id) INTO v_unwanted FROM unnest(v_candidates) AS c(id)
-    WHERE c.id NOT IN (SELECT id FROM wanted);
-    RETURN cancel_jobs(v_unwanted, p_running, p_message);
+    PERFORM FROM build_jobs WHERE id = ANY (v_jobs) ORDER BY id FOR NO KEY UPDATE;
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
+    RETURN coalesce(jobs_succeeded(v_jobs), 0);
 END
 $$;
 
--- Whether a live evaluation names this derivation.
-CREATE FUNCTION is_live_root(p_drv text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM eval_attrs a JOIN live_evaluations e ON e.attrs_of = a.eval_id WHERE a.drv_path = p_drv)
-        OR EXISTS (SELECT FROM eval_holds h JOIN live_evaluations e ON e.attrs_of = h.eval_id WHERE h.drv_path = p_drv)
+-- Ends the attempt that holds a claimed job.
+CREATE OR REPLACE FUNCTION end_attempt(p_attempt bigint, p_outcome text, p_message text) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    UPDATE build_attempts SET outcome = p_outcome, message = p_message, finished_at = now()
+    WHERE id = p_attempt AND outcome = 'running'
 $$;
 
--- Cancels these jobs (locked) and every pending one above them.
-CREATE FUNCTION cancel_jobs(p_jobs bigint[], p_running boolean, p_message text) RETURNS bigint
+-- Claimed jobs go back to pending and are settled. `p_jobs` are locked and claimed. (Found by id: asked for those that are held,
+-- the planner may walk over everything that is held, since its statistics may be of a time when nothing was.)
+CREATE OR REPLACE FUNCTION return_jobs(p_jobs bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    v_held record;
-    v_cancelled bigint[];
 BEGIN
-    IF p_running THEN
-        FOR v_held IN
-            SELECT attempt_id, claimed_by FROM build_jobs
-            WHERE id = ANY (p_jobs) AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))
-        LOOP
-            PERFORM end_attempt(v_held.attempt_id, 'aborted', p_message);
-            PERFORM pg_notify('claims', v_held.claimed_by);
-        END LOOP;
-    END IF;
-    WITH cancelled AS (
-        UPDATE build_jobs SET status = 'cancelled', message = p_message, not_before = NULL
-        WHERE id = ANY (p_jobs) AND (status = 'pending'
-            OR (p_running AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))))
-        RETURNING id
-    ) SELECT array_agg(id) INTO v_cancelled FROM cancelled;
-    IF v_cancelled IS NULL THEN
+    PERFORM lock_jobs_with_inputs(p_jobs);
+    UPDATE build_jobs SET status = 'pending', started_at = NULL
+    WHERE id = ANY (p_jobs) AND status NOT IN ('pending', 'succeeded', 'failed', 'cancelled', 'dep-failed');
+    PERFORM settle_jobs(p_jobs, true);
+    PERFORM recheck_jobs(p_jobs);
+END
+$$;
+
+-- A claimed (or pending) job failed for good, and with it what depends on it. Returns how many dependents.
+CREATE OR REPLACE FUNCTION fail_job(p_job bigint, p_kind text, p_message text, p_exit_code integer) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE build_jobs SET status = 'failed', failure_kind = p_kind, message = left(p_message, 65536),
+        exit_code = p_exit_code, not_before = NULL
+    WHERE id = p_job AND status IN ('pending', 'building', 'uploading');
+    IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    PERFORM notify_done(v_cancelled);
-    RETURN cardinality(v_cancelled) + block_dependents(v_cancelled);
+    PERFORM notify_done(ARRAY[p_job]);
+    RETURN block_dependents(ARRAY[p_job]);
 END
+$$;
+
+-- Notifications are hints, coalesced: one a class, one for all that ended.
+CREATE OR REPLACE FUNCTION notify_ready(p_classes integer[]) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    SELECT pg_notify('build_jobs', 'class:' || class) FROM (SELECT DISTINCT unnest(p_classes) AS class) c
+    WHERE class IS NOT NULL
+$$;
+
+CREATE OR REPLACE FUNCTION notify_done(p_jobs bigint[]) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    SELECT pg_notify('build_jobs', CASE cardinality(p_jobs) WHEN 1 THEN 'done:' || p_jobs[1] ELSE 'done' END)
+    WHERE cardinality(p_jobs) > 0
 $$;

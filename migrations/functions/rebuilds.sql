@@ -1,0 +1,82 @@
+-- What users do to jobs.
+
+CREATE OR REPLACE FUNCTION rebuild_jobs(p_jobs bigint[], p_by text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_below bigint[];
+BEGIN
+    -- A job is not rebuilt without what it failed or was cancelled for.
+    WITH RECURSIVE below(id, drv_path) AS (
+        SELECT id, drv_path FROM build_jobs WHERE id = ANY (p_jobs) AND status IN ('failed', 'dep-failed', 'cancelled')
+        UNION
+        SELECT i.id, i.drv_path FROM below b
+        JOIN derivation_inputs d ON d.referrer = b.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status IN ('failed', 'dep-failed', 'cancelled')
+    ) SELECT array_agg(id) INTO v_below FROM below;
+    IF v_below IS NULL THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO audit_log (actor, action, subject) SELECT p_by, 'rebuild', 'job ' || id FROM unnest(p_jobs) AS id;
+    RETURN cardinality(reset_jobs(v_below, 100));
+END
+$$;
+
+CREATE OR REPLACE FUNCTION rebuild_failed(p_eval bigint, p_by text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM evaluations WHERE id = p_eval) THEN
+        RAISE EXCEPTION 'evaluation %', p_eval USING ERRCODE = 'HC002';
+    END IF;
+    SELECT array_agg(j.id) INTO v_jobs FROM eval_attrs a JOIN build_jobs j USING (drv_path)
+    WHERE a.eval_id = (SELECT coalesce(reuses_eval_id, id) FROM evaluations WHERE id = p_eval)
+        AND j.status IN ('failed', 'dep-failed', 'cancelled');
+    RETURN coalesce(rebuild_jobs(v_jobs, p_by), 0);
+END
+$$;
+
+-- Cancels a job and what waits for it, unless evaluations of several branches or projects want it.
+CREATE OR REPLACE FUNCTION cancel_job(p_job bigint, p_by text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job build_jobs;
+    v_wanting text[];
+    v_inputs text[];
+    v_count bigint;
+BEGIN
+    PERFORM lock_withdrawals();
+    SELECT * INTO v_job FROM build_jobs WHERE id = p_job FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'job %', p_job USING ERRCODE = 'HC002';
+    END IF;
+    IF v_job.status NOT IN ('pending', 'building', 'uploading') THEN
+        RETURN 0;
+    END IF;
+    WITH RECURSIVE above(drv_path) AS (
+        SELECT v_job.drv_path
+        UNION
+        SELECT j.drv_path FROM above a
+        JOIN derivation_inputs d ON d.input_drv = a.drv_path
+        JOIN build_jobs j ON j.drv_path = d.referrer
+        WHERE j.status NOT IN ('succeeded', 'cancelled')
+    )
+    SELECT array_agg(DISTINCT p.name || ' ' || e.branch) INTO v_wanting
+    FROM above
+    JOIN (SELECT eval_id, drv_path FROM eval_attrs UNION SELECT eval_id, drv_path FROM eval_holds) r USING (drv_path)
+    JOIN live_evaluations e ON e.attrs_of = r.eval_id
+    JOIN projects p ON p.id = e.project_id;
+    IF cardinality(v_wanting) > 1 THEN
+        RAISE EXCEPTION 'job % is also wanted elsewhere (%): cancel those evaluations instead', p_job,
+            array_to_string(v_wanting[1:5], ', ') USING ERRCODE = 'HC003';
+    END IF;
+    v_count := cancel_jobs(ARRAY[p_job], true, 'cancelled by ' || p_by);
+    IF v_count > 0 THEN
+        INSERT INTO audit_log (actor, action, subject) VALUES (p_by, 'cancel', 'job ' || p_job);
+        SELECT array_agg(input_drv) INTO v_inputs FROM derivation_inputs WHERE referrer = v_job.drv_path;
+        v_count := v_count + cancel_unwanted(v_inputs, false, 'no evaluation wants it any more');
+    END IF;
+    RETURN v_count;
+END
+$$;

@@ -1,0 +1,125 @@
+-- Wanted is derived, never remembered: who wants a job, and what becomes of jobs that nobody wants any more.
+
+-- Whether a live evaluation names this derivation.
+CREATE OR REPLACE FUNCTION is_live_root(p_drv text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM eval_attrs a JOIN live_evaluations e ON e.attrs_of = a.eval_id WHERE a.drv_path = p_drv)
+        OR EXISTS (SELECT FROM eval_holds h JOIN live_evaluations e ON e.attrs_of = h.eval_id WHERE h.drv_path = p_drv)
+$$;
+
+-- Unfinished jobs that a live evaluation reaches, or that somebody asked to rebuild.
+CREATE OR REPLACE FUNCTION wanted_jobs() RETURNS SETOF bigint
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    WITH RECURSIVE wanted(id, drv_path) AS (
+        SELECT j.id, j.drv_path FROM build_jobs j
+        WHERE j.status NOT IN ('succeeded', 'cancelled') AND (j.priority > 0 OR is_live_root(j.drv_path))
+        UNION
+        SELECT i.id, i.drv_path FROM wanted w
+        JOIN derivation_inputs d ON d.referrer = w.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    ) SELECT id FROM wanted
+$$;
+
+-- Serialises everything that takes interest away: two that leave at once must not each count on the other.
+CREATE OR REPLACE FUNCTION lock_withdrawals() RETURNS void
+LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock(hashtext('harmonia-ci withdrawals'))
+$$;
+
+-- Takes from ended evaluations what they held, and returns the roots they wanted: their own, or those they reused.
+CREATE OR REPLACE FUNCTION release_roots(p_evals bigint[]) RETURNS text[]
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_roots text[];
+BEGIN
+    SELECT array_agg(DISTINCT drv_path) INTO v_roots FROM (
+        SELECT a.drv_path FROM evaluations e JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
+        WHERE e.id = ANY (p_evals) AND a.drv_path IS NOT NULL
+        UNION ALL SELECT drv_path FROM eval_holds WHERE eval_id = ANY (p_evals)) r;
+    DELETE FROM eval_holds WHERE eval_id = ANY (p_evals);
+    RETURN coalesce(v_roots, '{}');
+END
+$$;
+
+CREATE OR REPLACE FUNCTION release_holds(p_eval bigint) RETURNS text[]
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    WITH gone AS (DELETE FROM eval_holds WHERE eval_id = p_eval RETURNING drv_path)
+    SELECT coalesce(array_agg(drv_path), '{}') FROM gone
+$$;
+
+-- Cancels jobs below `p_roots` that no live evaluation reaches any more. Call under lock_withdrawals, with the evaluation
+-- no longer live. `p_running`: also those that build or upload, unless their outputs are accepted already.
+CREATE OR REPLACE FUNCTION cancel_unwanted(p_roots text[], p_running boolean, p_message text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_candidates bigint[];
+    v_unwanted bigint[];
+    v_cancelled bigint[];
+    v_held record;
+BEGIN
+    WITH RECURSIVE below(id, drv_path) AS (
+        SELECT id, drv_path FROM build_jobs WHERE drv_path = ANY (p_roots) AND status NOT IN ('succeeded', 'cancelled')
+        UNION
+        SELECT i.id, i.drv_path FROM below b
+        JOIN derivation_inputs d ON d.referrer = b.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    ) SELECT array_agg(id) INTO v_candidates FROM below JOIN build_jobs j USING (id)
+    WHERE j.status = 'pending' OR (p_running AND j.status IN ('building', 'uploading'));
+    IF v_candidates IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- An evaluation that is just inserting above one of these holds it; after its commit the next statement sees its roots.
+    PERFORM FROM build_jobs WHERE id = ANY (v_candidates) ORDER BY id FOR NO KEY UPDATE;
+    WITH RECURSIVE above(drv_path) AS (
+        SELECT drv_path FROM build_jobs WHERE id = ANY (v_candidates)
+        UNION
+        SELECT j.drv_path FROM above a
+        JOIN derivation_inputs d ON d.input_drv = a.drv_path
+        JOIN build_jobs j ON j.drv_path = d.referrer
+        WHERE j.status NOT IN ('succeeded', 'cancelled')
+    ), wanted(id, drv_path) AS (
+        SELECT j.id, j.drv_path FROM above JOIN build_jobs j USING (drv_path)
+        WHERE j.status NOT IN ('succeeded', 'cancelled') AND is_live_root(drv_path)
+        UNION
+        SELECT i.id, i.drv_path FROM wanted w
+        JOIN derivation_inputs d ON d.referrer = w.drv_path
+        JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE i.status NOT IN ('succeeded', 'cancelled')
+    )
+    SELECT array_agg(c.id) INTO v_unwanted FROM unnest(v_candidates) AS c(id)
+    WHERE c.id NOT IN (SELECT id FROM wanted);
+    RETURN cancel_jobs(v_unwanted, p_running, p_message);
+END
+$$;
+
+-- Cancels these jobs (locked) and every pending one above them.
+CREATE OR REPLACE FUNCTION cancel_jobs(p_jobs bigint[], p_running boolean, p_message text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_held record;
+    v_cancelled bigint[];
+BEGIN
+    IF p_running THEN
+        FOR v_held IN
+            SELECT attempt_id, claimed_by FROM build_jobs
+            WHERE id = ANY (p_jobs) AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))
+        LOOP
+            PERFORM end_attempt(v_held.attempt_id, 'aborted', p_message);
+            PERFORM pg_notify('claims', v_held.claimed_by);
+        END LOOP;
+    END IF;
+    WITH cancelled AS (
+        UPDATE build_jobs SET status = 'cancelled', message = p_message, not_before = NULL
+        WHERE id = ANY (p_jobs) AND (status = 'pending'
+            OR (p_running AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))))
+        RETURNING id
+    ) SELECT array_agg(id) INTO v_cancelled FROM cancelled;
+    IF v_cancelled IS NULL THEN
+        RETURN 0;
+    END IF;
+    PERFORM notify_done(v_cancelled);
+    RETURN cardinality(v_cancelled) + block_dependents(v_cancelled);
+END
+$$;
