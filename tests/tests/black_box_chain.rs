@@ -44,7 +44,7 @@ async fn attempts(server: &Server) -> u64 {
 }
 
 async fn database(server: &Server) -> harmonia_db::Db {
-    let options = harmonia_db::DbOptions { url: server.database_url(), max_connections: 2 };
+    let options = harmonia_db::DbOptions { url: server.database_url().parse().expect("a URL"), max_connections: 2 };
     harmonia_db::Db::connect(&options).await.expect("the private database answers")
 }
 

@@ -56,7 +56,7 @@ async fn nothing_is_lost_and_nothing_finished_is_built_twice() {
     assert_eq!(done["verdict"], "succeeded", "{done}");
     assert_eq!(done["counts"]["total"].as_u64(), Some(BUILDS));
 
-    let options = harmonia_db::DbOptions { url: server.database_url(), max_connections: 2 };
+    let options = harmonia_db::DbOptions { url: server.database_url().parse().expect("a URL"), max_connections: 2 };
     let db = harmonia_db::Db::connect(&options).await.expect("the private database answers");
     let violations = db.sweep_invariants().await.expect("swept");
     assert!(violations.is_empty(), "{violations:?}");

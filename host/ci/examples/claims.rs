@@ -107,7 +107,7 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     };
     let mut claimers = Vec::new();
     for number in 0..count {
-        let db = Db::connect(&DbOptions { url: url.clone(), max_connections: 1 }).await?;
+        let db = Db::connect(&DbOptions { url: url.parse()?, max_connections: 1 }).await?;
         let node = NodeId(format!("bench-{number}"));
         db.register_node(&NodeRegistration {
             id: node.clone(),

@@ -6,14 +6,15 @@
 pub(crate) mod keys;
 pub(crate) mod load;
 pub(crate) mod plugins;
+pub(crate) mod upstream;
 pub(crate) mod value;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use harmonia_core::Capability;
+use harmonia_core::{Capability, SecretUrl};
 use serde::{Deserialize, Serialize};
-use url::Url;
+use upstream::Upstream;
 use value::{Bytes, Span};
 
 /// Everything one node needs to know.
@@ -48,8 +49,8 @@ pub(crate) struct Node {
     pub(crate) name: Option<String>,
     pub(crate) capabilities: Vec<Capability>,
     pub(crate) listen: SocketAddr,
-    pub(crate) endpoint: Option<Url>,
-    pub(crate) public_url: Option<Url>,
+    pub(crate) endpoint: Option<SecretUrl>,
+    pub(crate) public_url: Option<SecretUrl>,
     pub(crate) state_dir: PathBuf,
     pub(crate) plugins_dir: Option<PathBuf>,
 }
@@ -58,7 +59,7 @@ pub(crate) struct Node {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Database {
-    pub(crate) url: Option<String>,
+    pub(crate) url: Option<SecretUrl>,
     pub(crate) url_file: Option<PathBuf>,
     pub(crate) max_connections: u32,
 }
@@ -67,7 +68,7 @@ pub(crate) struct Database {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ObjectStore {
-    pub(crate) endpoint: Option<Url>,
+    pub(crate) endpoint: Option<SecretUrl>,
     pub(crate) region: String,
     pub(crate) bucket: String,
     pub(crate) path_style: bool,
@@ -86,9 +87,9 @@ pub(crate) struct Signer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cache {
-    pub(crate) url: Option<Url>,
+    pub(crate) url: Option<SecretUrl>,
     pub(crate) public_keys: Vec<String>,
-    pub(crate) substituters: Vec<Url>,
+    pub(crate) substituters: Vec<Upstream>,
     pub(crate) priority: u32,
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
 use harmonia_coordinator::CoordinatorOptions;
+use harmonia_core::SecretUrl;
 use harmonia_core::ports::LogSpool;
 use harmonia_core::{Capability, Incarnation, NodeId, SystemClock};
 use harmonia_db::{Db, JobLimits, NodeRegistration};
@@ -73,7 +74,7 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// URL under which other nodes and the CLI reach this one.
 pub(crate) fn endpoint(config: &Config, listener: &TcpListener) -> Result<Url, Failure> {
     if let Some(url) = &config.node.endpoint {
-        return Ok(url.clone());
+        return Ok(url.expose().clone());
     }
     let address =
         listener.local_addr().map_err(|error| Failure::failed(format!("could not read the address: {error}")))?;
@@ -187,7 +188,8 @@ async fn run_roles(
                 .map_err(|error| Failure::failed(format!("the evaluator ended: {}", chain(&error))))
         });
     }
-    let public_url = config.node.public_url.as_ref().unwrap_or(endpoint).as_str().trim_end_matches('/').to_owned();
+    let public_url =
+        config.node.public_url.as_ref().map_or(endpoint, SecretUrl::expose).as_str().trim_end_matches('/').to_owned();
     let forge_plugins = plugins.port();
     let mut helpers = JoinSet::new();
     helpers.spawn(plugins.clone().follow(config.clone(), background.clone()));

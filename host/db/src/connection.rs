@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use harmonia_core::retry::RetryPolicy;
-use harmonia_core::{ClaimToken, Incarnation};
+use harmonia_core::{ClaimToken, Incarnation, SecretUrl};
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
@@ -20,19 +20,12 @@ const IDLE_UNTESTED_MAX: Duration = Duration::from_secs(1);
 const TRIES: u32 = 12;
 
 /// How to reach PostgreSQL.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct DbOptions {
     /// `postgres://user:password@host/database`; a socket directory goes into `?host=`.
-    pub url: String,
+    pub url: SecretUrl,
     /// Most connections that this process opens (a listener and each held chore lock take one beside them).
     pub max_connections: u32,
-}
-
-impl fmt::Debug for DbOptions {
-    /// The URL may hold a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DbOptions").field("max_connections", &self.max_connections).finish_non_exhaustive()
-    }
 }
 
 /// The database. Cheap to clone: all clones share one pool.
@@ -52,7 +45,8 @@ impl fmt::Debug for Db {
 impl Db {
     /// Opens the pool and one connection, so that a wrong URL shows at once. Does not retry.
     pub async fn connect(options: &DbOptions) -> Result<Self, DbError> {
-        let connect = PgConnectOptions::from_str(&options.url).map_err(|source| DbError::Url { source })?;
+        let connect =
+            PgConnectOptions::from_str(options.url.expose().as_str()).map_err(|source| DbError::Url { source })?;
         Self::connect_with(connect, PgPoolOptions::new().max_connections(options.max_connections.max(1))).await
     }
 

@@ -3,6 +3,7 @@
 
 use harmonia_core::api::{NewEvaluation, Source};
 use harmonia_core::limits::ATTR_BYTES_MAX;
+use harmonia_core::without_credentials;
 use url::Url;
 
 pub mod projects;
@@ -156,7 +157,7 @@ fn check_commit(commit: &str) -> Result<String, InvalidEvaluation> {
 
 /// What git may be told to fetch from; shown on pages, so without credentials.
 pub fn check_git_url(text: &str) -> Result<(), InvalidEvaluation> {
-    let refuse = |reason| Err(InvalidEvaluation::Url { url: shorten(text), reason });
+    let refuse = |reason| Err(InvalidEvaluation::Url { url: shorten(&without_credentials(text)), reason });
     if text.len() > URL_BYTES_MAX {
         return refuse("it is longer than 2000 bytes");
     }

@@ -26,11 +26,10 @@ use std::time::Duration;
 use harmonia_core::policy::{Policy, PolicyError};
 use harmonia_core::{ClaimToken, Incarnation, NodeId};
 use harmonia_db::{Db, DbError};
-use harmonia_nix::PublicKey;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
+use crate::binary_cache::BinaryCache;
 use crate::signer_client::SignerClient;
 use crate::store_daemon::StoreDaemon;
 use crate::substitute::{Substituter, SubstituterOptions};
@@ -54,12 +53,10 @@ pub struct BuilderOptions {
     pub signer: SignerClient,
     /// For caches.
     pub http: reqwest::Client,
-    /// Our cache: asked first for inputs, and for `.drv` files.
-    pub cache_url: Url,
+    /// Our cache, asked first for inputs, and for `.drv` files.
+    pub cache: BinaryCache,
     /// Other caches, asked in this order.
-    pub substituters: Vec<Url>,
-    /// Keys whose signatures on inputs count; ours among them.
-    pub public_keys: Vec<PublicKey>,
+    pub substituters: Vec<BinaryCache>,
     /// Where the store daemon listens. It must trust this process.
     pub daemon_socket: PathBuf,
     /// Where the files of the daemon's `/nix` are, when not at `/nix`: the store is `<root>/nix/store`.
@@ -158,12 +155,8 @@ impl Builder {
         let state = options.store_root.clone().unwrap_or_else(|| "/".into()).join("nix/var/nix");
         let roots = Roots::open(&state, &options.node).map_err(|cause| BuilderError::Roots { dir: state, cause })?;
         let daemon = StoreDaemon::new(&options.daemon_socket);
-        let caches = std::iter::once(&options.cache_url).chain(&options.substituters).cloned().collect();
-        let substituter = Substituter::new(
-            options.http.clone(),
-            daemon.clone(),
-            SubstituterOptions::new(caches, options.public_keys.clone()),
-        );
+        let caches = std::iter::once(&options.cache).chain(&options.substituters).cloned().collect();
+        let substituter = Substituter::new(options.http.clone(), daemon.clone(), SubstituterOptions::new(caches));
         let (sender, paused) = watch::channel(None);
         let node = Node {
             daemon,

@@ -30,8 +30,8 @@ use harmonia_db::{Channel, ClaimedEvaluation, Db, DbError, Notice};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
+use crate::binary_cache::BinaryCache;
 use crate::signer_client::SignerClient;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 use engine::{Confinement, Engine};
@@ -104,7 +104,7 @@ pub struct EvaluatorOptions {
     /// Whether evaluating may build, where the repository does not forbid it.
     pub allow_ifd: bool,
     /// Upstream caches: what they have needs no job.
-    pub substituters: Vec<Url>,
+    pub substituters: Vec<BinaryCache>,
     /// A node silent for longer builds nothing.
     pub silent_after: Duration,
     /// How long an evaluation waits for a forge, a frontend or a signer that is away.

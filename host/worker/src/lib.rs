@@ -5,6 +5,7 @@
 //!
 //! Never here: signing keys, the object store's credentials, forges, plugins, pages.
 
+pub mod binary_cache;
 pub mod builder;
 pub mod evaluator;
 pub mod pack;

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use harmonia_core::ports::{PortFuture, RemoteHead, RemoteHeads};
+use harmonia_core::without_credentials;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
@@ -93,7 +94,7 @@ impl GitRemoteHeads {
             Ok(status) if status.success() => Ok(stdout),
             _ => {
                 let words: String = stderr.trim().chars().filter(|c| !c.is_control() || *c == '\n').collect();
-                let words: String = words.lines().collect::<Vec<_>>().join("; ");
+                let words: String = without_credentials(&words).lines().collect::<Vec<_>>().join("; ");
                 Err(format!(
                     "git could not ask {}: {}",
                     shown(url),
@@ -166,7 +167,7 @@ fn check_url(url: &str, allow_file: bool) -> Result<(), String> {
 
 /// Keeps messages readable whatever is in them.
 fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(200).collect()
+    without_credentials(text).chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 #[cfg(test)]

@@ -15,21 +15,21 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use harmonia_core::SecretUrl;
 use harmonia_nix::worker_protocol::ClientError;
-use harmonia_nix::{NarInfo, PublicKey, StorePath};
-use url::Url;
+use harmonia_nix::{NarInfo, StorePath};
 
+use crate::binary_cache::BinaryCache;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 
 pub use cache::FetchError;
+pub(crate) use cache::narinfo;
 
 /// How to substitute.
 #[derive(Debug, Clone)]
 pub struct SubstituterOptions {
     /// Binary caches in the order in which they are asked; ours comes first.
-    pub caches: Vec<Url>,
-    /// Keys whose signatures count, whichever cache sends them.
-    pub trusted_keys: Vec<PublicKey>,
+    pub caches: Vec<BinaryCache>,
     /// Largest NAR, in bytes.
     pub nar_bytes_max: u64,
     /// Narinfos asked for side by side.
@@ -41,9 +41,9 @@ pub struct SubstituterOptions {
 }
 
 impl SubstituterOptions {
-    /// These caches and keys; the usual bounds.
-    pub fn new(caches: Vec<Url>, trusted_keys: Vec<PublicKey>) -> Self {
-        Self { caches, trusted_keys, nar_bytes_max: 64 << 30, parallel_queries: 16, parallel_fetches: 4, retries: 2 }
+    /// These caches; the usual bounds.
+    pub fn new(caches: Vec<BinaryCache>) -> Self {
+        Self { caches, nar_bytes_max: 64 << 30, parallel_queries: 16, parallel_fetches: 4, retries: 2 }
     }
 }
 
@@ -70,7 +70,7 @@ pub struct Plan {
 struct Offer {
     /// Which of the configured caches.
     index: usize,
-    cache: Url,
+    cache: BinaryCache,
     info: NarInfo,
 }
 
@@ -108,7 +108,7 @@ pub enum SubstituteError {
         /// The path.
         path: StorePath,
         /// The cache.
-        cache: Url,
+        cache: SecretUrl,
         /// What happened.
         #[source]
         cause: FetchError,
@@ -121,7 +121,7 @@ pub enum SubstituteError {
         /// The path.
         path: StorePath,
         /// The cache.
-        cache: Url,
+        cache: SecretUrl,
     },
     /// What a cache sent is not what it promised, or cannot be unpacked.
     #[error("{cache} has a damaged {path}")]
@@ -129,7 +129,7 @@ pub enum SubstituteError {
         /// The path.
         path: StorePath,
         /// The cache.
-        cache: Url,
+        cache: SecretUrl,
         /// What is wrong.
         #[source]
         cause: FetchError,

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use harmonia_nix::StorePath;
+use harmonia_nix::{PublicKey, StorePath};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
+use crate::binary_cache::BinaryCache;
 use crate::store_daemon::StoreDaemon;
 
 pub(crate) use git_server::{GitServer, Mood};
@@ -214,6 +215,11 @@ impl TestServer {
             }
         });
         Self { url, task }
+    }
+
+    /// As a binary cache in which signatures of these keys count.
+    pub(crate) fn cache(&self, keys: &[PublicKey]) -> BinaryCache {
+        BinaryCache::new(&self.url.clone().into(), keys.to_vec()).expect("a cache")
     }
 
     /// Serves the files of a folder; `change` may replace each answer.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use harmonia_core::without_credentials;
+
 use crate::cli::ConfigArgs;
 use crate::config::{Config, keys, load};
 use crate::exit::Failure;
@@ -49,23 +51,8 @@ fn explain(config: &Config, file: Option<&Path>, environment: &BTreeMap<String, 
     for plugin in &config.plugins {
         let _ = write!(text, "\n[[plugins]]\n{}", toml::to_string(plugin).map_err(broken)?);
     }
-    Ok(redact(&text))
-}
-
-/// A password in the database's URL is nobody's business.
-fn redact(text: &str) -> String {
-    text.lines()
-        .map(|line| {
-            let Some((start, rest)) = line.split_once("://") else { return format!("{line}\n") };
-            match rest.split_once('@') {
-                Some((credentials, host)) if credentials.contains(':') && !credentials.contains('"') => {
-                    let user = credentials.split(':').next().unwrap_or("");
-                    format!("{start}://{user}:…@{host}\n")
-                }
-                _ => format!("{line}\n"),
-            }
-        })
-        .collect()
+    // Settings of plugins may be URLs, too.
+    Ok(without_credentials(&text))
 }
 
 #[cfg(test)]
@@ -75,7 +62,7 @@ mod tests {
     #[test]
     fn every_key_is_explained_with_its_origin_and_no_password() {
         let mut config = Config::default();
-        config.database.url = Some("postgres://ci:hunter2@db.example.org/ci".to_owned());
+        config.database.url = Some("postgres://ci:hunter2@db.example.org/ci".parse().expect("a URL"));
         let environment = BTreeMap::from([("HARMONIA_CI__BUILD__CORES".to_owned(), "4".to_owned())]);
         let text = explain(&config, None, &environment).expect("explains");
         assert!(!text.contains("hunter2"), "{text}");

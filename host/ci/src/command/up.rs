@@ -9,13 +9,12 @@ mod demo;
 
 use std::sync::Arc;
 
-use harmonia_core::{Capability, SystemClock};
+use harmonia_core::{Capability, SecretUrl, SystemClock, without_credentials};
 use harmonia_embedded::nix_daemon::{NixDaemon, NixDaemonOptions};
 use harmonia_embedded::postgres::{PostgresOptions, PrivatePostgres};
 use harmonia_embedded::s3::{S3Endpoint, S3Options};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use url::Url;
 
 use crate::cli::UpArgs;
 use crate::client::{Client, default_data_dir};
@@ -185,9 +184,8 @@ fn configure(
     config.node.capabilities = Capability::ALL.to_vec();
     config.node.listen = args.listen;
     config.node.state_dir = data.state();
-    config.database.url = Some(services.postgres.url(DATABASE));
-    config.object_store.endpoint =
-        Some(Url::parse(&services.s3.url()).map_err(|error| Failure::failed(format!("object store URL: {error}")))?);
+    config.database.url = Some(private(&services.postgres.url(DATABASE))?);
+    config.object_store.endpoint = Some(private(&services.s3.url())?);
     BUCKET.clone_into(&mut config.object_store.bucket);
     config.object_store.access_key_file = Some(secrets.access_key_file.clone());
     config.object_store.secret_key_file = Some(secrets.secret_key_file.clone());
@@ -203,6 +201,11 @@ fn configure(
     services.daemon.socket().clone_into(&mut config.store.daemon_socket);
     config.store.root = data.store();
     Ok(config)
+}
+
+/// The URL of something that runs beside us.
+fn private(url: &str) -> Result<SecretUrl, Failure> {
+    url.parse().map_err(|error| Failure::failed(format!("'{}' is not a URL: {error}", without_credentials(url))))
 }
 
 /// The first signal ends everything (running builds go back to the queue); a second one does not wait.

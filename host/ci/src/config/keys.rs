@@ -20,8 +20,11 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("object_store.secret_key_file", "file that holds the secret access key"),
     ("signer.key_files", "files with secret signing keys (harmonia-ci keygen); every path is signed with each"),
     ("cache.url", "URL of the binary cache as builders and clients see it; default: the public URL's root"),
-    ("cache.public_keys", "further public keys (name:base64) whose signatures builders trust"),
-    ("cache.substituters", "binary caches that builders ask after our own"),
+    ("cache.public_keys", "public keys (name:base64) whose signatures count, beside those of signer.key_files"),
+    (
+        "cache.substituters",
+        "binary caches asked after our own: URLs, or { url, public_keys } where other keys than cache.public_keys count",
+    ),
     ("cache.priority", "priority in nix-cache-info; lower is asked first"),
     ("store.daemon_socket", "socket of the Nix daemon that builds"),
     ("store.root", "folder under which that daemon's /nix lies; / for the system's own"),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use harmonia_core::without_credentials;
+
 use super::{Config, keys};
 
 /// Environment variables with this prefix override keys: `HARMONIA_CI__BUILD__TIMEOUT=2h`.
@@ -14,15 +16,26 @@ pub(crate) enum ConfigError {
     #[error("could not read the configuration file {}; check the path and its permissions", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not valid TOML", path.display())]
-    Syntax { path: PathBuf, source: Box<toml::de::Error> },
+    Syntax { path: PathBuf, source: TomlError },
     #[error("unknown key '{key}' in {origin}{}", did_you_mean(key))]
     UnknownKey { key: String, origin: String },
     #[error("a value in {origin} is wrong")]
-    Value { origin: String, source: Box<toml::de::Error> },
+    Value { origin: String, source: TomlError },
     #[error("could not read {what} from {}; check that it exists and that this user may read it", path.display())]
     Secret { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{what} in {} is not usable", path.display())]
     Key { what: &'static str, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// What the TOML parser says. It quotes lines of the file, which may hold URLs with passwords.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct TomlError(String);
+
+impl From<toml::de::Error> for TomlError {
+    fn from(error: toml::de::Error) -> Self {
+        Self(without_credentials(&error.to_string()))
+    }
 }
 
 fn did_you_mean(key: &str) -> String {
@@ -40,11 +53,11 @@ pub(crate) fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) 
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         table = text
             .parse::<toml::Table>()
-            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: source.into() })?;
         refuse_unknown(&table, &path.display().to_string())?;
         // Read once as a whole file, so that an error still has line and column.
         toml::from_str::<Config>(&text)
-            .map_err(|source| ConfigError::Value { origin: path.display().to_string(), source: Box::new(source) })?;
+            .map_err(|source| ConfigError::Value { origin: path.display().to_string(), source: source.into() })?;
     }
     for (variable, text) in environment.iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)) {
         override_key(&mut table, variable, text)?;
@@ -58,7 +71,7 @@ impl Config {
     fn try_from_table(table: toml::Table) -> Result<Self, ConfigError> {
         table
             .try_into()
-            .map_err(|source| ConfigError::Value { origin: "the environment".to_owned(), source: Box::new(source) })
+            .map_err(|source| ConfigError::Value { origin: "the environment".to_owned(), source: source.into() })
     }
 }
 
@@ -123,7 +136,7 @@ fn override_key(table: &mut toml::Table, variable: &str, text: &str) -> Result<(
         }
     }
     let origin = format!("the environment ({variable})");
-    last_error.map_or(Ok(()), |source| Err(ConfigError::Value { origin, source: Box::new(source) }))
+    last_error.map_or(Ok(()), |source| Err(ConfigError::Value { origin, source: source.into() }))
 }
 
 /// A secret from a file, without surrounding white space.
@@ -178,6 +191,16 @@ mod tests {
         ] {
             let error = from(text, &environment).expect_err(text);
             assert!(error.contains(wanted), "{text:?} gave: {error}");
+        }
+        for (text, environment) in [
+            ("[database]\nurl = \"postgres://ci:hunter2@db/ci\nmax_connections = 3\n", vec![]),
+            ("[database]\nmax_connections = \"postgres://ci:hunter2@db/ci\"\n", vec![]),
+            ("[cache]\nsubstituters = [\"https://ci:hunter2@ho st\"]\n", vec![]),
+            ("", vec![("HARMONIA_CI__CACHE__URL", "https://ci:hunter2@ho st")]),
+            ("", vec![("HARMONIA_CI__BUILD__CORES", "https://ci:hunter2@host")]),
+        ] {
+            let error = from(text, &environment).expect_err(text);
+            assert!(!error.contains("hunter2"), "{text:?} gave: {error}");
         }
         let error = load(Some(Path::new("/does/not/exist.toml")), &BTreeMap::new()).expect_err("absent");
         assert!(error.to_string().contains("/does/not/exist.toml"));

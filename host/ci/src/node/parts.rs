@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_cache::{ObjectStore, ObjectStoreOptions};
-use harmonia_core::Capability;
 use harmonia_core::policy::Policy;
 use harmonia_core::retry::WaitPolicy;
+use harmonia_core::{Capability, SecretUrl};
 use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
+use harmonia_worker::binary_cache::BinaryCache;
 use harmonia_worker::builder::BuilderOptions;
 use harmonia_worker::evaluator::{self, EvaluatorOptions};
 use harmonia_worker::signer_client::SignerClient;
@@ -17,6 +18,7 @@ use url::Url;
 
 use super::Identity;
 use crate::config::load::{ConfigError, read_secret};
+use crate::config::upstream::Upstream;
 use crate::config::{Config, EngineChoice};
 use crate::exit::{Failure, chain};
 
@@ -26,30 +28,58 @@ const PARALLEL_UPLOADS: u32 = 4;
 const COMPRESSION_LEVEL: i32 = 3;
 
 /// URL of the database, from the configuration or its file.
-fn database_url(config: &Config) -> Result<String, Failure> {
+fn database_url(config: &Config) -> Result<SecretUrl, Failure> {
     let url = match (&config.database.url, &config.database.url_file) {
         (Some(_), Some(_)) => {
             return Err(Failure::usage("both database.url and database.url_file are set").hint("keep one of them"));
         }
         (Some(url), None) => url.clone(),
-        (None, Some(path)) => read_secret("the database URL", path)?,
+        (None, Some(path)) => {
+            let text = read_secret("the database URL", path)?;
+            text.parse().map_err(|error| {
+                Failure::usage(format!("{} holds no URL of a database: {error}", path.display()))
+                    .hint("postgres://user:password@host/database")
+            })?
+        }
         (None, None) => {
             return Err(Failure::usage("database.url is not set")
                 .hint("postgres://user@host/database, or use database.url_file"));
         }
     };
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+    if !matches!(url.expose().scheme(), "postgres" | "postgresql") {
         return Err(Failure::usage("the database URL does not begin with postgres://"));
     }
     Ok(url)
 }
 
 /// Host, port and database of a URL: what an error may show.
-fn server_of(url: &str) -> String {
-    let Ok(url) = Url::parse(url) else { return "the database URL is no URL".to_owned() };
+fn server_of(url: &SecretUrl) -> String {
+    let url = url.expose();
     let socket = url.query_pairs().find(|(name, _)| name == "host").map(|(_, folder)| folder.into_owned());
     let host = socket.or_else(|| url.host_str().map(str::to_owned)).unwrap_or_else(|| "localhost".to_owned());
     format!("{host}:{}, database {}", url.port().unwrap_or(5432), url.path().trim_start_matches('/'))
+}
+
+/// URLs that are stored and shown, or have their credentials elsewhere.
+fn check_urls(config: &Config) -> Result<(), Failure> {
+    for (key, url, instead) in [
+        (
+            "node.endpoint",
+            &config.node.endpoint,
+            "other nodes and everybody who sees the nodes page read it: leave them out",
+        ),
+        ("node.public_url", &config.node.public_url, "it is in every status and on every page: leave them out"),
+        (
+            "object_store.endpoint",
+            &config.object_store.endpoint,
+            "use object_store.access_key_file and secret_key_file",
+        ),
+    ] {
+        if url.as_ref().is_some_and(SecretUrl::has_credentials) {
+            return Err(Failure::usage(format!("{key} has a user or a password in it")).hint(instead));
+        }
+    }
+    Ok(())
 }
 
 /// Connects to PostgreSQL.
@@ -65,7 +95,8 @@ pub(crate) async fn connect(config: &Config) -> Result<Db, Failure> {
 pub(crate) fn check(config: &Config) -> Result<(), Failure> {
     super::plugins::specs(config)?;
     database_url(config)?;
-    public_keys(config, &secret_keys(config)?)?;
+    check_urls(config)?;
+    substituters(config, &secret_keys(config)?)?;
     if config.has(Capability::Signer) {
         if config.signer.key_files.is_empty() {
             return Err(Failure::usage("a signer needs signer.key_files").hint("make a key with `harmonia-ci keygen`"));
@@ -88,17 +119,43 @@ fn secret_key(path: &Path) -> Result<SecretKey, ConfigError> {
     })
 }
 
-fn public_keys(config: &Config, secret_keys: &[SecretKey]) -> Result<Vec<PublicKey>, Failure> {
+fn parse_keys(key: &str, texts: &[String]) -> Result<Vec<PublicKey>, Failure> {
+    let parse = |text: &String| {
+        let wrong = |error| Failure::usage(format!("{key} holds '{text}', which is no public key: {error}"));
+        text.parse::<PublicKey>().map_err(wrong)
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// Ours, and those of the configuration.
+fn with_own(secret_keys: &[SecretKey], configured: Vec<PublicKey>) -> Vec<PublicKey> {
     let mut keys: Vec<PublicKey> = secret_keys.iter().map(SecretKey::public_key).collect();
-    for text in &config.cache.public_keys {
-        let key = text.parse::<PublicKey>().map_err(|error| {
-            Failure::usage(format!("cache.public_keys holds '{text}', which is no public key: {error}"))
-        })?;
+    for key in configured {
         if !keys.contains(&key) {
             keys.push(key);
         }
     }
-    Ok(keys)
+    keys
+}
+
+/// Whose signatures count where no others are named.
+fn trusted_keys(config: &Config, secret_keys: &[SecretKey]) -> Result<Vec<PublicKey>, Failure> {
+    Ok(with_own(secret_keys, parse_keys("cache.public_keys", &config.cache.public_keys)?))
+}
+
+/// The upstream caches, each with whose signatures count there.
+fn substituters(config: &Config, secret_keys: &[SecretKey]) -> Result<Vec<BinaryCache>, Failure> {
+    let usual = trusted_keys(config, secret_keys)?;
+    let one = |upstream: &Upstream| {
+        let keys = match &upstream.public_keys {
+            None => usual.clone(),
+            Some(keys) => with_own(secret_keys, parse_keys("public_keys of cache.substituters", keys)?),
+        };
+        BinaryCache::new(&upstream.url, keys).map_err(|error| {
+            Failure::usage(format!("cache.substituters: {error}")).hint("remove it, or write its HTTP address")
+        })
+    };
+    config.cache.substituters.iter().map(one).collect()
 }
 
 fn object_store_options(config: &Config) -> Result<ObjectStoreOptions, Failure> {
@@ -107,7 +164,7 @@ fn object_store_options(config: &Config) -> Result<ObjectStoreOptions, Failure> 
         return Err(Failure::usage("a signer needs object_store.access_key_file and object_store.secret_key_file"));
     };
     Ok(ObjectStoreOptions {
-        endpoint: store.endpoint.clone(),
+        endpoint: store.endpoint.as_ref().map(|url| url.expose().clone()),
         region: store.region.clone(),
         bucket: store.bucket.clone(),
         access_key: read_secret("the object store's access key", access)?,
@@ -121,8 +178,11 @@ pub(super) struct Parts {
     db: Db,
     pub(super) store: Option<ObjectStore>,
     pub(super) secret_keys: Vec<SecretKey>,
+    /// What pages show as the keys of our cache.
     pub(super) public_keys: Vec<PublicKey>,
-    cache_url: Url,
+    /// Ours, with whose signatures count in it.
+    cache: BinaryCache,
+    substituters: Vec<BinaryCache>,
     http: reqwest::Client,
     signer: SignerClient,
 }
@@ -131,7 +191,13 @@ impl Parts {
     pub(super) async fn new(config: &Config, endpoint: &Url, db: Db) -> Result<Self, Failure> {
         check(config)?;
         let secret_keys = secret_keys(config)?;
-        let public_keys = public_keys(config, &secret_keys)?;
+        let substituters = substituters(config, &secret_keys)?;
+        for cache in substituters.iter().filter(|cache| cache.wants_trust()) {
+            tracing::warn!(
+                "'?trusted=…' of {} has no effect: what a cache says counts only with a signature; add its key to cache.public_keys",
+                cache.url()
+            );
+        }
         let store = if config.has(Capability::Signer) {
             let store = ObjectStore::new(object_store_options(config)?);
             store.check_bucket(false).await.map_err(|error| {
@@ -147,8 +213,15 @@ impl Parts {
             .build()
             .map_err(|error| Failure::failed(format!("could not set up HTTP: {}", chain(&error))))?;
         let signer = SignerClient::from_database(http.clone(), db.clone(), config.intervals.node_dead_after.0);
-        let cache_url = config.cache.url.clone().unwrap_or_else(|| endpoint.clone());
-        Ok(Self { db, store, secret_keys, public_keys, cache_url, http, signer })
+        let cache_url = config.cache.url.clone().unwrap_or_else(|| endpoint.clone().into());
+        // Those of upstream caches are not ours; only a node that does not sign has to be told ours.
+        let public_keys = match secret_keys.is_empty() {
+            true => trusted_keys(config, &[])?,
+            false => secret_keys.iter().map(SecretKey::public_key).collect(),
+        };
+        let cache = BinaryCache::new(&cache_url, trusted_keys(config, &secret_keys)?)
+            .map_err(|error| Failure::usage(format!("cache.url: {error}")))?;
+        Ok(Self { db, store, secret_keys, public_keys, cache, substituters, http, signer })
     }
 
     pub(super) fn builder_options(
@@ -163,9 +236,8 @@ impl Parts {
             db: self.db.clone(),
             signer: self.signer.clone(),
             http: self.http.clone(),
-            cache_url: self.cache_url.clone(),
-            substituters: config.cache.substituters.clone(),
-            public_keys: self.public_keys.clone(),
+            cache: self.cache.clone(),
+            substituters: self.substituters.clone(),
             daemon_socket: config.store.daemon_socket.clone(),
             store_root: Some(config.store.root.clone()),
             spool_dir: state_folder(config, "spool")?,
@@ -208,7 +280,7 @@ impl Parts {
             timeout: config.eval.timeout.0,
             memory_bytes_max: config.eval.memory_max.0,
             allow_ifd: config.eval.allow_ifd,
-            substituters: config.cache.substituters.clone(),
+            substituters: self.substituters.clone(),
             silent_after: config.intervals.node_dead_after.0,
             waits: WaitPolicy { total_max: config.eval.wait_max.0, ..WaitPolicy::default() },
         })
@@ -222,4 +294,68 @@ fn state_folder(config: &Config, name: &str) -> Result<std::path::PathBuf, Failu
             .hint("set node.state_dir to a folder this user may write")
     })?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys whose values are URLs: a new one is told apart by its meaning.
+    const URL_KEYS: [&str; 6] = [
+        "node.endpoint",
+        "node.public_url",
+        "database.url",
+        "object_store.endpoint",
+        "cache.url",
+        "cache.substituters",
+    ];
+
+    #[test]
+    fn a_password_in_any_url_of_the_configuration_is_shown_nowhere() {
+        for (key, meaning) in crate::config::keys::KEYS {
+            assert_eq!(
+                meaning.contains("URL") && *key != "database.url_file" && *key != "eval.allow_file_urls",
+                URL_KEYS.contains(key),
+                "{key}: does it hold URLs? then it belongs to URL_KEYS, and its type is SecretUrl"
+            );
+        }
+        for key in URL_KEYS {
+            for url in ["https://ci:hunter2@h.example/sub", "postgres://ci:hunter2@h.example/ci", "s3://ci:hunter2@h/x"]
+            {
+                let (section, name) = key.split_once('.').expect("section.key");
+                let value = if key == "cache.substituters" { format!("[\"{url}\"]") } else { format!("\"{url}\"") };
+                let mut text = format!("[{section}]\n{name} = {value}\n");
+                if section != "database" {
+                    text.push_str("[database]\nurl = \"postgres://u:hunter2@h/x\"\n");
+                }
+                let config: Config = toml::from_str(&text).expect("loads");
+                let shown = format!("{config:?} {}", toml::to_string(&config).expect("serialises"));
+                assert!(!shown.contains("hunter2"), "{key}: {shown}");
+                let said = match check(&config) {
+                    Ok(()) => String::new(),
+                    Err(failure) => format!("{failure:?}"),
+                };
+                assert!(!said.contains("hunter2"), "{key}: {said}");
+                let is_shown_to_all = matches!(key, "node.endpoint" | "node.public_url" | "object_store.endpoint");
+                assert!(!is_shown_to_all || said.contains(key), "{key} with a password is refused by name: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_has_its_own_keys_or_those_of_all() {
+        let keys = ["a-1", "b-1", "own-1"].map(|name| SecretKey::from_seed(name, &[7; 32]).expect("a key"));
+        let [a, b, own] = keys.each_ref().map(SecretKey::public_key);
+        let text = format!(
+            "[cache]\npublic_keys = [\"{a}\"]\nsubstituters = [\"https://a.example?priority=3\", \
+             {{ url = \"https://b.example\", public_keys = [\"{b}\"] }}]\n"
+        );
+        let config: Config = toml::from_str(&text).expect("loads");
+        let caches = substituters(&config, &keys[2..]).expect("sound");
+        assert_eq!(caches[0].trusted_keys(), [own.clone(), a]);
+        assert_eq!(caches[1].trusted_keys(), [own, b]);
+        let text = "[cache]\nsubstituters = [{ url = \"https://b.example\", public_keys = [\"nonsense\"] }]\n";
+        let failure = substituters(&toml::from_str(text).expect("loads"), &[]).expect_err("no key");
+        assert!(failure.message().contains("public_keys of cache.substituters holds 'nonsense'"), "{failure:?}");
+    }
 }

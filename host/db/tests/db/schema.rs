@@ -10,9 +10,10 @@ use crate::world::{World, graph};
 async fn wrong_urls_are_told_apart() {
     let test = TestDatabase::empty().await;
     let connect = |url: String| async move {
+        let url = url.parse().expect("a URL");
         harmonia_db::Db::connect(&DbOptions { url, max_connections: 1 }).await.expect_err("cannot work")
     };
-    assert!(matches!(connect("nonsense".to_owned()).await, DbError::Url { .. }));
+    assert!(matches!(connect("postgres://u@127.0.0.1/x?sslmode=nonsense".to_owned()).await, DbError::Url { .. }));
     let absent = test.url.replace("harmonia_test_", "no_such_");
     assert!(matches!(connect(absent).await, DbError::NoDatabase { .. }));
     let unreachable = connect("postgres://u@127.0.0.1:1/x".to_owned()).await;

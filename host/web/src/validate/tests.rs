@@ -202,3 +202,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_refusal_does_not_repeat_a_password() {
+    for url in [
+        "https://u:hunter2@h.example/a",
+        "https://hunter2@h.example/a",
+        "ssh://git:hunter2@h.example/a",
+        "ftp://u:hunter2@h/a",
+    ] {
+        let error = check_git_url(url).expect_err(url).to_string();
+        assert!(error.contains("git URL '") && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -64,7 +64,10 @@ fn derivation_with(name: &str, script: &str, more: &str) -> String {
 
 #[tokio::test]
 async fn database_calls_outlive_an_outage_but_not_a_refusal() {
-    let nowhere = DbOptions { url: "postgres://nobody@localhost/x?host=/no/such/socket".into(), max_connections: 1 };
+    let nowhere = DbOptions {
+        url: "postgres://nobody@localhost/x?host=/no/such/socket".parse().expect("a URL"),
+        max_connections: 1,
+    };
     let mut calls = 0;
     let answer = persist(|| {
         calls += 1;

@@ -1,28 +1,28 @@
-//! Whether upstream caches have the outputs of derivations, asked by `HEAD <hash>.narinfo`. Start at
-//! [`Upstream::available`]. Without substituters nothing is asked.
+//! Whether upstream caches have the outputs of derivations: only a narinfo that was read and is to be believed says so.
+//! Start at [`Upstream::available`]. Without substituters nothing is asked.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use harmonia_db::GraphDerivation;
 use harmonia_nix::StorePath;
-use url::Url;
 
-const TIMEOUT: Duration = Duration::from_secs(15);
+use crate::binary_cache::BinaryCache;
+use crate::substitute::{self, SubstituteError};
+
 const PARALLEL: usize = 24;
 const MEMO_MAX: usize = 100_000;
 
 /// The configured caches and what they said lately.
 pub(crate) struct Upstream {
     http: reqwest::Client,
-    caches: Vec<Url>,
+    caches: Vec<BinaryCache>,
     memo: Mutex<HashMap<StorePath, bool>>,
 }
 
 impl Upstream {
-    pub(crate) fn new(http: reqwest::Client, caches: Vec<Url>) -> Self {
+    pub(crate) fn new(http: reqwest::Client, caches: Vec<BinaryCache>) -> Self {
         Self { http, caches, memo: Mutex::new(HashMap::new()) }
     }
 
@@ -74,16 +74,20 @@ impl Upstream {
         found.unwrap_or(false)
     }
 
-    async fn ask(&self, cache: &Url, path: &StorePath) -> Option<bool> {
-        let url = format!("{}/{}.narinfo", cache.as_str().trim_end_matches('/'), path.hash_part());
-        match self.http.head(url).timeout(TIMEOUT).send().await {
-            Ok(answer) if answer.status().is_success() => Some(true),
-            Ok(answer) if matches!(answer.status().as_u16(), 403 | 404 | 410) => Some(false),
-            Ok(_) => None,
-            Err(error) => {
-                tracing::debug!(%cache, error = %error.without_url(), "An upstream cache did not answer");
+    async fn ask(&self, cache: &BinaryCache, path: &StorePath) -> Option<bool> {
+        match substitute::narinfo(&self.http, cache, path).await {
+            Ok(answer) => Some(answer.is_some()),
+            Err(SubstituteError::Unavailable { cache, cause, .. }) => {
+                tracing::debug!(%cache, error = %harmonia_core::chain(&cause), "An upstream cache did not answer");
                 None
+            }
+            Err(error) => {
+                tracing::debug!(error = %harmonia_core::chain(&error), "What an upstream cache says does not count");
+                Some(false)
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

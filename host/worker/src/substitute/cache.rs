@@ -7,6 +7,7 @@ use harmonia_nix::{ContentAddressMethod, HashAlgorithm, NarInfo, PublicKey, Stor
 use url::Url;
 
 use super::SubstituteError;
+use crate::binary_cache::BinaryCache;
 
 /// A narinfo with as many references as any path may have fits.
 const NARINFO_BYTES_MAX: usize = 4 << 20;
@@ -49,7 +50,9 @@ pub enum FetchError {
     #[error("it names an invalid URL '{0}'")]
     Url(String),
     /// A compression that we cannot undo.
-    #[error("the archive is compressed with '{0}', which is not supported (zstd, xz, gzip and none are)")]
+    #[error(
+        "the archive is compressed with '{0}', which is not supported (zstd, xz, gzip, bzip2, br, lz4 and none are)"
+    )]
     Compression(String),
     /// The compressed bytes cannot be unpacked, or end early.
     #[error("the archive cannot be unpacked")]
@@ -74,23 +77,15 @@ pub enum FetchError {
     },
 }
 
-/// The URL of an object below that of the cache.
-pub(super) fn object_url(cache: &Url, name: &str) -> Result<Url, FetchError> {
-    let mut base = cache.clone();
-    if !base.path().ends_with('/') {
-        base.set_path(&format!("{}/", cache.path()));
-    }
-    let url = base.join(name).map_err(|_| FetchError::Url(name.chars().take(200).collect()))?;
-    match url.scheme() {
-        "http" | "https" => Ok(url),
-        _ => Err(FetchError::Url(name.chars().take(200).collect())),
-    }
+/// The URL of an object of the cache.
+fn object_url(cache: &BinaryCache, name: &str) -> Result<Url, FetchError> {
+    cache.object(name).ok_or_else(|| FetchError::Url(name.chars().take(200).collect()))
 }
 
 /// A small object; `None` when the cache says that it has none.
 pub(super) async fn get_small(
     http: &reqwest::Client,
-    cache: &Url,
+    cache: &BinaryCache,
     name: &str,
     bytes_max: usize,
 ) -> Result<Option<Vec<u8>>, FetchError> {
@@ -102,8 +97,9 @@ pub(super) async fn get_small(
     let mut response = get.send().await.map_err(http_error)?;
     match response.status().as_u16() {
         200 => {}
-        // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too.
-        403 | 404 | 410 => return Ok(None),
+        // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too. And what wants
+        // a login that we do not have is not there for us.
+        401 | 403 | 404 | 410 => return Ok(None),
         status => return Err(FetchError::Status(status)),
     }
     let mut bytes = Vec::new();
@@ -119,7 +115,7 @@ pub(super) async fn get_small(
 /// Begins to receive the archive of `info`.
 pub(super) async fn get_archive(
     http: &reqwest::Client,
-    cache: &Url,
+    cache: &BinaryCache,
     info: &NarInfo,
 ) -> Result<reqwest::Response, FetchError> {
     let get = http.get(object_url(cache, &info.url)?).send();
@@ -129,21 +125,20 @@ pub(super) async fn get_archive(
     };
     match response.status().as_u16() {
         200 => Ok(response),
-        403 | 404 | 410 => Err(FetchError::NoArchive(info.url.clone())),
+        401 | 403 | 404 | 410 => Err(FetchError::NoArchive(info.url.clone())),
         status => Err(FetchError::Status(status)),
     }
 }
 
 /// What `cache` says of `path`, if it has it and is to be believed.
-pub(super) async fn narinfo(
+pub(crate) async fn narinfo(
     http: &reqwest::Client,
-    cache: &Url,
+    cache: &BinaryCache,
     path: &StorePath,
-    trusted_keys: &[PublicKey],
 ) -> Result<Option<NarInfo>, SubstituteError> {
     let name = format!("{}.narinfo", path.hash_part());
-    let unavailable = |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.clone(), cause };
-    let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.clone(), cause };
+    let unavailable = |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.url().clone(), cause };
+    let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.url().clone(), cause };
     let Some(bytes) = get_small(http, cache, &name, NARINFO_BYTES_MAX).await.map_err(unavailable)? else {
         return Ok(None);
     };
@@ -152,10 +147,19 @@ pub(super) async fn narinfo(
     if info.path != *path {
         return Err(corrupt(FetchError::OtherPath(info.path)));
     }
-    if is_trustworthy(&info, trusted_keys) {
+    check_compression(&info.compression).map_err(corrupt)?;
+    if is_trustworthy(&info, cache.trusted_keys()) {
         Ok(Some(info))
     } else {
-        Err(SubstituteError::BadSignature { path: path.clone(), cache: cache.clone() })
+        Err(SubstituteError::BadSignature { path: path.clone(), cache: cache.url().clone() })
+    }
+}
+
+/// Whether we can undo it.
+fn check_compression(compression: &str) -> Result<(), FetchError> {
+    match compression {
+        "" | "none" | "zstd" | "xz" | "gzip" | "bzip2" | "br" | "lz4" => Ok(()),
+        other => Err(FetchError::Compression(other.chars().take(40).collect())),
     }
 }
 

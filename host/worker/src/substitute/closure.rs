@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
+use harmonia_core::SecretUrl;
 use harmonia_nix::worker_protocol::types::{PathInfo, ValidPathInfo};
 use harmonia_nix::{NarInfo, StorePath};
-use url::Url;
 
 use super::cache::{self, FetchError};
 use super::{Offer, Plan, SubstituteError, Substituter, stream as archive, verdict};
@@ -94,7 +94,7 @@ impl Substituter {
         loop {
             let mut errors = Vec::new();
             for (index, cache) in caches.iter().enumerate().skip(from) {
-                match cache::narinfo(&self.http, cache, path, &self.options.trusted_keys).await {
+                match cache::narinfo(&self.http, cache, path).await {
                     Ok(Some(info)) => return Ok(Offer { index, cache: cache.clone(), info }),
                     Ok(None) => {}
                     Err(error) => errors.push(error),
@@ -155,7 +155,7 @@ impl Substituter {
 
     async fn fetch(&self, mut daemon: Connection, offer: &Offer) -> Result<Connection, SubstituteError> {
         let Offer { cache, info, .. } = offer;
-        let failed = |error| classify(&info.path, cache, error);
+        let failed = |error| classify(&info.path, cache.url(), error);
         if info.nar_size > self.options.nar_bytes_max {
             return Err(failed(FetchError::TooLarge { max: self.options.nar_bytes_max }));
         }
@@ -173,7 +173,7 @@ impl Substituter {
 }
 
 /// Whether another try, or another answer, is to be expected of this cache.
-fn classify(path: &StorePath, cache: &Url, cause: FetchError) -> SubstituteError {
+fn classify(path: &StorePath, cache: &SecretUrl, cause: FetchError) -> SubstituteError {
     let (path, cache) = (path.clone(), cache.clone());
     match cause {
         FetchError::Http(_) | FetchError::Stalled { .. } | FetchError::Status(_) => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_compression::tokio::bufread::{GzipDecoder, XzDecoder, ZstdDecoder};
+use async_compression::tokio::bufread::{BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, XzDecoder, ZstdDecoder};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use harmonia_nix::{NarInfo, Sha256Hash};
@@ -23,6 +23,8 @@ use super::cache::{FetchError, http_error};
 /// A cache that sends nothing for this long is given up.
 const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 const BUFFER_BYTES: usize = 128 << 10;
+/// Most memory that unpacking one xz file takes; `xz -9` needs 65 MiB.
+const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
 
 /// Why the reader failed.
 #[derive(Debug, Clone, Default)]
@@ -80,7 +82,7 @@ fn unpack(
             Box::new(decoder)
         }
         "xz" => {
-            let mut decoder = XzDecoder::new(packed);
+            let mut decoder = XzDecoder::with_mem_limit(packed, XZ_MEMORY_BYTES_MAX);
             decoder.multiple_members(true);
             Box::new(decoder)
         }
@@ -89,6 +91,18 @@ fn unpack(
             decoder.multiple_members(true);
             Box::new(decoder)
         }
+        "bzip2" => {
+            let mut decoder = BzDecoder::new(packed);
+            decoder.multiple_members(true);
+            Box::new(decoder)
+        }
+        "lz4" => {
+            let mut decoder = Lz4Decoder::new(packed);
+            decoder.multiple_members(true);
+            Box::new(decoder)
+        }
+        // Has no frames that could follow each other.
+        "br" => Box::new(BrotliDecoder::new(packed)),
         "none" | "" => Box::new(packed),
         other => return Err(FetchError::Compression(other.chars().take(40).collect())),
     })

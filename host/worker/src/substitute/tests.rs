@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use harmonia_nix::PublicKey;
+
 use super::*;
 use crate::test_parts::{Answer, Request, TestDaemon, TestServer, TestStore};
 
@@ -56,8 +58,8 @@ impl World {
     }
 
     fn substituter(&self, daemon: &TestDaemon, caches: &[&TestServer]) -> Substituter {
-        let caches = caches.iter().map(|server| server.url.clone()).collect();
-        let mut options = SubstituterOptions::new(caches, vec![self.key.clone()]);
+        let caches = caches.iter().map(|server| server.cache(std::slice::from_ref(&self.key))).collect();
+        let mut options = SubstituterOptions::new(caches);
         options.retries = 1;
         Substituter::new(reqwest::Client::new(), daemon.client(), options)
     }
@@ -77,7 +79,7 @@ async fn valid(daemon: &TestDaemon) -> Vec<String> {
 
 #[tokio::test]
 async fn a_closure_arrives_byte_for_byte_whatever_the_compression() {
-    for compression in ["zstd", "xz", "none", "gzip"] {
+    for compression in ["zstd", "xz", "none", "gzip", "bzip2", "br", "lz4"] {
         let world = World::new(compression);
         let daemon = TestDaemon::start().await;
         let server = world.serve().await;
@@ -168,7 +170,7 @@ async fn a_path_addressed_by_its_content_needs_no_signature_but_the_right_conten
     source.copy_to_cache(&cache, "zstd", "unknown-1", &[&path, &other]);
     let server = TestServer::of_folder(&cache, |_, answer| answer).await;
     let daemon = TestDaemon::start().await;
-    let options = SubstituterOptions::new(vec![server.url.clone()], Vec::new());
+    let options = SubstituterOptions::new(vec![server.cache(&[])]);
     let substituter = Substituter::new(reqwest::Client::new(), daemon.client(), options);
     substituter.substitute(&BTreeSet::from([path.clone()])).await.expect("proves itself");
     assert_eq!(valid(&daemon).await, [path.name()]);
@@ -182,7 +184,7 @@ async fn a_path_addressed_by_its_content_needs_no_signature_but_the_right_conten
     (info.url, info.nar_hash, info.nar_size) = (lie.url, lie.nar_hash, lie.nar_size);
     (info.file_hash, info.file_size) = (lie.file_hash, lie.file_size);
     std::fs::write(narinfo(&path), info.to_string()).expect("file");
-    let options = SubstituterOptions::new(vec![server.url.clone()], Vec::new());
+    let options = SubstituterOptions::new(vec![server.cache(&[])]);
     let substituter = Substituter::new(reqwest::Client::new(), daemon.client(), options);
     let error = substituter.substitute(&BTreeSet::from([path])).await.expect_err("a lie");
     assert!(matches!(error, SubstituteError::BadSignature { .. }), "{error:?}");

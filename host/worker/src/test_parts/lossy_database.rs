@@ -39,7 +39,7 @@ impl LossyDatabase {
                 connections.spawn(relay(client, server, marker, count, Arc::clone(&counter)));
             }
         });
-        let db = Db::connect(&DbOptions { url: url.to_string(), max_connections: 4 }).await.expect("connects");
+        let db = Db::connect(&DbOptions { url: url.into(), max_connections: 4 }).await.expect("connects");
         Self { db, lost, task, _folder: folder }
     }
 

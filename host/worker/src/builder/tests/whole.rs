@@ -282,7 +282,7 @@ async fn a_local_input_that_differs_from_the_published_one_is_replaced() {
     let (input, user) = world.instantiate_pair(&user_of(&expression));
     world.publish(&input, &canonical, &path).await;
     world.queue_above(&[&user]).await;
-    let running = Running::start_with(&world, |options| options.public_keys = vec![key]).await;
+    let running = Running::start_with(&world, |options| options.cache = world.options(vec![key]).cache).await;
     until("it is complete", || !world.recorded().completed.is_empty()).await;
     running.drain().await.expect("drains");
     assert_eq!(read(&world.daemon.store.root()), published);
