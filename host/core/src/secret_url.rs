@@ -9,7 +9,7 @@ use url::Url;
 /// A URL as somebody configured it, perhaps with a user, a password or a token in it.
 ///
 /// Whatever prints, logs or serialises it gets scheme, host, port and path; of the URLs of ssh and PostgreSQL also the
-/// user, which is no secret there. The whole of it is for the one place that connects, see [`SecretUrl::expose`].
+/// user, which is no secret there, and of the latter the query without passwords, which may name the socket. The whole of it is for the one place that connects, see [`SecretUrl::expose`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SecretUrl(Url);
 
@@ -58,7 +58,11 @@ impl fmt::Display for SecretUrl {
         if let Some(port) = url.port() {
             write!(f, ":{port}")?;
         }
-        f.write_str(url.path())
+        f.write_str(url.path())?;
+        match url.query().filter(|_| matches!(url.scheme(), "postgres" | "postgresql")) {
+            Some(query) => write!(f, "?{}", clean_query(query)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -138,17 +142,16 @@ fn clean_url(scheme: &str, url: &str, clean: &mut String) {
     };
     clean.push_str(place);
     if let Some(query) = query {
-        clean.push('?');
-        for (index, pair) in query.split('&').enumerate() {
-            if index > 0 {
-                clean.push('&');
-            }
-            match pair.split_once('=') {
-                Some((name, _)) if is_secret_name(name) => clean.extend([name, "=…"]),
-                _ => clean.push_str(pair),
-            }
-        }
+        clean.extend(["?", &clean_query(query)]);
     }
+}
+
+fn clean_query(query: &str) -> String {
+    let clean = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if is_secret_name(name) => format!("{name}=…"),
+        _ => pair.to_owned(),
+    };
+    query.split('&').map(clean).collect::<Vec<_>>().join("&")
 }
 
 fn is_secret_name(name: &str) -> bool {
@@ -168,7 +171,11 @@ mod tests {
             ("https://hunter2@github.example/a/b.git", "https://github.example/a/b.git"),
             ("https://cache.example.org/?token=hunter2#hunter2", "https://cache.example.org/"),
             ("ssh://git:hunter2@h.example/a", "ssh://git@h.example/a"),
-            ("postgres://ci:hunter2@db.example.org/ci?sslpassword=hunter2", "postgres://ci@db.example.org/ci"),
+            (
+                "postgres://ci:hunter2@db.example.org/ci?sslpassword=hunter2",
+                "postgres://ci@db.example.org/ci?sslpassword=…",
+            ),
+            ("postgres:///ci?host=/run/pg&port=5", "postgres:///ci?host=/run/pg&port=5"),
             ("http://ci:hunter2@[::1]:80/", "http://[::1]/"),
             ("mailto:hunter2", "mailto:…"),
         ] {

@@ -137,7 +137,9 @@ impl DataDir {
     pub(crate) fn write_config(&self, config: &Config) -> Result<(), Failure> {
         let text = toml::to_string(config)
             .map_err(|error| Failure::failed(format!("could not write the configuration: {error}")))?;
-        let text = format!("# Written by `harmonia-ci up` at every start: what its one node runs with.\n{text}");
+        let text = format!(
+            "# Written by `harmonia-ci up` at every start: what its one node runs with, without passwords of URLs.\n{text}"
+        );
         self.write("config.toml", text.as_bytes())
     }
 
