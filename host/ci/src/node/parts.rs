@@ -215,9 +215,10 @@ impl Parts {
         let signer = SignerClient::from_database(http.clone(), db.clone(), config.intervals.node_dead_after.0);
         let cache_url = config.cache.url.clone().unwrap_or_else(|| endpoint.clone().into());
         // Those of upstream caches are not ours; only a node that does not sign has to be told ours.
-        let public_keys = match secret_keys.is_empty() {
-            true => trusted_keys(config, &[])?,
-            false => secret_keys.iter().map(SecretKey::public_key).collect(),
+        let public_keys = if secret_keys.is_empty() {
+            trusted_keys(config, &[])?
+        } else {
+            secret_keys.iter().map(SecretKey::public_key).collect()
         };
         let cache = BinaryCache::new(&cache_url, trusted_keys(config, &secret_keys)?)
             .map_err(|error| Failure::usage(format!("cache.url: {error}")))?;
