@@ -1,6 +1,7 @@
 //! Real HTTP servers that play caches of every kind.
 
 use harmonia_db::GraphOutput;
+use harmonia_nix::store_path::References;
 use harmonia_nix::{ContentAddress, Hash, HashAlgorithm, NarInfo, PublicKey, SecretKey, Sha256Hash};
 
 use super::*;
@@ -64,8 +65,8 @@ async fn only_a_narinfo_that_is_to_be_believed_makes_a_path_available() {
     content.references.clear();
     content.nar_hash = Sha256Hash::of(b"nar");
     content.content_address = Some(ContentAddress::recursive(Hash::of(HashAlgorithm::Sha256, b"nar")));
-    let fixed =
-        StorePath::make_fixed_output("a", content.content_address.expect("set"), &Default::default()).expect("a path");
+    let fixed = StorePath::make_fixed_output("a", content.content_address.expect("set"), &References::default())
+        .expect("a path");
     content.path = fixed.clone();
     let mut lie = content.clone();
     lie.nar_hash = Sha256Hash::of(b"another");
