@@ -8,6 +8,7 @@
 //! What this module reads is canonical: a tree has exactly one accepted archive, which is the one the writer makes.
 
 mod decoder;
+mod descent;
 mod error;
 mod listing;
 mod reader;
@@ -19,7 +20,7 @@ mod tests;
 
 pub use decoder::{Decoder, Step, Token};
 pub use error::NarError;
-pub use listing::{Listing, ListingNode, ListingWriter, listing_of};
+pub use listing::{ListingError, ListingWriter, check_listing, listing_of};
 pub use reader::{NarEvent, NarReader};
 pub use restore::{unpack_nar, unpack_next};
 pub use writer::{NarWriter, pack_path, write_nar};
@@ -33,8 +34,9 @@ pub const NAME_BYTES_MAX: u64 = 255;
 /// Longest symlink target, in bytes (`PATH_MAX` of Linux).
 pub const TARGET_BYTES_MAX: u64 = 4096;
 
-/// Deepest nesting of directories that is read or written. Each level costs one open directory while unpacking.
-pub const DEPTH_MAX: usize = 128;
+/// Deepest nesting of directories that is read or written: no path on Linux has more names (`PATH_MAX`, each name with its
+/// slash takes two bytes or more), so that this bounds memory and no tree of Nix.
+pub const DEPTH_MAX: usize = TARGET_BYTES_MAX as usize / 2;
 
 /// What an archive from outside may cost. Reaching a bound is an error that names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use harmonia_core::limits::LISTING_BYTES_MAX;
 use harmonia_core::signer_api::PathInfo;
 use harmonia_nix::nar::{NarError, pack_path};
 use harmonia_nix::{ContentAddress, STORE_DIR, Sha256Hash, StorePath};
@@ -193,17 +192,7 @@ fn pack_blocking(physical: &Path, options: &PackOptions, wanted: &AtomicBool) ->
     let (file_hash, file_size, file) = counted.finish();
     // Its bytes are read again for the PUT; errors that the kernel kept for later should show now.
     drop(file);
-    Ok(Packed {
-        file: path,
-        nar_hash: parts.hash,
-        nar_size: parts.size,
-        file_hash,
-        file_size,
-        listing: parts
-            .listing
-            .and_then(|listing| serde_json::to_string(&listing).ok())
-            .filter(|json| json.len() <= LISTING_BYTES_MAX),
-    })
+    Ok(Packed { file: path, nar_hash: parts.hash, nar_size: parts.size, file_hash, file_size, listing: parts.listing })
 }
 
 /// Compresses one file, such as a log, into another one in `spool_dir`.

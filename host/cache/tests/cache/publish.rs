@@ -38,7 +38,7 @@ async fn a_build_is_published_with_everything_about_it() {
     let attempt = world.claim(&lib).await;
     let (out, dev) = (Nar::file("lib"), Nar::file("headers"));
     let mut call = lib.complete(&attempt, &[("out", &out, &[lib.output("out")]), ("dev", &dev, &[lib.output("out")])]);
-    let listing = r#"{"version":1,"root":{"type":"regular","size":3,"narOffset":96}}"#;
+    let listing = r#"{"root":{"narOffset":96,"size":3,"type":"regular"},"version":1}"#;
     call.outputs[0].info.listing = Some(listing.to_owned());
     let log = Log::of("building lib\n");
     call.log = Some(log.blob());

@@ -148,6 +148,12 @@ pub enum NarError {
         /// Bytes that could be read.
         found: u64,
     },
+    /// The listing of the archive would be larger than allowed.
+    #[error("the listing of the archive is larger than the allowed {max} bytes")]
+    ListingTooLarge {
+        /// The bound in bytes.
+        max: usize,
+    },
     /// A name or target is not UTF-8, so that JSON cannot hold it.
     #[error("{what} \"{text}\" is not UTF-8 and cannot be listed")]
     NotUtf8 {

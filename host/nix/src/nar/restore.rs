@@ -8,6 +8,8 @@ use cap_std::fs::{Dir, File, OpenOptions, OpenOptionsExt, Permissions, Permissio
 use rustix::fs::OFlags;
 
 use super::decoder::check_name;
+use super::descent::Descent;
+use super::writer::shown_path;
 use super::{Limits, NarError, NarEvent, NarReader};
 
 const BUFFER_BYTES: usize = 128 << 10;
@@ -27,7 +29,7 @@ pub fn unpack_nar(input: impl Read, dir: &Dir, name: impl AsRef<OsStr>, limits: 
 /// The same for an archive within a longer stream: stops behind the archive's last byte.
 pub fn unpack_next<R: BufRead>(reader: &mut NarReader<R>, dir: &Dir, name: impl AsRef<OsStr>) -> Result<(), NarError> {
     check_name(name.as_ref().as_bytes(), 0)?;
-    let mut unpacking = Unpacking { top: dir, open: Vec::new(), name: name.as_ref().as_bytes().to_vec(), file: None };
+    let mut unpacking = Unpacking { descent: Descent::new(dir), name: name.as_ref().as_bytes().to_vec(), file: None };
     while let Some(event) = reader.next_event()? {
         unpacking.apply(event)?;
     }
@@ -35,9 +37,7 @@ pub fn unpack_next<R: BufRead>(reader: &mut NarReader<R>, dir: &Dir, name: impl 
 }
 
 struct Unpacking<'a> {
-    top: &'a Dir,
-    /// Directories that are being filled, with the name of each for messages.
-    open: Vec<(Vec<u8>, Dir)>,
+    descent: Descent<'a>,
     /// Name of the node that comes next.
     name: Vec<u8>,
     file: Option<(File, bool)>,
@@ -48,25 +48,20 @@ impl Unpacking<'_> {
         match event {
             NarEvent::Entry { name } => self.name = name,
             NarEvent::Directory => {
-                let made = self.parent().create_dir(self.file_name());
-                made.map_err(|cause| self.failed("create the directory", cause))?;
-                let opened = self.open_new_directory();
-                let opened = opened.map_err(|cause| self.failed("open the directory", cause))?;
-                self.open.push((std::mem::take(&mut self.name), opened));
+                self.on("create the directory", |dir, name| dir.create_dir(name))?;
+                let entered = self.descent.enter(&self.name);
+                entered.map_err(|cause| self.failed("open the directory", cause))?;
             }
-            NarEvent::DirectoryEnd => {
-                self.open.pop();
-            }
+            NarEvent::DirectoryEnd => self.descent.leave(),
             NarEvent::Symlink { target } => {
-                let target = OsStr::from_bytes(&target);
-                let made = self.parent().symlink_contents(target, self.file_name());
-                made.map_err(|cause| self.failed("create the symlink", cause))?;
+                self.on("create the symlink", |dir, name| dir.symlink_contents(OsStr::from_bytes(&target), name))?;
             }
             NarEvent::Regular { executable, .. } => {
-                let mut options = OpenOptions::new();
-                options.write(true).create_new(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-                let file = self.parent().open_with(self.file_name(), &options);
-                let file = file.map_err(|cause| self.failed("create the file", cause))?;
+                let file = self.on("create the file", |dir, name| {
+                    let mut options = OpenOptions::new();
+                    options.write(true).create_new(true).mode(0o600);
+                    dir.open_with(name, options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()))
+                })?;
                 self.file = Some((file, executable));
             }
             NarEvent::Contents(bytes) => {
@@ -86,25 +81,17 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn parent(&self) -> &Dir {
-        self.open.last().map_or(self.top, |(_, dir)| dir)
-    }
-
-    fn file_name(&self) -> &OsStr {
-        OsStr::from_bytes(&self.name)
-    }
-
-    /// Opens the directory just made, but not what another process may have put in its place.
-    fn open_new_directory(&self) -> std::io::Result<Dir> {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed());
-        let file = self.parent().open_with(self.file_name(), &options)?;
-        Ok(Dir::from_std_file(file.into_std()))
+    /// Makes the node that comes next in the current directory.
+    fn on<T>(
+        &mut self,
+        action: &'static str,
+        act: impl FnOnce(&Dir, &OsStr) -> std::io::Result<T>,
+    ) -> Result<T, NarError> {
+        let made = self.descent.current().and_then(|dir| act(dir, OsStr::from_bytes(&self.name)));
+        made.map_err(|cause| self.failed(action, cause))
     }
 
     fn failed(&self, action: &'static str, cause: std::io::Error) -> NarError {
-        let names = self.open.iter().map(|(name, _)| name.as_slice()).chain([self.name.as_slice()]);
-        let path = names.map(|name| String::from_utf8_lossy(name)).collect::<Vec<_>>().join("/");
-        NarError::File { action, path, cause }
+        NarError::File { action, path: shown_path(&self.descent, &self.name), cause }
     }
 }

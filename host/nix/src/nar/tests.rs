@@ -301,7 +301,7 @@ fn each_bad_archive_has_its_own_error() {
         let (folder, dir) = scratch();
         let error = unpack_nar(bytes.as_slice(), &dir, "tree", LIMITS).expect_err(case);
         assert_eq!(error.to_string(), message, "{case}");
-        let listed = listing_of(bytes.as_slice(), LIMITS).expect_err(case);
+        let listed = listing_of(bytes.as_slice(), LIMITS, usize::MAX).expect_err(case);
         assert_eq!(listed.to_string(), message, "{case}");
         let names: Vec<_> =
             fs::read_dir(folder.path()).expect("our folder").map(|e| e.expect("entry").file_name()).collect();
@@ -381,7 +381,7 @@ fn archives_in_a_row_are_read_one_by_one() {
 #[test]
 fn names_that_are_not_utf8_cannot_be_listed() {
     let bytes = directory(&[(b"\xff", LINK)]);
-    let error = listing_of(bytes.as_slice(), LIMITS).expect_err("no JSON for it");
+    let error = listing_of(bytes.as_slice(), LIMITS, usize::MAX).expect_err("no JSON for it");
     assert_eq!(error.to_string(), "the file name \"\\xff\" is not UTF-8 and cannot be listed");
 }
 

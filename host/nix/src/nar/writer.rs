@@ -1,15 +1,16 @@
 //! Writing archives: token by token ([`NarWriter`]), or a tree below a directory handle ([`write_nar`]).
 
-use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, File, MetadataExt, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{FileType, OFlags};
 
 use super::decoder::{check_name, padding_of};
+use super::descent::Descent;
 use super::error::shown;
 use super::{DEPTH_MAX, NAR_MAGIC, NarError, TARGET_BYTES_MAX};
 
@@ -128,17 +129,19 @@ impl<W: Write> NarWriter<W> {
 
 /// Writes the archive of the file, directory or symlink `name` in `dir`; returns its size in bytes.
 ///
-/// Memory does not depend on the size of files, only on the number of names in one directory. `output` gets many small
-/// writes: buffer it. Sockets, devices and pipes are refused, and so are trees deeper than [`DEPTH_MAX`]. A tree that
-/// changes meanwhile gives an error or an archive of one of its states, file by file, and never leaves `dir`.
+/// Memory does not depend on the size of files, only on the number of names in the directories on the way down; the number
+/// of open files does not depend on the depth. `output` gets many small writes: buffer it. Sockets, devices and pipes are
+/// refused. A tree that changes meanwhile gives an error or an archive of one of its states, file by file, and never leaves
+/// `dir`.
 pub fn write_nar(dir: &Dir, name: impl AsRef<Path>, output: impl Write) -> Result<u64, NarError> {
     let name = name.as_ref().as_os_str();
     let mut packing = Packing {
         writer: NarWriter::new(output)?,
         buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-        path: name.to_string_lossy().into_owned(),
+        descent: Descent::new(dir),
+        left: Vec::new(),
     };
-    packing.node(dir, name, 0)?;
+    packing.tree(name.as_bytes())?;
     Ok(packing.writer.written())
 }
 
@@ -158,80 +161,107 @@ pub fn pack_path(path: &Path, output: impl Write) -> Result<u64, NarError> {
     write_nar(&dir, name, output)
 }
 
-struct Packing<W> {
+struct Packing<'a, W> {
     writer: NarWriter<W>,
     buffer: Box<[u8]>,
-    /// Where we are, for messages.
-    path: String,
+    descent: Descent<'a>,
+    /// Of each directory that is open, the names that are still to be written.
+    left: Vec<std::vec::IntoIter<Vec<u8>>>,
 }
 
-impl<W: Write> Packing<W> {
-    fn node(&mut self, dir: &Dir, name: &std::ffi::OsStr, depth: usize) -> Result<(), NarError> {
-        let metadata = dir.symlink_metadata(name).map_err(|cause| self.failed("look at", cause))?;
+impl<W: Write> Packing<'_, W> {
+    fn tree(&mut self, name: &[u8]) -> Result<(), NarError> {
+        self.node(name)?;
+        while let Some(names) = self.left.last_mut() {
+            match names.next() {
+                Some(name) => {
+                    self.writer.entry(&name)?;
+                    self.node(&name)?;
+                }
+                None => {
+                    self.left.pop();
+                    self.descent.leave();
+                    self.writer.directory_end()?;
+                    self.entry_end()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file or symlink; of a directory its beginning, and it is the current one from then on.
+    fn node(&mut self, name: &[u8]) -> Result<(), NarError> {
+        let metadata = self.on(name, "look at", |dir, name| dir.symlink_metadata(name))?;
         match FileType::from_raw_mode(metadata.mode()) {
             FileType::Symlink => {
-                let target = dir.read_link_contents(name).map_err(|cause| self.failed("read the symlink", cause))?;
-                self.writer.symlink(target.as_os_str().as_bytes())
+                let target = self.on(name, "read the symlink", |dir, name| dir.read_link_contents(name))?;
+                self.writer.symlink(target.as_os_str().as_bytes())?;
+                self.entry_end()
             }
             FileType::RegularFile => {
-                // Without blocking, should a pipe have taken the file's place since we looked.
-                let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-                let file = self.open(dir, name, flags)?;
-                let metadata = file.metadata().map_err(|cause| self.failed("look at", cause))?;
+                let file = self.on(name, "open", |dir, name| {
+                    // Without blocking, should a pipe have taken the file's place since we looked.
+                    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                    let mut options = OpenOptions::new();
+                    dir.open_with(name, options.read(true).custom_flags(flags.bits().cast_signed()))
+                })?;
+                let metadata = file.metadata().map_err(|cause| self.failed("look at", name, cause))?;
                 let executable = metadata.mode() & 0o100 != 0;
-                self.writer.regular(executable, metadata.len(), file, &mut self.buffer, &self.path)
+                let path = shown_path(&self.descent, name);
+                self.writer.regular(executable, metadata.len(), file, &mut self.buffer, &path)?;
+                self.entry_end()
             }
             FileType::Directory => {
-                if depth >= DEPTH_MAX {
+                if self.descent.depth() >= DEPTH_MAX {
                     return Err(NarError::TooDeep { max: DEPTH_MAX });
                 }
-                let file = self.open(dir, name, OFlags::NOFOLLOW | OFlags::DIRECTORY)?;
-                self.directory(&Dir::from_std_file(file.into_std()), depth)
+                self.writer.directory()?;
+                self.descent.enter(name).map_err(|cause| self.failed("open", name, cause))?;
+                let names = sorted_names(&mut self.descent).map_err(|cause| self.failed("list", b".", cause))?;
+                self.left.push(names.into_iter());
+                Ok(())
             }
-            FileType::Fifo => Err(self.unsupported("a pipe")),
-            FileType::Socket => Err(self.unsupported("a socket")),
-            FileType::CharacterDevice => Err(self.unsupported("a character device")),
-            FileType::BlockDevice => Err(self.unsupported("a block device")),
-            FileType::Unknown => Err(self.unsupported("of an unknown type")),
+            FileType::Fifo => Err(self.unsupported(name, "a pipe")),
+            FileType::Socket => Err(self.unsupported(name, "a socket")),
+            FileType::CharacterDevice => Err(self.unsupported(name, "a character device")),
+            FileType::BlockDevice => Err(self.unsupported(name, "a block device")),
+            FileType::Unknown => Err(self.unsupported(name, "of an unknown type")),
         }
     }
 
-    fn directory(&mut self, dir: &Dir, depth: usize) -> Result<(), NarError> {
-        self.writer.directory()?;
-        for name in self.sorted_names(dir)? {
-            self.writer.entry(&name)?;
-            let length = self.path.len();
-            self.path.push('/');
-            self.path.push_str(&shown(&name));
-            self.node(dir, &OsString::from_vec(name), depth + 1)?;
-            self.path.truncate(length);
-            self.writer.entry_end()?;
-        }
-        self.writer.directory_end()
+    /// Ends the entry that holds the node just written; the root is no entry.
+    fn entry_end(&mut self) -> Result<(), NarError> {
+        if self.left.is_empty() { Ok(()) } else { self.writer.entry_end() }
     }
 
-    fn sorted_names(&self, dir: &Dir) -> Result<Vec<Vec<u8>>, NarError> {
-        let entries = dir.entries().map_err(|cause| self.failed("list", cause))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|cause| self.failed("list", cause))?;
-            names.push(entry.file_name().into_vec());
-        }
-        names.sort_unstable();
-        Ok(names)
+    /// Does something with `name` in the current directory.
+    fn on<T>(
+        &mut self,
+        name: &[u8],
+        action: &'static str,
+        act: impl FnOnce(&Dir, &OsStr) -> io::Result<T>,
+    ) -> Result<T, NarError> {
+        let done = self.descent.current().and_then(|dir| act(dir, OsStr::from_bytes(name)));
+        done.map_err(|cause| self.failed(action, name, cause))
     }
 
-    fn open(&self, dir: &Dir, name: &std::ffi::OsStr, flags: OFlags) -> Result<File, NarError> {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(flags.bits().cast_signed());
-        dir.open_with(name, &options).map_err(|cause| self.failed("open", cause))
+    fn failed(&self, action: &'static str, name: &[u8], cause: io::Error) -> NarError {
+        NarError::File { action, path: shown_path(&self.descent, name), cause }
     }
 
-    fn failed(&self, action: &'static str, cause: std::io::Error) -> NarError {
-        NarError::File { action, path: self.path.clone(), cause }
+    fn unsupported(&self, name: &[u8], kind: &'static str) -> NarError {
+        NarError::UnsupportedType { path: shown_path(&self.descent, name), kind }
     }
+}
 
-    fn unsupported(&self, kind: &'static str) -> NarError {
-        NarError::UnsupportedType { path: self.path.clone(), kind }
-    }
+fn sorted_names(descent: &mut Descent<'_>) -> io::Result<Vec<Vec<u8>>> {
+    let entries = descent.current()?.entries()?;
+    let mut names = entries.map(|entry| Ok(entry?.file_name().into_vec())).collect::<io::Result<Vec<_>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Where `name` of the current directory is, for messages. The first name is the root's.
+pub(super) fn shown_path(descent: &Descent<'_>, name: &[u8]) -> String {
+    descent.names().chain([name]).map(shown).collect::<Vec<_>>().join("/")
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use harmonia_core::limits::LISTING_BYTES_MAX;
 use harmonia_nix::Sha256Hash;
-use harmonia_nix::nar::{Limits, Listing, ListingWriter};
+use harmonia_nix::nar::{Limits, ListingWriter};
 use sha2::{Digest as _, Sha256};
 
 /// A listing of more files would exceed what a signer takes anyway; stopping there bounds our memory.
@@ -42,13 +43,14 @@ pub(super) struct TeeParts<W> {
     pub(super) output: W,
     pub(super) hash: Sha256Hash,
     pub(super) size: u64,
-    pub(super) listing: Option<Listing>,
+    pub(super) listing: Option<String>,
 }
 
 impl<'a, W: Write> Tee<'a, W> {
     pub(super) fn new(output: W, size_max: u64, wanted: &'a AtomicBool) -> Self {
         let limits = Limits { nodes_max: LISTED_NODES_MAX, ..Limits::of_size(size_max) };
-        Self { output, hasher: Sha256::new(), size: 0, size_max, listing: Some(ListingWriter::new(limits)), wanted }
+        let listing = Some(ListingWriter::new(limits, LISTING_BYTES_MAX));
+        Self { output, hasher: Sha256::new(), size: 0, size_max, listing, wanted }
     }
 
     pub(super) fn finish(self) -> TeeParts<W> {
