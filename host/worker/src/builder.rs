@@ -7,6 +7,7 @@ mod build;
 mod capacity;
 mod claimer;
 mod claiming;
+mod evidence;
 mod failure;
 mod held;
 mod inputs;
@@ -33,6 +34,7 @@ use crate::binary_cache::BinaryCache;
 use crate::signer_client::SignerClient;
 use crate::store_daemon::StoreDaemon;
 use crate::substitute::{Substituter, SubstituterOptions};
+use evidence::Watch;
 use held::Held;
 use roots::Roots;
 use slots::{Slot, Slots};
@@ -131,11 +133,18 @@ struct Node {
     held: Arc<Held>,
     slots: Arc<Slots>,
     uploads: Semaphore,
+    /// Sees what the node goes through while something is built.
+    watch: Watch,
     paused: watch::Sender<Option<String>>,
     /// Tokens of a claim whose answer was lost: jobs may be held under them, by nobody.
     unheard: Mutex<Vec<ClaimToken>>,
     /// The last error of the policy, so that it is said when it changes and not with every claim.
     policy_error: Mutex<Option<PolicyError>>,
+}
+
+/// Where the files of the store are.
+fn store_dir(options: &BuilderOptions) -> PathBuf {
+    options.store_root.as_deref().map_or_else(|| "/nix/store".into(), |root| root.join("nix/store"))
 }
 
 /// [`Builder::new`] and [`Builder::run`].
@@ -158,6 +167,8 @@ impl Builder {
         let caches = std::iter::once(&options.cache).chain(&options.substituters).cloned().collect();
         let substituter = Substituter::new(options.http.clone(), daemon.clone(), SubstituterOptions::new(caches));
         let (sender, paused) = watch::channel(None);
+        // Builds write where the daemon has its temporary files, and to the store.
+        let watch = Watch::new(vec![store_dir(&options), std::env::temp_dir(), options.spool_dir.clone()]);
         let node = Node {
             daemon,
             substituter,
@@ -167,6 +178,7 @@ impl Builder {
             held: Arc::default(),
             slots: Arc::default(),
             uploads: Semaphore::new(options.parallel_uploads.max(1) as usize),
+            watch,
             paused: sender,
             unheard: Mutex::default(),
             policy_error: Mutex::default(),

@@ -66,7 +66,9 @@ impl TestStore {
 
     /// Evaluates `expression` to a `.drv` in this store.
     pub(crate) fn instantiate(&self, expression: &str) -> StorePath {
-        StorePath::parse(&self.run("nix-instantiate", &["-E", expression])).expect("store path")
+        let printed = self.run("nix-instantiate", &["-E", expression]);
+        // With the output that is meant behind it, when that is not called `out`.
+        StorePath::parse(printed.split('!').next().unwrap_or_default()).expect("store path")
     }
 
     /// Builds `expression`.

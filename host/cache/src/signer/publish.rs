@@ -13,7 +13,7 @@ use harmonia_db::{PathState, UnfinishedPublication};
 use harmonia_nix::nar::check_listing;
 use harmonia_nix::{NarInfo, SecretKey, Sha256Hash, StorePath};
 
-use super::error::SignError;
+use super::error::{ObjectDifference, SignError};
 use super::rows::{Row, rows_of};
 use super::wire::{Object, Upload};
 use super::{PARALLEL_REQUESTS, Signer};
@@ -173,7 +173,7 @@ impl Signer {
             && is_listing(&upload.path, listing)
         {
             let options = PutOptions { content_type: "application/json", ..PutOptions::default() };
-            self.store().put(&keys::listing(&upload.path), listing.into(), options).await?;
+            self.store().put(&keys::listing(&upload.path), listing.clone().into(), options).await?;
         }
         let text = narinfo(upload, &self.inner.keys).to_string();
         let options = PutOptions { content_type: "text/x-nix-narinfo", ..PutOptions::default() };
@@ -190,12 +190,18 @@ impl Signer {
         attempt: AttemptId,
         declared: Option<Object>,
     ) -> Option<String> {
-        let object = declared?;
         let key = keys::attempt_log(drv_path, attempt);
-        match self.look(&key, object).await {
+        let found = match declared {
+            Some(object) => self.look(&key, object).await,
+            None => Ok(Some(ObjectDifference::Missing)),
+        };
+        match found {
             Ok(None) => {}
             Ok(Some(difference)) => {
-                tracing::warn!(key, %difference, "the log that a builder declared is not in the bucket");
+                if declared.is_some() {
+                    tracing::warn!(key, %difference, "the log that a builder declared is not in the bucket");
+                }
+                self.forget_latest_log(drv_path).await;
                 return None;
             }
             // Unknown is not absent: the key stays on record.
@@ -206,8 +212,16 @@ impl Signer {
         }
         if let Err(error) = self.store().copy(&key, &keys::log(drv_path)).await {
             tracing::warn!(key, error = &error as &dyn std::error::Error, "could not make a log the latest");
+            self.forget_latest_log(drv_path).await;
         }
         Some(key)
+    }
+
+    /// What an earlier attempt printed must not be shown as the log of this one, whose own was lost.
+    async fn forget_latest_log(&self, drv_path: &StorePath) {
+        if let Err(error) = self.store().delete(&keys::log(drv_path)).await {
+            tracing::warn!(%drv_path, error = &error as &dyn std::error::Error, "could not delete the log of an older attempt");
+        }
     }
 }
 

@@ -231,6 +231,38 @@ async fn a_log_that_is_not_there_does_not_hide_a_failure() {
     assert!(world.reader.log(Viewer::Token, drv.path.base_name()).await.expect("known").is_none());
 }
 
+/// What a build printed is shown as its own, never as that of a later one.
+#[tokio::test]
+async fn a_later_attempt_takes_the_place_of_an_older_log() {
+    let world = World::start().await;
+    let drv = Drv::new("moody", &["out"], &[]);
+    world.insert(&[&drv], &[]).await;
+    let first = world.claim(&drv).await;
+    let log = Log::of("words of the first try\n");
+    world.upload(&first.token, Holder::Attempt(first.id), &[], Some(&log)).await;
+    let failure = Failure { kind: Some(FailureKind::Build), message: "exit 1".to_owned(), exit_code: Some(1) };
+    let mut call = BuildFailed { attempt: first.id, failure, log: Some(log.blob()), usage: AttemptUsage::default() };
+    world.signer.build_failed(&first.token, &call).await.expect("recorded");
+    let latest = || async { world.reader.log(Viewer::Public, drv.path.base_name()).await.expect("known") };
+    assert_eq!(read(latest().await).await, log.compressed);
+
+    // One that printed nothing has a log of no bytes.
+    world.db().rebuild_job(first.job, "somebody").await.expect("pending again");
+    let second = world.claim(&drv).await;
+    let silent = Log::of("");
+    world.upload(&second.token, Holder::Attempt(second.id), &[], Some(&silent)).await;
+    call = BuildFailed { attempt: second.id, log: Some(silent.blob()), ..call };
+    world.signer.build_failed(&second.token, &call).await.expect("recorded");
+    assert_eq!(read(latest().await).await, silent.compressed);
+
+    // One whose log was lost has none.
+    world.db().rebuild_job(first.job, "somebody").await.expect("pending again");
+    let third = world.claim(&drv).await;
+    call = BuildFailed { attempt: third.id, log: None, ..call };
+    world.signer.build_failed(&third.token, &call).await.expect("recorded");
+    assert!(latest().await.is_none());
+}
+
 /// What is at the key of an upload and is not the upload is replaced, although slots write once.
 #[tokio::test]
 async fn a_wrong_object_is_replaced() {

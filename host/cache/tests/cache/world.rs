@@ -12,7 +12,7 @@ use harmonia_core::api::Source;
 use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, DrvFile, DrvUpload, Holder, LogBlob, OutputInfo, PathInfo, Slot, SlotsRequest,
 };
-use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, NodeId};
+use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, JobId, NodeId};
 use harmonia_db::testing::{TestDatabase, random_token};
 use harmonia_db::{
     AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject,
@@ -153,7 +153,7 @@ impl World {
             let claimed = db.claim_jobs(&self.node, self.incarnation, &[job], &[token]).await.expect("claimed");
             for claimed in claimed {
                 if claimed.drv_path == drv.path {
-                    return Attempt { id: claimed.attempt, token: claimed.token };
+                    return Attempt { id: claimed.attempt, token: claimed.token, job };
                 }
                 db.release_attempt(claimed.attempt, &claimed.token, "not this one").await.expect("released");
             }
@@ -204,6 +204,7 @@ impl World {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
+    pub(crate) job: JobId,
     pub(crate) id: AttemptId,
     pub(crate) token: ClaimToken,
 }

@@ -164,6 +164,13 @@ pub enum NarError {
     },
 }
 
+impl NarError {
+    /// Whether the operating system failed, rather than that the tree or the archive is not as it must be: again may help.
+    pub fn is_io(&self) -> bool {
+        matches!(self, NarError::Read(_) | NarError::Write(_) | NarError::File { .. } | NarError::Changed { .. })
+    }
+}
+
 /// For messages: printable ASCII as it is, all else escaped, at most 80 bytes of it.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let mut text = bytes[..bytes.len().min(80)].escape_ascii().to_string();

@@ -41,8 +41,8 @@ pub(super) async fn build(
             log.line(&line);
         }
     }));
-    let build = connection.build_derivation(&job.drv_path, derivation, BuildMode::Normal);
-    let result = if limits.timeout_s == 0 {
+    let build = node.watch.during(connection.build_derivation(&job.drv_path, derivation, BuildMode::Normal));
+    let (result, evidence) = if limits.timeout_s == 0 {
         build.await
     } else {
         // On time-out the connection is dropped, which kills the build.
@@ -53,7 +53,7 @@ pub(super) async fn build(
         })?
     };
     match result {
-        Ok(result) => match of_build(&result, is_fixed_output(derivation)) {
+        Ok(result) => match of_build(&result, is_fixed_output(derivation), evidence) {
             None => Ok(Built { cpu_seconds: cpu_seconds(&result) }),
             Some(failure) if failure.kind == Some(FailureKind::Timeout) => {
                 // Ours comes before the daemon's for the whole build, so that this is the one for silence.

@@ -13,7 +13,7 @@ use super::capacity::{Capacity, Room, capacity, free_bytes};
 use super::claimer::{Claimer, Claims};
 use super::failure::chain;
 use super::held::VOID_CHECK_PERIOD;
-use super::{BuilderError, BuilderOptions, Node, Slot, job, persist};
+use super::{BuilderError, BuilderOptions, Node, Slot, job, persist, store_dir};
 
 /// How often the queue is looked at without a hint.
 const POLL_PERIOD: Duration = Duration::from_secs(10);
@@ -261,7 +261,7 @@ async fn disown_unheard(node: &Node) -> Result<(), DbError> {
 }
 
 fn room(node: &Node) -> Room {
-    let store = node.options.store_root.as_deref().map_or_else(|| "/nix/store".into(), |root| root.join("nix/store"));
+    let store = store_dir(&node.options);
     let free = |path: &std::path::Path| {
         free_bytes(path).unwrap_or_else(|error| {
             tracing::warn!(%error, "Could not see how much is free on the file system of {}", path.display());

@@ -1,6 +1,7 @@
 //! What a failed attempt means for its job: permanent or tried again. Start at [`of_build`].
 //!
-//! Decided from statuses, exit codes, signals and error types; never from what a build printed, which could lie.
+//! Decided from statuses, exit codes, error types and what the node itself went through (`evidence.rs`); never from what a
+//! build printed, which could lie. What the store refuses for its content would be refused again: that fails the build.
 
 use std::error::Error;
 
@@ -9,12 +10,13 @@ pub(super) use harmonia_core::chain;
 use harmonia_core::signer_api::Failure;
 use harmonia_nix::worker_protocol::types::{BuildResult, BuildStatus};
 
+use super::evidence::Evidence;
 use crate::pack::PackError;
 use crate::signer_client::SignerError;
 
 /// Longest message kept, in bytes; the log has the rest.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;
-/// `SIGKILL`: nobody but the kernel (out of memory) or an operator sends it to a builder.
+/// `SIGKILL`: the first process of a sandbox cannot be killed so from within. It was the kernel (out of memory) or an operator.
 const SIGKILL: i32 = 9;
 /// Statuses of daemons newer than those whose names the codec knows.
 const HASH_MISMATCH: BuildStatus = BuildStatus::Unknown(15);
@@ -56,8 +58,8 @@ fn failure(kind: Option<FailureKind>, message: String, exit_code: Option<i32>) -
 }
 
 /// What the daemon's result means; `None` for success. `is_fixed_output`: it may use the network, so that a builder which
-/// failed before there was anything to hash is to be tried again.
-pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Failure> {
+/// failed before there was anything to hash is to be tried again. `evidence` of what the node went through meanwhile.
+pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool, evidence: Evidence) -> Option<Failure> {
     if result.status.is_success() {
         return None;
     }
@@ -67,10 +69,20 @@ pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Fa
         Some(BuilderEnd::Exit(code)) => Some(code),
         _ => None,
     };
+    // The builder failed, or the daemon around it: both can be for want of what the node should have had.
+    let want = match evidence {
+        Evidence { out_of_memory: true, .. } => Some("the kernel killed processes for lack of memory meanwhile"),
+        Evidence { disk_full: true, .. } => Some("the disk was full meanwhile"),
+        Evidence { .. } => None,
+    };
     let kind = match result.status {
         BuildStatus::PermanentFailure if end == Some(BuilderEnd::Signal(SIGKILL)) => None,
-        BuildStatus::PermanentFailure if is_fixed_output => None,
+        BuildStatus::PermanentFailure | BuildStatus::MiscFailure if want.is_some() || is_fixed_output => None,
+        BuildStatus::MiscFailure if errno_of_the_node(&message).is_some() => None,
+        // `MiscFailure` is what the daemon says of whatever is no build error to it: a file of a type that no store takes,
+        // `__noChroot` where that is not allowed, a cycle of outputs.
         BuildStatus::PermanentFailure
+        | BuildStatus::MiscFailure
         | BuildStatus::InputRejected
         | BuildStatus::OutputRejected
         | BuildStatus::CachedFailure
@@ -80,7 +92,6 @@ pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Fa
         BuildStatus::LogLimitExceeded => Some(FailureKind::Limit),
         // Disk full, network, an input that vanished, a daemon that was told to stop, and whatever newer daemons say.
         BuildStatus::TransientFailure
-        | BuildStatus::MiscFailure
         | BuildStatus::DependencyFailed
         | BuildStatus::NoSubstituters
         | BuildStatus::Unknown(_) => None,
@@ -89,16 +100,44 @@ pub(super) fn of_build(result: &BuildResult, is_fixed_output: bool) -> Option<Fa
         | BuildStatus::AlreadyValid
         | BuildStatus::ResolvesToAlreadyValid => return None,
     };
-    let message = without_log(&message);
-    let message =
-        if message.is_empty() { format!("the build failed ({:?})", result.status) } else { message.to_owned() };
+    let mut message = without_log(&message);
+    if message.is_empty() {
+        message = format!("the build failed ({:?})", result.status);
+    }
+    if let (None, Some(want)) = (kind, want) {
+        message = format!("{message} ({want})");
+    }
     Some(failure(kind, message, exit_code))
+}
+
+/// The error numbers that are a machine's trouble, as the daemon words them at the end of its message.
+const ERRNOS_OF_THE_NODE: [&str; 11] = [
+    "Cannot allocate memory",
+    "Connection refused",
+    "Connection reset by peer",
+    "Disk quota exceeded",
+    "Input/output error",
+    "No space left on device",
+    "Read-only file system",
+    "Resource temporarily unavailable",
+    "Stale file handle",
+    "Too many open files",
+    "Too many open files in system",
+];
+
+/// Which trouble of the machine a daemon's message ends with, after what it was doing. It has no field for that; whoever
+/// could make a build end with these words gains three tries instead of one.
+fn errno_of_the_node(message: &str) -> Option<&'static str> {
+    let (_, end) = message.trim_end().rsplit_once(": ")?;
+    ERRNOS_OF_THE_NODE.into_iter().find(|words| *words == end)
 }
 
 /// What the store's packing of an output means.
 pub(super) fn of_packing(error: &PackError) -> Failure {
     match error {
         PackError::TooLarge { .. } => permanent(FailureKind::Limit, chain(error)),
+        // The tree is what it is; only what the operating system says of it may change.
+        PackError::Tree { cause, .. } if !cause.is_io() => permanent(FailureKind::Build, chain(error)),
         PackError::Tree { .. } | PackError::Spool { .. } | PackError::Cancelled => transient_error(error),
     }
 }
@@ -123,12 +162,18 @@ enum BuilderEnd {
     Signal(i32),
 }
 
-/// Reads it from the first line of the daemon's message, which the protocol has no field for:
-/// `builder for '….drv' failed with exit code 1;`. The lines below, which quote the log, are not looked at.
+/// Reads it from the beginning of the daemon's message, which the protocol has no field for:
+/// `builder for '….drv' failed with exit code 1;`, and since Nix 2.30 `Cannot build '….drv'.` with the line
+/// `Reason: builder failed with exit code 1.` below. The lines that quote the log are not looked at.
 fn builder_end(message: &str) -> Option<BuilderEnd> {
-    let first = message.lines().next()?;
+    let mut lines = message.lines();
+    let first = lines.next()?;
     // A store path has no quote, so that what follows the second one is the daemon's.
-    let after = first.split("builder for '").nth(1)?.split_once('\'')?.1;
+    let after = match first.split("builder for '").nth(1) {
+        Some(rest) => rest.split_once('\'')?.1,
+        None if first.contains("Cannot build '") => lines.next()?.trim_start().strip_prefix("Reason: builder ")?,
+        None => return None,
+    };
     let number = |words: &str| -> Option<i32> {
         let digits = after.split(words).nth(1)?;
         digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -139,11 +184,24 @@ fn builder_end(message: &str) -> Option<BuilderEnd> {
     }
 }
 
-/// The daemon's message without the end of the log that it quotes and its advice to run `nix log`: we keep the log.
-fn without_log(message: &str) -> &str {
-    let quotes = |line: &str| line.trim_start().starts_with("last ") && line.trim_end().ends_with("log lines:");
-    let end = message.split_inclusive('\n').take_while(|line| !quotes(line)).map(str::len).sum();
-    message[..end].trim().trim_end_matches(';')
+/// The daemon's message without what the page shows anyway (which derivation, its outputs), without the end of the log that
+/// it quotes and without its advice to run `nix log`: we keep the log.
+fn without_log(message: &str) -> String {
+    let quotes_log = |line: &str| {
+        let line = line.trim().to_ascii_lowercase();
+        line.starts_with("last ") && line.ends_with("log lines:")
+    };
+    let mut lines: Vec<&str> = message.lines().take_while(|line| !quotes_log(line)).collect();
+    // Since Nix 2.30: `Cannot build '….drv'.`, `Reason: …`, `Output paths:` and a line for each.
+    if let Some(reason) = lines.get(1).and_then(|line| line.trim_start().strip_prefix("Reason: "))
+        && lines[0].contains("Cannot build '")
+    {
+        let outputs = lines.iter().position(|line| line.trim() == "Output paths:").unwrap_or(lines.len());
+        let mut rest = lines[2..outputs.max(2)].to_vec();
+        rest.insert(0, reason.trim_end_matches('.'));
+        lines = rest;
+    }
+    lines.join("\n").trim().trim_end_matches(';').to_owned()
 }
 
 fn shortened(mut message: String) -> String {
@@ -158,6 +216,8 @@ fn shortened(mut message: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use harmonia_nix::nar::NarError;
+
     use super::*;
 
     fn result(status: BuildStatus, message: &str) -> BuildResult {
@@ -176,6 +236,11 @@ mod tests {
 
     const EXIT: &str = "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed with exit code 3;\n\
         last 1 log lines:\n> failed due to signal 9 (Killed)";
+    const NEWER: &str = "Cannot build '/nix/store/00000000000000000000000000000000-a.drv'.\n\
+        Reason: builder failed with exit code 3.\n\
+        Output paths:\n  /nix/store/00000000000000000000000000000000-a\n\
+        Last 1 log lines:\n> builder failed due to signal 9 (Killed).\n\
+        For full logs, run:\n  nix log /nix/store/00000000000000000000000000000000-a.drv";
     const KILLED: &str =
         "builder for '/nix/store/00000000000000000000000000000000-a.drv' failed due to signal 9 (Killed)";
     const CRASHED: &str =
@@ -190,6 +255,7 @@ mod tests {
         use FailureKind::{Build, Limit, Timeout};
         let cases = [
             (S::PermanentFailure, EXIT, false, Some((Some(Build), Some(3)))),
+            (S::PermanentFailure, NEWER, false, Some((Some(Build), Some(3)))),
             (S::PermanentFailure, KILLED, false, Some((None, None))),
             (S::PermanentFailure, CRASHED, false, Some((Some(Build), None))),
             (S::PermanentFailure, LIE, false, Some((Some(Build), None))),
@@ -204,7 +270,23 @@ mod tests {
             (S::TimedOut, "timed out after 3 seconds", false, Some((Some(Timeout), None))),
             (S::LogLimitExceeded, "", false, Some((Some(Limit), None))),
             (S::TransientFailure, "no space left", false, Some((None, None))),
-            (S::MiscFailure, "", false, Some((None, None))),
+            (S::MiscFailure, "", false, Some((Some(Build), None))),
+            (S::MiscFailure, "file '/nix/store/x/pipe' has an unsupported type", false, Some((Some(Build), None))),
+            (S::MiscFailure, "error: cycle detected in build of '/nix/store/x.drv'", false, Some((Some(Build), None))),
+            (
+                S::MiscFailure,
+                "derivation has '__noChroot' set, but that's not allowed",
+                false,
+                Some((Some(Build), None)),
+            ),
+            (S::MiscFailure, "error: writing to file: No space left on device", false, Some((None, None))),
+            (S::MiscFailure, "unable to fork: Resource temporarily unavailable\n", false, Some((None, None))),
+            (
+                S::MiscFailure,
+                "'/nix/store/x: No space left on device' has a strange name",
+                false,
+                Some((Some(Build), None)),
+            ),
             (S::DependencyFailed, "", false, Some((None, None))),
             (S::NoSubstituters, "", false, Some((None, None))),
             (S::Unknown(16), "cancelled", false, Some((None, None))),
@@ -214,10 +296,28 @@ mod tests {
             (S::ResolvesToAlreadyValid, "", false, None),
         ];
         for (status, message, is_fixed_output, expected) in cases {
-            let failure = of_build(&result(status, message), is_fixed_output);
+            let failure = of_build(&result(status, message), is_fixed_output, Evidence::default());
             let found = failure.as_ref().map(|failure| (failure.kind, failure.exit_code));
             assert_eq!(found, expected, "{status:?} {message:?} {is_fixed_output}");
             assert!(failure.is_none_or(|failure| !failure.message.is_empty()), "{status:?}: a failure says something");
+        }
+    }
+
+    #[test]
+    fn only_what_the_node_went_through_makes_a_failure_transient() {
+        let memory = Evidence { out_of_memory: true, ..Evidence::default() };
+        let disk = Evidence { disk_full: true, ..Evidence::default() };
+        for (evidence, words) in [(memory, "lack of memory"), (disk, "the disk was full")] {
+            for status in [BuildStatus::PermanentFailure, BuildStatus::MiscFailure] {
+                let failure = of_build(&result(status, KILLED), false, evidence).expect("a failure");
+                assert_eq!(failure.kind, None, "{status:?} {evidence:?}");
+                assert!(failure.message.contains(words), "{}", failure.message);
+            }
+            for status in [BuildStatus::OutputRejected, BuildStatus::TimedOut, BuildStatus::InputRejected] {
+                let failure = of_build(&result(status, KILLED), false, evidence).expect("a failure");
+                assert!(failure.kind.is_some() && !failure.message.contains(words), "{status:?} {evidence:?}");
+            }
+            assert_eq!(of_build(&result(BuildStatus::Built, ""), false, evidence), None);
         }
     }
 
@@ -228,6 +328,10 @@ mod tests {
         assert_eq!(kind(PackError::TooLarge { path: "p".into(), max: 1 }), Some(FailureKind::Limit));
         assert_eq!(kind(PackError::Spool { dir: "d".into(), cause: Error::other("full") }), None);
         assert_eq!(kind(PackError::Cancelled), None);
+        let tree = |cause| PackError::Tree { path: "p".into(), cause };
+        assert_eq!(kind(tree(NarError::TooDeep { max: 1 })), Some(FailureKind::Build));
+        let unreadable = NarError::File { action: "read", path: "p".into(), cause: Error::other("EIO") };
+        assert_eq!(kind(tree(unreadable)), None);
 
         let kind = |error: SignerError| match of_signer(&error) {
             Trouble::Failed(failure) | Trouble::Unheard(failure) => Some(failure.kind),
@@ -257,5 +361,12 @@ mod tests {
         assert_eq!(without_log(message), "builder for '/nix/store/x-a.drv' failed with exit code 1");
         assert_eq!(without_log("hash mismatch:\n  wanted: a\n  got: b"), "hash mismatch:\n  wanted: a\n  got: b");
         assert_eq!(without_log(""), "");
+        assert_eq!(without_log(NEWER), "builder failed with exit code 3");
+        let mismatch = "Cannot build '/nix/store/x-a.drv'.\nReason: platform mismatch\nRequired system: 'riscv64-linux'\n\
+            Current system: 'x86_64-linux'\nOutput paths:\n  /nix/store/x-a";
+        assert_eq!(
+            without_log(mismatch),
+            "platform mismatch\nRequired system: 'riscv64-linux'\nCurrent system: 'x86_64-linux'"
+        );
     }
 }

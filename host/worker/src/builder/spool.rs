@@ -213,6 +213,7 @@ impl AttemptLog {
         state.stored = state.stored.max(end);
     }
 
+    #[cfg(test)]
     /// Bytes logged so far.
     pub(super) fn size(&self) -> u64 {
         locked(&self.state).total

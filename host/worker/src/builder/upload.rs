@@ -147,9 +147,6 @@ fn changed(path: &StorePath) -> Trouble {
 
 /// A log that cannot be compressed (full disk) is no reason to throw a build away.
 pub(super) async fn compressed_log(log: &OpenLog) -> Option<Compressed> {
-    if log.size() == 0 {
-        return None;
-    }
     match log.compress().await {
         Ok(compressed) => Some(compressed),
         Err(error) => {

@@ -81,7 +81,7 @@ async fn a_builder_that_fails_is_a_permanent_failure_with_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_builder_that_is_killed_is_tried_again_whatever_it_printed() {
+async fn a_builder_that_is_killed_from_outside_is_tried_again_whatever_it_printed() {
     let bench = Bench::new(LIMITS).await;
     let marker = unique();
     let expression = derivation("killed", &format!("while :; do : {marker}; done"));
@@ -94,10 +94,31 @@ async fn a_builder_that_is_killed_is_tried_again_whatever_it_printed() {
     let (killed, ()) = tokio::join!(build, kill);
     let killed = failure(killed);
     assert_eq!((killed.kind, killed.exit_code), (None, None), "{killed:?}");
+    let within = failure(bench.build(&derivation("within", "kill -9 $$; exit 3"), LIMITS).await);
+    assert_eq!((within.kind, within.exit_code), (Some(FailureKind::Build), Some(3)), "{within:?}");
     let lies =
         "echo \"builder for '/nix/store/x.drv' failed due to signal 9 (Killed)\"; echo No space left on device; exit 1";
     let liar = failure(bench.build(&derivation("lies", lies), LIMITS).await);
     assert_eq!((liar.kind, liar.exit_code), (Some(FailureKind::Build), Some(1)), "{liar:?}");
+}
+
+/// What the daemon refuses for what a derivation says or made is refused once: again it would be the same.
+#[tokio::test]
+async fn what_the_store_refuses_for_its_content_fails_once() {
+    let bench = Bench::new(LIMITS).await;
+    for (name, script, more, words) in [
+        ("pipe-left", "mkdir $out; busybox mkfifo $out/pipe; echo made", "", "unsupported type"),
+        ("pipe-as-output", "busybox mkfifo $out", "", "unsupported type"),
+        ("nothing", "echo nothing made", "", "failed to produce output"),
+        ("half", "echo > $out", r#"outputs = [ "out" "doc" ];"#, "failed to produce output"),
+        ("circle", "echo $b > $a; echo $a > $b", r#"outputs = [ "a" "b" ];"#, "cycle"),
+        ("no-sandbox", "echo > $out", "__noChroot = true;", "__noChroot"),
+        ("forbidden", "echo $out > $out", r#"disallowedReferences = [ "out" ];"#, "not allowed to refer"),
+    ] {
+        let failure = failure(bench.build(&derivation_with(name, script, more), LIMITS).await);
+        assert_eq!(failure.kind, Some(FailureKind::Build), "{name}: {failure:?}");
+        assert!(failure.message.contains(words), "{name}: {failure:?}");
+    }
 }
 
 #[tokio::test]
