@@ -119,7 +119,11 @@ pub fn listing_of(mut input: impl BufRead, limits: Limits, bytes_max: usize) -> 
 fn quoted(what: &'static str, bytes: Vec<u8>) -> Result<String, NarError> {
     let text = String::from_utf8(bytes);
     let text = text.map_err(|error| NarError::NotUtf8 { what, text: shown(error.as_bytes()) })?;
-    Ok(serde_json::Value::String(text).to_string())
+    Ok(json_string(text))
+}
+
+fn json_string(text: String) -> String {
+    serde_json::Value::String(text).to_string()
 }
 
 /// Why a text is no listing.
@@ -241,7 +245,7 @@ impl<'a> Cursor<'a> {
         });
         let quoted = end.map(|(end, _)| &rest[..=end]).ok_or_else(|| self.expected("a string"))?;
         let string: String = serde_json::from_str(quoted).map_err(|_| self.expected("a string"))?;
-        if serde_json::Value::String(string.clone()).to_string() != quoted {
+        if json_string(string.clone()) != quoted {
             return Err(self.expected("a string in its shortest form"));
         }
         self.offset += quoted.len();

@@ -173,17 +173,14 @@ impl<W: Write> Packing<'_, W> {
     fn tree(&mut self, name: &[u8]) -> Result<(), NarError> {
         self.node(name)?;
         while let Some(names) = self.left.last_mut() {
-            match names.next() {
-                Some(name) => {
-                    self.writer.entry(&name)?;
-                    self.node(&name)?;
-                }
-                None => {
-                    self.left.pop();
-                    self.descent.leave();
-                    self.writer.directory_end()?;
-                    self.entry_end()?;
-                }
+            if let Some(name) = names.next() {
+                self.writer.entry(&name)?;
+                self.node(&name)?;
+            } else {
+                self.left.pop();
+                self.descent.leave();
+                self.writer.directory_end()?;
+                self.entry_end()?;
             }
         }
         Ok(())
