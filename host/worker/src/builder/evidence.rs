@@ -4,7 +4,7 @@
 //! Only this makes a failed build the node's fault. What the build printed, or how it chose to end, never does: it would be
 //! tried again for ever by whoever wants that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// With less free on a file system it counts as full: Nix judges likewise.
@@ -75,7 +75,7 @@ fn oom_kills(vmstat: &str) -> Option<u64> {
     vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-fn is_full(folder: &PathBuf) -> bool {
+fn is_full(folder: &Path) -> bool {
     rustix::fs::statvfs(folder).is_ok_and(|status| {
         let inodes_used_up = status.f_files > 0 && status.f_favail == 0;
         inodes_used_up || status.f_bavail.saturating_mul(status.f_frsize) < FULL_BYTES
@@ -144,6 +144,6 @@ mod tests {
         assert_eq!(oom_kills("pgmajfault 3\n"), None);
         let look = Watch::new(vec!["/".into()]).look();
         assert!(look.oom_kills.is_some(), "this kernel counts");
-        assert!(!is_full(&"/no/such/folder".into()) && !look.disk_full);
+        assert!(!is_full(Path::new("/no/such/folder")) && !look.disk_full);
     }
 }
