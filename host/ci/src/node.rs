@@ -181,9 +181,9 @@ async fn run_roles(
     }
     if config.has(Capability::Evaluator) {
         let options = parts.evaluator_options(config, &identity)?;
-        let drain = stop.drain.clone();
+        let (drain, abort) = (stop.drain.clone(), stop.abort.clone());
         roles.spawn(async move {
-            evaluator::run(options, drain)
+            evaluator::run(options, drain, abort)
                 .await
                 .map_err(|error| Failure::failed(format!("the evaluator ended: {}", chain(&error))))
         });

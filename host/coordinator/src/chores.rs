@@ -1,6 +1,7 @@
-//! The chores: reap silent nodes, fail what no node can run and take it back when one can, sweep the invariants,
-//! throw away what was never used. One live frontend does them, chosen by an advisory lock that goes with its
-//! connection; when it dies, another takes over.
+//! The chores: reap silent nodes, fail what no node can run and take it back when one can, sweep the invariants, cancel
+//! what nobody wants, throw away what was never used. One live frontend does them, chosen by an advisory lock that goes with
+//! its connection; when it dies, another takes over. Reaping is the round itself; the others run beside it, so that none
+//! delays another.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use harmonia_core::chain;
 use harmonia_core::policy::Policy;
 use harmonia_db::{ChoreLock, Db, DbError};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -46,7 +48,13 @@ pub async fn run(options: CoordinatorOptions, shutdown: CancellationToken) {
 }
 
 async fn chores(options: CoordinatorOptions, shutdown: CancellationToken) {
-    let mut state = State { health: Health::new(), lock: None, round: 0 };
+    let mut state = State {
+        health: Health::new(),
+        lock: None,
+        round: 0,
+        classes: Beside::new("look after systems that no node offers"),
+        sweep: Beside::new("sweep the invariants"),
+    };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -67,6 +75,34 @@ struct State {
     health: Health,
     lock: Option<ChoreLock>,
     round: u32,
+    classes: Beside,
+    sweep: Beside,
+}
+
+/// A chore that runs beside the round that started it, once at a time. It ends with the chores.
+struct Beside {
+    what: &'static str,
+    running: JoinSet<Result<(), DbError>>,
+}
+
+impl Beside {
+    fn new(what: &'static str) -> Self {
+        Self { what, running: JoinSet::new() }
+    }
+
+    /// Starts it, unless the one before still runs.
+    fn start(&mut self, chore: impl Future<Output = Result<(), DbError>> + Send + 'static) {
+        while let Some(ended) = self.running.try_join_next() {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(error = %chain(&error), "Could not {}, trying again with the next round", self.what),
+                Err(error) => error!(%error, "A chore ended in a bug: {}", self.what),
+            }
+        }
+        if self.running.is_empty() {
+            self.running.spawn(chore);
+        }
+    }
 }
 
 async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), DbError> {
@@ -93,39 +129,47 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
             );
         }
     }
-    let unsupported = options.db.mark_unsupported(options.unsupported_after).await?;
-    if unsupported > 0 {
-        warn!(jobs = unsupported, "No node offers the system and features of these jobs; they failed as unsupported");
-    }
-    let revived = options.db.revive_unsupported().await?;
-    if revived > 0 {
-        info!(jobs = revived, "A node offers the class of these jobs again; they wait for it");
-    }
+    state.classes.start(look_after_classes(options.db.clone(), options.unsupported_after));
     if state.round.is_multiple_of(SWEEP_EVERY_ROUNDS) {
-        sweep(&options.db).await?;
-        options.db.delete_stale(STALE_BUNDLE_AFTER).await?;
-        options.db.delete_old_deliveries(DELIVERIES_KEPT).await?;
-        options.db.delete_expired_kv().await?;
+        state.sweep.start(sweep(options.db.clone()));
     }
     state.round = state.round.wrapping_add(1);
     Ok(())
 }
 
-/// Reports what should never be, and repairs what can be.
-async fn sweep(db: &Db) -> Result<(), DbError> {
-    let violations = db.sweep_invariants().await?;
-    if violations.is_empty() {
-        return Ok(());
+async fn look_after_classes(db: Db, unsupported_after: Duration) -> Result<(), DbError> {
+    let unsupported = db.mark_unsupported(unsupported_after).await?;
+    if unsupported > 0 {
+        warn!(jobs = unsupported, "No node offers the system and features of these jobs; they failed as unsupported");
     }
+    let revived = db.revive_unsupported().await?;
+    if revived > 0 {
+        info!(jobs = revived, "A node offers the class of these jobs again; they wait for it");
+    }
+    Ok(())
+}
+
+/// Reports what should never be, repairs what can be, cancels what nobody wants, and throws away what only takes room.
+async fn sweep(db: Db) -> Result<(), DbError> {
+    let violations = db.sweep_invariants().await?;
     for violation in &violations {
         error!(invariant = violation.invariant, detail = %violation.detail, "Invariant {} is violated", violation.invariant);
     }
-    db.repair().await?;
-    let left = db.sweep_invariants().await?.len();
-    if left == 0 {
-        info!(repaired = violations.len(), "Repaired");
-    } else {
-        error!(left, "Some violations could not be repaired");
+    // Always: a job that nobody wants any more is no violation, and is only found here.
+    let repaired = db.repair().await?;
+    if repaired.cancelled > 0 {
+        info!(jobs = repaired.cancelled, "Cancelled jobs that no evaluation wants any more");
     }
+    if !violations.is_empty() {
+        let left = db.sweep_invariants().await?.len();
+        if left == 0 {
+            info!(repaired = violations.len(), "Repaired");
+        } else {
+            error!(left, "Some violations could not be repaired");
+        }
+    }
+    db.delete_stale(STALE_BUNDLE_AFTER).await?;
+    db.delete_old_deliveries(DELIVERIES_KEPT).await?;
+    db.delete_expired_kv().await?;
     Ok(())
 }

@@ -86,6 +86,27 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
     .expect("time passes");
 }
 
+/// The node was last heard of that long ago.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn falls_silent(db: &Db, node: &str, since: std::time::Duration) {
+    sqlx::query!("UPDATE nodes SET last_seen = now() - $2::interval WHERE id = $1", node, crate::connection::interval(since))
+        .execute(&db.pool)
+        .await
+        .expect("time passes");
+}
+
+/// Until it is dropped, nobody gets through a sweep of the invariants.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn hold_up_sweeps(db: &Db) -> impl Drop + use<> {
+    let mut held = db.pool.begin().await.expect("begin");
+    sqlx::query!("LOCK TABLE eval_expected_attrs IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.expect("lock");
+    held
+}
+
 /// What forges should show: (commit, context, state, description), in order.
 ///
 /// # Panics

@@ -186,8 +186,13 @@ impl Settings {
     }
 }
 
-/// Claims and evaluates until `shutdown`; then gives back what it holds.
-pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Result<(), EvaluatorError> {
+/// Claims and evaluates until told to stop. `drain`: claims nothing more, finishes what runs. `abort`: stops the engines and
+/// gives what runs back to the queue.
+pub async fn run(
+    options: EvaluatorOptions,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) -> Result<(), EvaluatorError> {
     let settings = Arc::new(probe::prepare(options).await?);
     let options = &settings.options;
     let mut listener = options.db.listen(&[Channel::Evaluations, Channel::Claims]).await?;
@@ -198,7 +203,7 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
     let mut unheard: Option<ClaimToken> = None;
     let mut outcome = Ok(());
     let mut is_engine_known = false;
-    while !shutdown.is_cancelled() {
+    while !drain.is_cancelled() && !abort.is_cancelled() {
         if let Err(error) = disown_unheard(options, &mut unheard).await {
             outcome = Err(error);
             break;
@@ -216,7 +221,7 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
             match options.db.claim_evaluation(&options.node, options.incarnation, &token).await {
                 Ok(Some(claimed)) => {
                     tracing::info!(eval.id = %claimed.id, project = %claimed.project_name, "Evaluating {}", claimed.id);
-                    let task = one(Arc::clone(&settings), claimed, token, claims_changed.subscribe(), shutdown.clone());
+                    let task = one(Arc::clone(&settings), claimed, token, claims_changed.subscribe(), abort.clone());
                     running.spawn(task);
                     continue;
                 }
@@ -235,16 +240,11 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
         }
         let pause = if unheard.is_some() { CLAIM_RETRY_PAUSE } else { POLL };
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            () = drain.cancelled() => {}
+            () = abort.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
             Some(ended) = running.join_next(), if !running.is_empty() => log_panic(ended),
-            notice = listener.next() => match notice {
-                Notice::Hint { channel: Channel::Claims, payload } if payload == options.node.0 => {
-                    claims_changed.send_replace(());
-                }
-                Notice::Rescan => claims_changed.send_replace(()),
-                Notice::Hint { .. } => {}
-            },
+            notice = listener.next() => pass_on(&notice, options, &claims_changed),
         }
     }
     // Others of this process may finish their work for hours before the node says goodbye, which gives everything back.
@@ -254,14 +254,34 @@ pub async fn run(options: EvaluatorOptions, shutdown: CancellationToken) -> Resu
         }
         tokio::time::sleep(REPORT_PAUSE).await;
     }
-    // Each task sees `shutdown` itself; one that does not (we were replaced) is stopped.
+    // Each task sees `abort` itself; one that does not (we were replaced) is stopped.
     if outcome.is_err() {
         running.shutdown().await;
     }
-    while let Some(ended) = running.join_next().await {
-        log_panic(ended);
+    if !running.is_empty() && !abort.is_cancelled() {
+        tracing::info!(evaluations = running.len(), "Draining: nothing new is evaluated, what runs is finished");
+    }
+    while !running.is_empty() {
+        tokio::select! {
+            Some(ended) = running.join_next() => log_panic(ended),
+            // One that is cancelled or superseded meanwhile stops at once.
+            notice = listener.next() => pass_on(&notice, options, &claims_changed),
+        }
     }
     outcome
+}
+
+/// Claims of this node may have been lost: those who hold one look.
+fn pass_on(notice: &Notice, options: &EvaluatorOptions, claims_changed: &watch::Sender<()>) {
+    match notice {
+        Notice::Hint { channel: Channel::Claims, payload } if *payload == options.node.0 => {
+            claims_changed.send_replace(());
+        }
+        Notice::Rescan => {
+            claims_changed.send_replace(());
+        }
+        Notice::Hint { .. } => {}
+    }
 }
 
 /// Gives back the evaluation that a claim took whose answer was lost; `unheard` stays while the database is away.
@@ -299,7 +319,7 @@ async fn one(
     claimed: ClaimedEvaluation,
     token: ClaimToken,
     mut claims_changed: watch::Receiver<()>,
-    shutdown: CancellationToken,
+    abort: CancellationToken,
 ) {
     let (db, eval) = (&settings.options.db, claimed.id);
     let lost = async {
@@ -324,7 +344,7 @@ async fn one(
             tracing::info!(eval.id = %eval, "Evaluation {eval} is not ours any more, its engine was stopped");
             return;
         }
-        () = shutdown.cancelled() => None,
+        () = abort.cancelled() => None,
     };
     let (fate, message) = match &ended {
         Some(Ok(Ok(()))) => {
@@ -337,7 +357,7 @@ async fn one(
         }
         None => (Fate::Release, "the node stops".to_owned()),
     };
-    report(&settings, &claimed, &token, fate, &message, &shutdown).await;
+    report(&settings, &claimed, &token, fate, &message, &abort).await;
 }
 
 /// What there is to say about an evaluation that did not come to its end.
@@ -373,7 +393,7 @@ async fn report(
     token: &ClaimToken,
     fate: Fate,
     message: &str,
-    shutdown: &CancellationToken,
+    abort: &CancellationToken,
 ) {
     let (db, eval) = (&settings.options.db, claimed.id);
     let Some(word) = Word::of(fate, message, claimed, &settings.options.waits) else { return };
@@ -398,7 +418,7 @@ async fn report(
                 tracing::warn!(eval.id = %eval, error = %chain(&error), "Could not say how evaluation {eval} ended");
             }
         }
-        if shutdown.is_cancelled() {
+        if abort.is_cancelled() {
             tries_left -= 1;
             if tries_left == 0 {
                 // It comes back to the queue when this node registers again or is found silent.

@@ -7,7 +7,7 @@ use crate::config::{Config, load};
 use crate::exit::Failure;
 use crate::node::{self, Stop};
 
-/// Runs the node. SIGTERM or SIGINT drains it; a second one gives running builds back to the queue.
+/// Runs the node. SIGTERM or SIGINT drains it; a second one gives what runs back to the queue.
 pub(crate) async fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let config = load::load(args.config.as_deref(), &std::env::vars().collect())?;
     crate::logging::set_up(&config.log)?;
@@ -37,6 +37,6 @@ async fn drain_then_abort(stop: Stop) {
     tracing::info!("Draining: what runs is finished, nothing new is claimed; a second signal aborts");
     stop.drain();
     next().await;
-    tracing::info!("Aborting: running builds go back to the queue");
+    tracing::info!("Aborting: builds and evaluations that run go back to the queue");
     stop.abort();
 }

@@ -11,6 +11,7 @@ use harmonia_core::project_config::{ParsedConfig, parse_attr_path, print_attr_pa
 use harmonia_core::reuse::{self, Traces};
 use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Settings;
 use super::credential::{CredentialError, clone_credential};
@@ -75,6 +76,9 @@ pub(super) enum EvaluateError {
     /// Time is over.
     #[error("the evaluation took longer than {} s and was stopped; raise 'eval-timeout' or the operator's [eval] timeout", .0.as_secs())]
     Timeout(Duration),
+    /// Time is over before there was anything to evaluate.
+    #[error("fetching the commit took longer than the {} s that an evaluation may take; raise the operator's [eval] timeout, or mend the connection to its git server", .0.as_secs())]
+    FetchTimeout(Duration),
     /// The engine left out names that it was asked for.
     #[error("the engine gave neither a result nor an error for {0}")]
     Incomplete(String),
@@ -141,8 +145,10 @@ pub(super) async fn evaluate(
     if claimed.pull_request.is_some() && settings.confinement.helper.is_none() {
         return Err(EvaluateError::NoSandbox);
     }
+    let start = Instant::now();
     let (origin, _bundle) = origin(settings, claimed).await?;
-    let checkout = fetch(settings, claimed, token, &origin).await?;
+    let fetched = tokio::time::timeout(options.timeout, fetch(settings, claimed, token, &origin)).await;
+    let checkout = fetched.map_err(|_| EvaluateError::FetchTimeout(options.timeout))??;
     let mut parsed = source::read_config(checkout.dir.path())?;
     if let Some(merged) = &checkout.merged {
         source::bind_to_base(&mut parsed, merged.base_config.as_ref());
@@ -190,7 +196,9 @@ pub(super) async fn evaluate(
         let run = Run { settings, claimed, token, engine, prefixes, allow_empty: config.allow_empty, traces };
         run.run(config.systems.clone(), connection).await
     };
-    tokio::time::timeout(timeout, work).await.map_err(|_| EvaluateError::Timeout(timeout))?
+    // What the operator allows is for all of it, fetching included; what the tree asks for, for what it can know of.
+    let left = timeout.min(options.timeout.saturating_sub(start.elapsed()));
+    tokio::time::timeout(left, work).await.map_err(|_| EvaluateError::Timeout(timeout))?
 }
 
 /// Whether a frontend would show the results for another commit with the same tree, so that it is worth looking whether they

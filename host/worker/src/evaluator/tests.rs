@@ -100,7 +100,8 @@ struct World {
     repositories: Repositories,
     taken: Arc<Mutex<Taken>>,
     project: ProjectId,
-    shutdown: CancellationToken,
+    drain: CancellationToken,
+    abort: CancellationToken,
     evaluator: Option<tokio::task::JoinHandle<Result<(), EvaluatorError>>>,
     /// Kept running, and there.
     _kept: (TestServer, tempfile::TempDir),
@@ -113,6 +114,11 @@ impl World {
 
     /// The evaluator reaches the database in another way.
     async fn start_through(way: impl AsyncFnOnce(&TestDatabase) -> Db) -> Self {
+        Self::start_as(way, |_| {}).await
+    }
+
+    /// And with other options.
+    async fn start_as(way: impl AsyncFnOnce(&TestDatabase) -> Db, change: impl FnOnce(&mut EvaluatorOptions)) -> Self {
         let database = TestDatabase::new().await;
         let daemon = TestDaemon::start().await;
         let repositories = Repositories::new();
@@ -137,7 +143,7 @@ impl World {
         let project = NewProject { name: "local/x".to_owned(), kind: ProjectKind::Local };
         let project = db.ensure_project(&project).await.expect("project");
         let http = reqwest::Client::new();
-        let options = EvaluatorOptions {
+        let mut options = EvaluatorOptions {
             node,
             incarnation,
             db: way(&database).await,
@@ -160,9 +166,10 @@ impl World {
             silent_after: Duration::from_mins(10),
             waits: WaitPolicy::default(),
         };
-        let shutdown = CancellationToken::new();
-        let evaluator = Some(tokio::spawn(run(options, shutdown.clone())));
-        Self { database, daemon, repositories, taken, project, shutdown, evaluator, _kept: (server, state) }
+        change(&mut options);
+        let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
+        let evaluator = Some(tokio::spawn(run(options, drain.clone(), abort.clone())));
+        Self { database, daemon, repositories, taken, project, drain, abort, evaluator, _kept: (server, state) }
     }
 
     /// Commits these files to a new repository and queues an evaluation of them.
@@ -229,7 +236,12 @@ impl World {
     }
 
     async fn stop(mut self) {
-        self.shutdown.cancel();
+        self.abort.cancel();
+        self.gone().await;
+    }
+
+    /// Until the evaluator has ended.
+    async fn gone(&mut self) {
         let evaluator = self.evaluator.take().expect("runs");
         tokio::time::timeout(PATIENCE, evaluator).await.expect("it stops").expect("no panic").expect("no error");
     }
@@ -419,17 +431,40 @@ async fn a_cancelled_evaluation_stops_its_engine_and_a_stopping_node_gives_it_ba
 
     let id = world.queue("two", files, None).await;
     world.until(id, |view| view.evaluation.status == EvalStatus::Running).await;
-    let db = world.database.db.clone();
-    let database = {
-        let mut world = world;
-        world.shutdown.cancel();
-        let evaluator = world.evaluator.take().expect("runs");
-        tokio::time::timeout(PATIENCE, evaluator).await.expect("it stops").expect("no panic").expect("no error");
-        world.database
-    };
-    let view = db.view_evaluation(id).await.expect("reads").expect("there");
-    assert_eq!(view.evaluation.status, EvalStatus::Queued);
-    drop(database);
+    let mut world = world;
+    world.abort.cancel();
+    world.gone().await;
+    assert_eq!(world.view(id).await.evaluation.status, EvalStatus::Queued);
+}
+
+#[tokio::test]
+async fn a_draining_node_finishes_its_evaluations_and_takes_no_more() {
+    let mut world = World::start().await;
+    // Ends only by its own time, so that it certainly runs when the node is told.
+    let files: &[(&str, &str)] = &[("flake.nix", ENDLESS), (".harmonia-ci.toml", "eval-timeout = 5\n")];
+    let running = world.queue("running", files, None).await;
+    world.until(running, |view| view.evaluation.status == EvalStatus::Running && view.evaluation.commit.is_some()).await;
+    world.drain.cancel();
+    let waiting = world.queue("waiting", files, None).await;
+    world.gone().await;
+    let view = world.view(running).await;
+    let error = view.evaluation.error.unwrap_or_default();
+    assert!(view.evaluation.status == EvalStatus::Failed && error.contains("longer than 5 s"), "{error}");
+    assert_eq!(world.view(waiting).await.evaluation.status, EvalStatus::Queued);
+}
+
+#[tokio::test]
+async fn fetching_counts_to_the_time_of_an_evaluation() {
+    let way = async |database: &TestDatabase| database.db.clone();
+    let world = World::start_as(way, |options| options.timeout = Duration::from_secs(2)).await;
+    // Takes connections (by its backlog), and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let url = format!("http://{}/x.git", silent.local_addr().expect("address"));
+    let view = world.ended(world.create(Source::Git { url }, Some("0".repeat(40)), "main", None).await).await;
+    let error = view.evaluation.error.unwrap_or_default();
+    assert_eq!(view.evaluation.status, EvalStatus::Failed, "{error}");
+    assert!(error.contains("fetching the commit took longer than the 2 s"), "{error}");
+    world.stop().await;
 }
 
 #[tokio::test]
@@ -461,6 +496,7 @@ async fn without_a_sandbox_it_does_not_start_where_one_is_required() {
         silent_after: Duration::from_mins(1),
         waits: WaitPolicy::default(),
     };
-    let error = run(options, CancellationToken::new()).await.expect_err("refuses");
+    let error =
+        run(options, CancellationToken::new(), CancellationToken::new()).await.expect_err("refuses");
     assert!(matches!(error, EvaluatorError::Sandbox { .. }), "{error}");
 }

@@ -116,19 +116,16 @@ pub(super) fn worker<'a>(
 ) -> String {
     format!(
         r#"{head}  get = path: builtins.foldl' (set: name: set.${{name}}) outputs path;
+  # Each by itself: what stands beside a limit, and cannot be evaluated, takes nothing away from it. Only what is used.
   meta = value:
     let
-      found = builtins.tryEval (
-        let
-          all = value.meta or {{ }};
-          number = name: if builtins.isInt (all.${{name}} or null) then all.${{name}} else null;
-          kept = {{
-            description = if builtins.isString (all.description or null) then all.description else null;
-            timeout = number "timeout";
-            maxSilent = number "maxSilent";
-          }};
-        in if builtins.isAttrs all then builtins.deepSeq kept kept else null);
-    in if found.success then found.value else null;
+      tried = builtins.tryEval (let all = value.meta or {{ }}; in if builtins.isAttrs all then all else {{ }});
+      all = if tried.success then tried.value else {{ }};
+      # Not everything can be caught; then the error says where it came from.
+      number = name: builtins.addErrorContext "while evaluating 'meta.${{name}}'" (
+        let found = builtins.tryEval (let given = all.${{name}} or null; in if builtins.isInt given then given else null);
+        in if found.success then found.value else null);
+    in {{ timeout = number "timeout"; maxSilent = number "maxSilent"; }};
   describe = path: value: {{
     attr = builtins.concatStringsSep "." path;
     attrPath = path;

@@ -32,6 +32,8 @@ struct World {
 #[derive(Debug, Default)]
 struct Seen {
     results: BTreeMap<String, String>,
+    /// `meta.timeout` and `meta.maxSilent` of those that have one.
+    limits: BTreeMap<String, (Option<u64>, Option<u64>)>,
     errors: BTreeMap<String, String>,
     warnings: Vec<String>,
     log: String,
@@ -98,7 +100,12 @@ impl World {
                     EngineEvent::Line(line) => {
                         let name = line.attr_path[2..].join(".");
                         let old = match line.result {
-                            Ok(found) => seen.results.insert(name, found.drv_path.to_string()),
+                            Ok(found) => {
+                                if found.timeout_s.is_some() || found.max_silent_s.is_some() {
+                                    seen.limits.insert(name.clone(), (found.timeout_s, found.max_silent_s));
+                                }
+                                seen.results.insert(name, found.drv_path.to_string())
+                            }
                             Err(error) => seen.errors.insert(name, error),
                         };
                         assert_eq!(old, None, "two results for one attribute");
@@ -185,6 +192,36 @@ async fn every_kind_of_failure_costs_its_attribute_alone() {
         let name = drv.strip_prefix("/nix/store/").expect("a store path");
         assert!(world.daemon.store.root().join("nix/store").join(name).is_file(), "{drv}");
     }
+}
+
+#[tokio::test]
+async fn limits_are_read_whatever_stands_beside_them_and_only_from_whole_numbers() {
+    let metas = [
+        ("both", "{ timeout = 2; maxSilent = 3; }", Some((Some(2), Some(3)))),
+        ("described", "{ timeout = 2; description = throw \"none\"; }", Some((Some(2), None))),
+        ("licensed", "{ timeout = 2; license = { }.missing; }", Some((Some(2), None))),
+        ("one-throws", "{ timeout = 2; maxSilent = throw \"none\"; }", Some((Some(2), None))),
+        ("huge", "{ timeout = 9223372036854775807; }", Some((Some(9_223_372_036_854_775_807), None))),
+        ("negative", "{ timeout = -1; maxSilent = 0; }", None),
+        ("text", "{ timeout = \"5 minutes\"; maxSilent = [ 1 ]; }", None),
+        ("float", "{ timeout = 1.5; }", None),
+        ("broken", "(throw \"no meta at all\")", None),
+        ("not-a-set", "[ \"meta\" ]", None),
+    ];
+    let mut body = String::from("aborted = mk \"aborted\" // { meta.timeout = abort \"no limit\"; };");
+    for (name, meta, _) in metas {
+        body.push_str(&format!("{name} = mk \"{name}\" // {{ meta = {meta}; }};"));
+    }
+    let world = World::new(&checks(&body)).await;
+    let names: Vec<&str> = metas.iter().map(|(name, ..)| *name).chain(["aborted"]).collect();
+    let seen = world.evaluate(&names).await.expect("evaluates");
+    for (name, _, limits) in metas {
+        assert_eq!(seen.limits.get(name).copied(), limits, "{name}");
+        assert!(seen.results.contains_key(name), "{name}: {:?}", seen.errors);
+    }
+    // Nix lets nobody catch this; it costs its attribute, and names the limit.
+    let error = &seen.errors["aborted"];
+    assert!(error.contains("meta.timeout") && error.contains("no limit"), "{error}");
 }
 
 #[tokio::test]
