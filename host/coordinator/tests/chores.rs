@@ -39,7 +39,10 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 async fn a_sweep_that_takes_long_keeps_no_silent_node_alive() {
     let test = TestDatabase::new().await;
     let node = Played::register(&test.db).await;
-    node.enqueue("local/p", &[1]).await;
+    node.queue("local/p").await;
+    let evaluation = node.claim_evaluation().await.expect("one is queued");
+    node.insert(&evaluation, &[1], |number| format!("d{number}")).await.expect("insert");
+    test.db.finish_evaluation(evaluation.claimed.id, &evaluation.token).await.expect("finish");
     let job = node.claim(1).await.pop().expect("one is ready").job;
     let held_up = hold_up_sweeps(&test.db).await;
     let (stop, running) = chores(&test.db, Duration::from_millis(200));
