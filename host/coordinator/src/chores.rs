@@ -95,7 +95,9 @@ impl Beside {
         while let Some(ended) = self.running.try_join_next() {
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(error = %chain(&error), "Could not {}, trying again with the next round", self.what),
+                Ok(Err(error)) => {
+                    warn!(error = %chain(&error), "Could not {}, trying again with the next round", self.what)
+                }
                 Err(error) => error!(%error, "A chore ended in a bug: {}", self.what),
             }
         }

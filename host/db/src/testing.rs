@@ -91,10 +91,14 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
 /// # Panics
 /// When the database does not answer.
 pub async fn falls_silent(db: &Db, node: &str, since: std::time::Duration) {
-    sqlx::query!("UPDATE nodes SET last_seen = now() - $2::interval WHERE id = $1", node, crate::connection::interval(since))
-        .execute(&db.pool)
-        .await
-        .expect("time passes");
+    sqlx::query!(
+        "UPDATE nodes SET last_seen = now() - $2::interval WHERE id = $1",
+        node,
+        crate::connection::interval(since)
+    )
+    .execute(&db.pool)
+    .await
+    .expect("time passes");
 }
 
 /// Until it is dropped, nobody gets through a sweep of the invariants.

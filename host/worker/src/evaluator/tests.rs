@@ -443,7 +443,9 @@ async fn a_draining_node_finishes_its_evaluations_and_takes_no_more() {
     // Ends only by its own time, so that it certainly runs when the node is told.
     let files: &[(&str, &str)] = &[("flake.nix", ENDLESS), (".harmonia-ci.toml", "eval-timeout = 5\n")];
     let running = world.queue("running", files, None).await;
-    world.until(running, |view| view.evaluation.status == EvalStatus::Running && view.evaluation.commit.is_some()).await;
+    world
+        .until(running, |view| view.evaluation.status == EvalStatus::Running && view.evaluation.commit.is_some())
+        .await;
     world.drain.cancel();
     let waiting = world.queue("waiting", files, None).await;
     world.gone().await;
@@ -496,7 +498,6 @@ async fn without_a_sandbox_it_does_not_start_where_one_is_required() {
         silent_after: Duration::from_mins(1),
         waits: WaitPolicy::default(),
     };
-    let error =
-        run(options, CancellationToken::new(), CancellationToken::new()).await.expect_err("refuses");
+    let error = run(options, CancellationToken::new(), CancellationToken::new()).await.expect_err("refuses");
     assert!(matches!(error, EvaluatorError::Sandbox { .. }), "{error}");
 }
