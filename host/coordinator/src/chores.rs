@@ -96,7 +96,7 @@ impl Beside {
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    warn!(error = %chain(&error), "Could not {}, trying again with the next round", self.what)
+                    warn!(error = %chain(&error), "Could not {}, trying again with the next round", self.what);
                 }
                 Err(error) => error!(%error, "A chore ended in a bug: {}", self.what),
             }
