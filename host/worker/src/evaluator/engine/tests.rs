@@ -208,11 +208,9 @@ async fn limits_are_read_whatever_stands_beside_them_and_only_from_whole_numbers
         ("broken", "(throw \"no meta at all\")", None),
         ("not-a-set", "[ \"meta\" ]", None),
     ];
-    let mut body = String::from("aborted = mk \"aborted\" // { meta.timeout = abort \"no limit\"; };");
-    for (name, meta, _) in metas {
-        body.push_str(&format!("{name} = mk \"{name}\" // {{ meta = {meta}; }};"));
-    }
-    let world = World::new(&checks(&body)).await;
+    let attrs = metas.iter().map(|(name, meta, _)| format!("{name} = mk \"{name}\" // {{ meta = {meta}; }};"));
+    let aborted = "aborted = mk \"aborted\" // { meta.timeout = abort \"no limit\"; };".to_owned();
+    let world = World::new(&checks(&attrs.chain([aborted]).collect::<String>())).await;
     let names: Vec<&str> = metas.iter().map(|(name, ..)| *name).chain(["aborted"]).collect();
     let seen = world.evaluate(&names).await.expect("evaluates");
     for (name, _, limits) in metas {
