@@ -141,6 +141,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('cancel_job', '{frontend}'),
     ('take_job_marks', '{frontend}'),
     ('sweep_reports', '{frontend}'),
+    ('is_paused', '{frontend}'),
+    ('attr_counts', '{frontend}'),
     ('project_loads', '{frontend}'),
     ('uncharged_attempts', '{frontend}'),
     ('charge_attempts', '{frontend}'),

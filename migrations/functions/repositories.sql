@@ -32,21 +32,19 @@ END
 $$;
 
 -- One page of a sync: its repositories and where it goes on, at once. `held` false: another node has the sync, nothing was
--- written. Without a next page the sync is over. A list that changes while it is read page by page can miss an entry, so
+-- written. Without a next page the sync is over (`removed` is null before that). A list that changes while it is read page by page can miss an entry, so
 -- what was not seen is gone only when the sync before did not see it either; the one that makes sure follows at once.
 -- A complete sync closes what is open of all that is gone. A name that another repository took may turn up again on a later
 -- page, so nothing is closed before the end.
 CREATE OR REPLACE FUNCTION save_sync_page(
-    p_forge text, p_node text, p_leased_until timestamptz, p_repositories jsonb, p_next text, p_lease interval,
-    p_every interval, OUT held boolean, OUT leased_until timestamptz, OUT removed bigint
+    p_forge text, p_lease_name text, p_repositories jsonb, p_next text, p_lease interval, p_every interval,
+    OUT held boolean, OUT removed bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_sync forge_syncs;
 BEGIN
-    removed := 0;
-    SELECT * INTO v_sync FROM forge_syncs s
-    WHERE s.forge = p_forge AND s.leased_by = p_node AND s.leased_until = p_leased_until FOR UPDATE;
+    SELECT * INTO v_sync FROM forge_syncs s WHERE s.forge = p_forge AND s.leased_by = p_lease_name FOR UPDATE;
     held := FOUND;
     IF NOT held THEN
         RETURN;
@@ -55,7 +53,7 @@ BEGIN
     IF p_next IS NOT NULL THEN
         UPDATE forge_syncs s SET cursor = p_next, seen = s.seen + jsonb_array_length(p_repositories), attempts = 0,
             last_error = NULL, leased_until = now() + p_lease
-        WHERE s.forge = p_forge RETURNING s.leased_until INTO leased_until;
+        WHERE s.forge = p_forge;
         RETURN;
     END IF;
     UPDATE repositories r SET removed_at = now()

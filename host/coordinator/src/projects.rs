@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use harmonia_core::forge::{ForgeError, ForgeFeature, ForgeRepository};
 use harmonia_core::ports::{Forge, Plugins, RemoteHeads};
+use harmonia_core::retry::Backoff;
 use harmonia_core::{NodeId, branches, chain};
 use harmonia_db::{Channel, Db};
 use tokio::sync::watch;
@@ -125,7 +126,7 @@ pub(crate) async fn call<T>(future: impl Future<Output = Result<T, ForgeError>>)
 pub(crate) fn wait_after(error: &ForgeError, attempts: u32, wait_max: Duration) -> Duration {
     match error {
         ForgeError::RetryAfter(seconds) => Duration::from_secs(u64::from(*seconds).max(1)).min(WAIT_MAX),
-        _ => Duration::from_secs(15 << attempts.min(10)).min(wait_max),
+        _ => Backoff::doubling(Duration::from_secs(15), wait_max).after(attempts.saturating_add(1), 1.0),
     }
 }
 

@@ -1,9 +1,51 @@
-//! When a transient failure is tried again: pure decisions over counts. Start at [`RetryPolicy::after_failure`] (jobs),
-//! and at [`WaitPolicy::pause`] (evaluations whose source cannot be had now).
+//! When what failed is tried again: pure decisions over counts. Delays grow by [`Backoff`], everywhere. Start at
+//! [`RetryPolicy::after_failure`] (jobs, deliveries) and [`WaitPolicy::pause`] (evaluations whose source cannot be had now).
 
 use std::time::Duration;
 
+use time::macros::format_description;
+
+use crate::Timestamp;
 use crate::limits::TRANSIENT_TRIES_MAX;
+
+/// Delays that grow from one failure to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first failure.
+    pub first: Duration,
+    /// How much longer each further one is.
+    pub factor: u32,
+    /// None is longer.
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// Each delay is twice as long as the one before.
+    pub const fn doubling(first: Duration, max: Duration) -> Self {
+        Self { first, factor: 2, max }
+    }
+
+    /// The delay after so many failures in a row (1 is the first). `jitter` between 0 and 1 spreads it over its last
+    /// quarter, so that what failed together does not come back together; 1: the whole delay.
+    pub fn after(&self, failures: u32, jitter: f64) -> Duration {
+        let factor = self.factor.checked_pow(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let delay = self.first.checked_mul(factor).unwrap_or(self.max).min(self.max);
+        delay.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// What `Retry-After` asks for (RFC 9110, 10.2.3): seconds, or a date, of which `now` is subtracted. `None`: neither. The
+/// caller bounds it.
+pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let format =
+        format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+    let date = time::PrimitiveDateTime::parse(value, format).ok()?.assume_utc();
+    Some(Duration::try_from(date - now).unwrap_or_default())
+}
 
 /// How often and how soon jobs are tried again after transient failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +79,8 @@ impl RetryPolicy {
         if failures == 0 || failures >= self.tries_max {
             return None;
         }
-        let factor = Self::FACTOR.checked_pow(failures - 1).unwrap_or(u32::MAX);
-        let delay = self.first_delay.checked_mul(factor).unwrap_or(self.delay_max).min(self.delay_max);
-        Some(delay.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0)))
+        let backoff = Backoff { first: self.first_delay, factor: Self::FACTOR, max: self.delay_max };
+        Some(backoff.after(failures, jitter))
     }
 
     /// The delays after the first, second, … failure, one for each that is followed by another try.
@@ -77,16 +118,45 @@ impl WaitPolicy {
     /// their last quarter.
     pub fn pause(&self, waits: u32, waited: Duration, asked: Option<Duration>, jitter: f64) -> Option<Duration> {
         let left = self.total_max.checked_sub(waited).filter(|left| !left.is_zero())?;
-        let factor = 2_u32.checked_pow(waits).unwrap_or(u32::MAX);
-        let own = self.first_pause.checked_mul(factor).unwrap_or(self.pause_max).min(self.pause_max);
-        let own = own.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0));
+        let own = Backoff::doubling(self.first_pause, self.pause_max).after(waits.saturating_add(1), jitter);
         Some(own.max(asked.unwrap_or_default()).min(left))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
+
+    #[test]
+    fn what_servers_ask_for_is_read_in_both_forms() {
+        let now = datetime!(2026-11-22 01:00:00 UTC);
+        let cases = [
+            ("7", Some(7)),
+            (" 120 ", Some(120)),
+            ("0", Some(0)),
+            ("Sun, 22 Nov 2026 01:02:00 GMT", Some(120)),
+            ("Sun, 22 Nov 2026 00:59:00 GMT", Some(0)), // over
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+            ("99999999999999999999999", None),
+            ("Sun, 22 Nov 2026 01:02:00 CET", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(retry_after(value, now).map(|pause| pause.as_secs()), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn delays_grow_to_their_bound() {
+        let backoff = Backoff::doubling(Duration::from_secs(5), Duration::from_secs(600));
+        for (failures, expected) in [(0, 5), (1, 5), (2, 10), (7, 320), (8, 600), (u32::MAX, 600)] {
+            assert_eq!(backoff.after(failures, 1.0).as_secs(), expected, "{failures} failures");
+        }
+        assert_eq!(backoff.after(1, 0.0), Duration::from_millis(3_750));
+    }
 
     #[test]
     fn pauses_double_up_to_a_bound_obey_who_asks_and_end_with_the_total() {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::retry::RetryPolicy;
@@ -12,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
 
 use crate::error::{DbError, lost_to_another_transaction};
+use crate::listen::Hub;
 
 /// How long a connection may have been idle and be used without asking whether it still works.
 const IDLE_UNTESTED_MAX: Duration = Duration::from_secs(1);
@@ -24,7 +26,7 @@ const TRIES: u32 = 12;
 pub struct DbOptions {
     /// `postgres://user:password@host/database`; a socket directory goes into `?host=`.
     pub url: SecretUrl,
-    /// Most connections that this process opens (a listener and each held chore lock take one beside them).
+    /// Most connections that this process opens for statements. Beside them: one that listens, one for each held chore lock.
     pub max_connections: u32,
 }
 
@@ -34,6 +36,7 @@ pub struct Db {
     pub(crate) pool: PgPool,
     pub(crate) connect: PgConnectOptions,
     pub(crate) retry: RetryPolicy,
+    pub(crate) hub: Arc<Hub>,
 }
 
 impl fmt::Debug for Db {
@@ -78,7 +81,7 @@ impl Db {
             })
         });
         let pool = pool.acquire_timeout(Duration::from_secs(10)).connect_lazy_with(connect.clone());
-        Ok(Self { pool, connect, retry: RetryPolicy::default() })
+        Ok(Self { pool, connect, retry: RetryPolicy::default(), hub: Arc::default() })
     }
 
     /// The same database with another policy for transient build failures.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// Most names of repositories kept for the list of recent deliveries.
@@ -60,8 +61,7 @@ pub struct ClaimedDelivery {
     pub attempts: u32,
     /// When it arrived.
     pub received_at: Timestamp,
-    /// Who claimed it, and until when: the right to say how it ended.
-    lease: (NodeId, Timestamp),
+    lease: Lease,
 }
 
 impl Db {
@@ -128,39 +128,28 @@ impl Db {
         lease: Duration,
         forges: &[String],
     ) -> Result<Vec<ClaimedDelivery>, DbError> {
-        let rows = self
-            .run("claim deliveries", || {
-                sqlx::query!(
-                    r#"WITH due AS (
-                           SELECT id FROM webhook_deliveries
-                           WHERE state = 'queued' AND next_attempt_at <= now()
-                               AND (leased_until IS NULL OR leased_until < now()) AND forge <> ALL ($4)
-                           ORDER BY starts_with(delivery_id, 'poll:'), id LIMIT $2 FOR UPDATE SKIP LOCKED
-                       ), claimed AS (
-                           UPDATE webhook_deliveries d SET leased_by = $1, leased_until = now() + $3, attempts = d.attempts + 1
-                           FROM due WHERE d.id = due.id
-                           RETURNING d.id, d.forge, d.delivery_id, d.events, d.attempts, d.received_at, d.leased_until
-                       ) SELECT id AS "id!", forge AS "forge!", delivery_id AS "delivery_id!", events AS "events!",
-                           attempts AS "attempts!", received_at AS "received_at!", leased_until AS "leased_until!"
-                       FROM claimed ORDER BY id"#,
-                    node.0,
-                    i64::from(limit),
-                    interval(lease),
-                    forges,
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
+        let lease_name = Lease::new(node);
+        let mut rows = take!(
+            self, "claim deliveries", deliveries, lease_name, lease, limit,
+            {
+                of: "", joins: "",
+                if: "d.state = 'queued' AND d.next_attempt_at <= now() AND d.forge <> ALL ($4)",
+                order: "starts_with(d.delivery_id, 'poll:'), d.id",
+                set: ", attempts = q.attempts + 1",
+                get: "q.id, q.forge, q.delivery_id, q.events, q.attempts, q.received_at"
+            },
+            forges,
+        )?;
+        rows.sort_unstable_by_key(|row| row.id);
         let mut claimed = Vec::with_capacity(rows.len());
         for row in rows {
-            let lease = (node.clone(), row.leased_until);
             let mut delivery = ClaimedDelivery {
                 id: DeliveryRowId(row.id),
                 forge: row.forge,
                 delivery: Delivery { id: row.delivery_id, events: Vec::new() },
                 attempts: row.attempts as u32,
                 received_at: row.received_at,
-                lease,
+                lease: lease_name.clone(),
             };
             match serde_json::from_value(row.events) {
                 Ok(events) => {
@@ -194,23 +183,16 @@ impl Db {
         outcome: &str,
         error: Option<&str>,
     ) -> Result<bool, DbError> {
-        let done = self
-            .run("end a delivery", || {
-                sqlx::query!(
-                    "UPDATE webhook_deliveries SET state = $4, outcome = $5, last_error = $6, finished_at = now(),
-                         leased_by = NULL, leased_until = NULL
-                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3 AND state = 'queued'",
-                    claimed.id.0,
-                    claimed.lease.0.0,
-                    claimed.lease.1,
-                    state,
-                    short(outcome),
-                    error.map(short),
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        end!(
+            self,
+            "end a delivery",
+            deliveries,
+            (claimed.id.0, claimed.lease),
+            "state = $3, outcome = $4, last_error = $5, finished_at = now()",
+            state,
+            short(outcome),
+            error.map(short),
+        )
     }
 
     /// Tries a delivery again after `wait`. `false`: the lease was lost, nothing changed.
@@ -220,22 +202,15 @@ impl Db {
         error: &str,
         wait: Duration,
     ) -> Result<bool, DbError> {
-        let done = self
-            .run("put a delivery off", || {
-                sqlx::query!(
-                    "UPDATE webhook_deliveries SET last_error = $4, next_attempt_at = now() + $5, leased_by = NULL,
-                         leased_until = NULL
-                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3 AND state = 'queued'",
-                    claimed.id.0,
-                    claimed.lease.0.0,
-                    claimed.lease.1,
-                    short(error),
-                    interval(wait),
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        end!(
+            self,
+            "put a delivery off",
+            deliveries,
+            (claimed.id.0, claimed.lease),
+            "last_error = $3, next_attempt_at = now() + $4",
+            short(error),
+            interval(wait),
+        )
     }
 
     /// Deliveries, the newest first: of one forge or all, below `before`, only dead letters if asked.

@@ -11,6 +11,7 @@ mod deliveries;
 mod error;
 mod evaluations;
 mod intake;
+mod leased;
 mod limits;
 mod listen;
 mod maintenance;

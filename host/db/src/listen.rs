@@ -1,13 +1,22 @@
 //! `LISTEN`: hints that something changed. Never the truth: who listens also polls slowly, and looks at everything again
-//! after [`Notice::Rescan`].
+//! after [`Notice::Rescan`]. One connection a process, however many listen: start at [`Db::listen`].
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use harmonia_core::retry::Backoff;
 use sqlx::PgPool;
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 
 use crate::connection::Db;
 use crate::error::DbError;
+
+/// Notices that one listener may be behind; beyond it, it is told to look at everything again.
+const BEHIND_MAX: usize = 1_024;
+
+/// Pauses before the connection is made again: quick after a restart, gentle while PostgreSQL is away.
+const RECONNECT: Backoff = Backoff::doubling(Duration::from_millis(100), Duration::from_millis(12_800));
 
 /// What one may listen to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,77 +77,175 @@ pub enum Notice {
         /// What; see [`Channel`].
         payload: String,
     },
-    /// The connection was gone for a while and hints were lost: look at everything again.
+    /// Hints were lost (the connection was gone for a while, or this listener fell behind): look at everything again.
     Rescan,
 }
 
-/// One connection that listens, and comes back by itself.
+/// Hears of some channels.
 #[derive(Debug)]
 pub struct Listener {
-    pool: PgPool,
     channels: Vec<Channel>,
-    connection: Option<PgListener>,
-    failures: u32,
+    notices: broadcast::Receiver<Notice>,
 }
 
+/// The process's listening connection: there while anybody listens.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    running: Mutex<Option<Running>>,
+}
+
+/// Tells the task that has the connection of a further listener.
+#[derive(Debug)]
+struct Running {
+    notices: broadcast::Sender<Notice>,
+    wanted: mpsc::Sender<Wanted>,
+}
+
+/// Channels that somebody wants to hear of, and where to say that they are heard.
+type Wanted = (Vec<Channel>, oneshot::Sender<Result<(), sqlx::Error>>);
+
 impl Db {
-    /// Listens on a connection of its own. One a process is enough: fan out in memory.
+    /// Hears of these channels from now on. All listeners of a process share one connection.
     pub async fn listen(&self, channels: &[Channel]) -> Result<Listener, DbError> {
+        let failed = |source| DbError::from_sqlx("listen", source);
+        loop {
+            let mut running = self.hub.running.lock().await;
+            // The task ends when nobody subscribes, so there is a first subscription before it begins.
+            let mut first = None;
+            if running.as_ref().is_none_or(|hub| hub.wanted.is_closed()) {
+                let (hub, notices) = Running::start(&self.connect).await.map_err(failed)?;
+                (*running, first) = (Some(hub), Some(notices));
+            }
+            let Some(hub) = running.as_ref() else { continue };
+            // Subscribed before the answer, so that nothing is missed after it.
+            let notices = first.unwrap_or_else(|| hub.notices.subscribe());
+            let (answer, heard) = oneshot::channel();
+            if hub.wanted.send((channels.to_vec(), answer)).await.is_err() {
+                continue; // it has just ended, since nobody listened any more
+            }
+            drop(running);
+            match heard.await {
+                Ok(Ok(())) => return Ok(Listener { channels: channels.to_vec(), notices }),
+                Ok(Err(source)) => return Err(failed(source)),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// What it hears of.
+    pub fn channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    /// The next hint; [`Notice::Rescan`] after every reconnection. Waits as long as it takes, also for PostgreSQL to come
+    /// back, so it belongs into a `select!` with the caller's shutdown. Cancel-safe: a hint is lost only with a `Rescan`.
+    pub async fn next(&mut self) -> Notice {
+        loop {
+            match self.notices.recv().await {
+                Ok(Notice::Hint { channel, .. }) if !self.channels.contains(&channel) => {}
+                Ok(notice) => return notice,
+                Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Rescan,
+                // The runtime ends.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Running {
+    async fn start(connect: &PgConnectOptions) -> Result<(Self, broadcast::Receiver<Notice>), sqlx::Error> {
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(10))
             .max_lifetime(None)
             .idle_timeout(None)
-            .connect_lazy_with(self.connect.clone());
-        let mut listener = Listener { pool, channels: channels.to_vec(), connection: None, failures: 0 };
-        let connection = listener.connect().await.map_err(|source| DbError::from_sqlx("listen", source))?;
-        listener.connection = Some(connection);
-        Ok(listener)
+            .connect_lazy_with(connect.clone());
+        let connection = connected(&pool, &HashSet::new()).await?;
+        let (notices, first) = broadcast::channel(BEHIND_MAX);
+        let (wanted, requests) = mpsc::channel(16);
+        tokio::spawn(serve(pool, connection, notices.clone(), requests));
+        Ok((Self { notices, wanted }, first))
     }
 }
 
-impl Listener {
-    /// The next hint; [`Notice::Rescan`] after every reconnection. Waits as long as it takes, also for PostgreSQL to come
-    /// back, so it belongs into a `select!` with the caller's shutdown. Cancel-safe: a hint is lost only with a `Rescan`.
-    pub async fn next(&mut self) -> Notice {
-        loop {
-            let Some(connection) = &mut self.connection else {
-                // 0.1 s, doubling up to 12.8 s: quick after a restart, gentle while PostgreSQL is away.
-                let delay = Duration::from_millis(100 << self.failures.min(7));
-                tokio::time::sleep(delay).await;
-                match self.connect().await {
-                    Ok(connection) => {
-                        self.connection = Some(connection);
-                        self.failures = 0;
-                        return Notice::Rescan;
+/// Has the connection, and brings it back, until nobody listens any more.
+async fn serve(
+    pool: PgPool,
+    connection: PgListener,
+    notices: broadcast::Sender<Notice>,
+    mut requests: mpsc::Receiver<Wanted>,
+) {
+    let mut channels = HashSet::new();
+    let mut connection = Some(connection);
+    let mut failures = 0;
+    loop {
+        let Some(listening) = &mut connection else {
+            tokio::select! {
+                () = notices.closed(), if requests.is_empty() => return,
+                Some((_, answer)) = requests.recv() => {
+                    let _ = answer.send(Err(sqlx::Error::Io(std::io::ErrorKind::NotConnected.into())));
+                }
+                () = tokio::time::sleep(RECONNECT.after(failures + 1, 1.0)) => match connected(&pool, &channels).await {
+                    Ok(new) => {
+                        (connection, failures) = (Some(new), 0);
+                        let _ = notices.send(Notice::Rescan);
                     }
                     Err(error) => {
-                        self.failures += 1;
-                        tracing::debug!(%error, failures = self.failures, "listener cannot reconnect yet");
-                        continue;
+                        failures = (failures + 1).min(30);
+                        tracing::debug!(%error, failures, "Cannot listen again yet");
                     }
-                }
-            };
-            match connection.try_recv().await {
-                Ok(Some(notification)) => {
-                    let channel = Channel::ALL.into_iter().find(|c| c.as_str() == notification.channel());
-                    if let Some(channel) = channel {
-                        return Notice::Hint { channel, payload: notification.payload().to_owned() };
-                    }
-                }
-                Ok(None) => self.connection = None,
-                Err(error) => {
-                    tracing::debug!(%error, "listener lost its connection");
-                    self.connection = None;
-                }
+                },
             }
+            continue;
+        };
+        tokio::select! {
+            request = requests.recv() => {
+                let Some((wanted, answer)) = request else { return };
+                let heard = listen(listening, &mut channels, &wanted).await;
+                if heard.is_err() {
+                    connection = None;
+                }
+                let _ = answer.send(heard);
+            }
+            heard = listening.try_recv() => match heard {
+                Ok(Some(heard)) => {
+                    if let Some(channel) = Channel::ALL.into_iter().find(|c| c.as_str() == heard.channel()) {
+                        let _ = notices.send(Notice::Hint { channel, payload: heard.payload().to_owned() });
+                    }
+                }
+                Ok(None) => connection = None,
+                Err(error) => {
+                    tracing::debug!(%error, "The listening connection was lost");
+                    connection = None;
+                }
+            },
+            // Who asks in this very moment asks again.
+            () = notices.closed() => return,
         }
     }
+}
 
-    async fn connect(&self) -> Result<PgListener, sqlx::Error> {
-        let mut connection = PgListener::connect_with(&self.pool).await?;
-        connection.eager_reconnect(false);
-        connection.listen_all(self.channels.iter().map(|channel| channel.as_str())).await?;
-        Ok(connection)
+async fn connected(pool: &PgPool, channels: &HashSet<Channel>) -> Result<PgListener, sqlx::Error> {
+    let mut connection = PgListener::connect_with(pool).await?;
+    connection.eager_reconnect(false);
+    if !channels.is_empty() {
+        connection.listen_all(channels.iter().map(|channel| channel.as_str())).await?;
     }
+    Ok(connection)
+}
+
+/// Listens to what is wanted and not listened to yet.
+async fn listen(
+    connection: &mut PgListener,
+    channels: &mut HashSet<Channel>,
+    wanted: &[Channel],
+) -> Result<(), sqlx::Error> {
+    let new: HashSet<Channel> = wanted.iter().copied().filter(|channel| !channels.contains(channel)).collect();
+    if !new.is_empty() {
+        connection.listen_all(new.iter().map(|channel| channel.as_str())).await?;
+        channels.extend(new);
+    }
+    Ok(())
 }

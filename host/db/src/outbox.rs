@@ -10,8 +10,9 @@ use sqlx::PgConnection;
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
-use crate::statuses::{Answer, Consequence, new_lease};
+use crate::statuses::{Answer, Consequence};
 
 /// A notification to be sent by the node that claimed it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +23,7 @@ pub struct DueNotification {
     pub notification: Notification,
     /// Failed tries before.
     pub failures: u32,
-    lease: String,
+    lease: Lease,
 }
 
 /// Remembers what is told of an evaluation, with a row for each reporter. Returns how many rows are new.
@@ -75,31 +76,22 @@ impl Db {
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<DueNotification>, DbError> {
-        let name = new_lease(node);
-        let rows = self
-            .run("claim notifications", || {
-                sqlx::query!(
-                    "UPDATE outbox o SET leased_by = $1, leased_until = now() + $2
-                     WHERE o.id IN (
-                         SELECT d.id FROM outbox d
-                         WHERE d.reporter = $3 AND d.delivered_at IS NULL AND d.dead_at IS NULL
-                             AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
-                             AND NOT EXISTS (SELECT FROM delivery_pauses p
-                                 WHERE p.kind = 'reporter' AND p.name = $3 AND p.until > now())
-                             AND NOT EXISTS (SELECT FROM outbox e
-                                 WHERE e.reporter = $3 AND e.project_id = d.project_id AND e.id < d.id
-                                     AND e.delivered_at IS NULL AND e.dead_at IS NULL)
-                         ORDER BY d.id LIMIT $4
-                         FOR NO KEY UPDATE OF d SKIP LOCKED)
-                     RETURNING o.id, o.payload, o.attempts",
-                    name,
-                    interval(lease),
-                    reporter,
-                    i64::from(limit)
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
+        let name = Lease::new(node);
+        let rows = take!(
+            self, "claim notifications", notifications, name, lease, limit,
+            {
+                of: "", joins: "",
+                if: "d.reporter = $4 AND d.delivered_at IS NULL AND d.dead_at IS NULL AND d.next_attempt_at <= now()
+                    AND NOT is_paused('reporter', $4)
+                    AND NOT EXISTS (SELECT FROM outbox e
+                        WHERE e.reporter = $4 AND e.project_id = d.project_id AND e.id < d.id
+                            AND e.delivered_at IS NULL AND e.dead_at IS NULL)",
+                order: "d.id",
+                set: "",
+                get: "q.id, q.payload, q.attempts"
+            },
+            reporter,
+        )?;
         rows.into_iter()
             .map(|row| {
                 Ok(DueNotification {
@@ -115,37 +107,29 @@ impl Db {
 
     /// The reporter has it. `false`: the lease was lost, and another node tells it again under the same key.
     pub async fn notification_delivered(&self, due: &DueNotification) -> Result<bool, DbError> {
-        self.run("store that a notification was delivered", || {
-            sqlx::query!(
-                "UPDATE outbox SET delivered_at = now(), last_error = NULL, leased_by = NULL, leased_until = NULL
-                 WHERE id = $1 AND leased_by = $2",
-                due.id,
-                due.lease
-            )
-            .execute(&self.pool)
-        })
-        .await
-        .map(|done| done.rows_affected() == 1)
+        end!(
+            self,
+            "store that a notification was delivered",
+            notifications,
+            (due.id, due.lease),
+            "delivered_at = now(), last_error = NULL"
+        )
     }
 
     /// The reporter said no, or nothing. `false`: the lease was lost.
     pub async fn notification_failed(&self, due: &DueNotification, answer: Answer<'_>) -> Result<bool, DbError> {
         let then = Consequence::of(answer.next);
-        self.run("store that a notification was not delivered", || {
-            sqlx::query!(
-                "UPDATE outbox SET last_error = left($3, 2000), attempts = attempts + $4, next_attempt_at = now() + $5,
-                     dead_at = CASE WHEN $6 THEN now() END, leased_by = NULL, leased_until = NULL
-                 WHERE id = $1 AND leased_by = $2",
-                due.id,
-                due.lease,
-                text(answer.error),
-                i32::from(then.counts),
-                interval(then.after),
-                then.is_dead,
-            )
-            .execute(&self.pool)
-        })
-        .await
-        .map(|done| done.rows_affected() == 1)
+        end!(
+            self,
+            "store that a notification was not delivered",
+            notifications,
+            (due.id, due.lease),
+            "last_error = left($3, 2000), attempts = attempts + $4, next_attempt_at = now() + $5,
+                dead_at = CASE WHEN $6 THEN now() END",
+            text(answer.error),
+            i32::from(then.counts),
+            interval(then.after),
+            then.is_dead,
+        )
     }
 }

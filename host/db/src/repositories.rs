@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// Most repositories in one list.
@@ -34,7 +35,7 @@ pub struct Sync {
     pub started_at: Timestamp,
     /// Failures in a row before this try.
     pub attempts: u32,
-    lease: (NodeId, Timestamp),
+    lease: Lease,
 }
 
 /// What became of a page.
@@ -96,32 +97,24 @@ impl Db {
             .execute(&self.pool)
         })
         .await?;
-        let row = self
-            .run("begin a sync", || {
-                sqlx::query!(
-                    r#"WITH due AS (
-                           SELECT forge FROM forge_syncs
-                           WHERE forge = ANY ($2) AND wanted_at <= now() AND (not_before IS NULL OR not_before <= now())
-                               AND (leased_until IS NULL OR leased_until < now())
-                           ORDER BY wanted_at, forge LIMIT 1 FOR UPDATE SKIP LOCKED
-                       ) UPDATE forge_syncs s SET started_at = coalesce(s.started_at, now()), leased_by = $1,
-                             leased_until = now() + $3
-                       FROM due WHERE s.forge = due.forge
-                       RETURNING s.forge, s.cursor, s.started_at AS "started_at!", s.attempts,
-                           s.leased_until AS "leased_until!""#,
-                    node.0,
-                    forges,
-                    interval(lease),
-                )
-                .fetch_optional(&self.pool)
-            })
-            .await?;
-        Ok(row.map(|row| Sync {
+        let name = Lease::new(node);
+        let rows = take!(
+            self, "begin a sync", syncs, name, lease, 1_i32,
+            {
+                of: "", joins: "",
+                if: "d.forge = ANY ($4) AND d.wanted_at <= now() AND (d.not_before IS NULL OR d.not_before <= now())",
+                order: "d.wanted_at, d.forge",
+                set: ", started_at = coalesce(q.started_at, now())",
+                get: r#"q.forge, q.cursor, q.started_at AS "started_at!", q.attempts"#
+            },
+            forges,
+        )?;
+        Ok(rows.into_iter().next().map(|row| Sync {
             forge: row.forge,
             cursor: row.cursor,
             started_at: row.started_at,
             attempts: row.attempts as u32,
-            lease: (node.clone(), row.leased_until),
+            lease: name,
         }))
     }
 
@@ -139,11 +132,9 @@ impl Db {
         let saved = self
             .run("save a page of repositories", || {
                 sqlx::query!(
-                    r#"SELECT held AS "held!", leased_until, removed AS "removed!"
-                       FROM save_sync_page($1, $2, $3, $4, $5, $6, $7)"#,
+                    r#"SELECT held AS "held!", removed FROM save_sync_page($1, $2, $3, $4, $5, $6)"#,
                     sync.forge,
-                    sync.lease.0.0,
-                    sync.lease.1,
+                    sync.lease.as_str(),
                     rows,
                     next.map(text),
                     interval(lease),
@@ -152,53 +143,36 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
-        match (saved.held, saved.leased_until) {
+        match (saved.held, saved.removed) {
             (false, _) => Ok(PageSaved::LeaseLost),
-            (true, Some(leased_until)) => {
-                sync.lease.1 = leased_until;
+            (true, Some(removed)) => Ok(PageSaved::Complete { removed: removed as u64 }),
+            (true, None) => {
                 sync.cursor = next.map(text);
                 Ok(PageSaved::More)
             }
-            (true, None) => Ok(PageSaved::Complete { removed: saved.removed as u64 }),
         }
     }
 
     /// Gives a sync back after a failure: it goes on after `wait`, or begins anew when `restart` (its cursor is no good).
     pub async fn sync_failed(&self, sync: &Sync, error: &str, wait: Duration, restart: bool) -> Result<(), DbError> {
-        let error: String = text(error).chars().take(2_000).collect();
-        self.run("put a sync off", || {
-            sqlx::query!(
-                "UPDATE forge_syncs SET last_error = $4, attempts = attempts + 1, not_before = now() + $5, leased_by = NULL,
-                     leased_until = NULL, cursor = CASE WHEN $6 THEN NULL ELSE cursor END,
-                     started_at = CASE WHEN $6 THEN NULL ELSE started_at END, seen = CASE WHEN $6 THEN 0 ELSE seen END
-                 WHERE forge = $1 AND leased_by = $2 AND leased_until = $3",
-                sync.forge,
-                sync.lease.0.0,
-                sync.lease.1,
-                error,
-                interval(wait),
-                restart,
-            )
-            .execute(&self.pool)
-        })
-        .await
+        end!(
+            self,
+            "put a sync off",
+            syncs,
+            (sync.forge, sync.lease),
+            "last_error = left($3, 2000), attempts = attempts + 1, not_before = now() + $4,
+                cursor = CASE WHEN $5 THEN NULL ELSE cursor END, started_at = CASE WHEN $5 THEN NULL ELSE started_at END,
+                seen = CASE WHEN $5 THEN 0 ELSE seen END",
+            text(error),
+            interval(wait),
+            restart,
+        )
         .map(|_| ())
     }
 
     /// Gives a sync back as it is (the node stops): any node goes on at once.
     pub async fn release_sync(&self, sync: &Sync) -> Result<(), DbError> {
-        self.run("give a sync back", || {
-            sqlx::query!(
-                "UPDATE forge_syncs SET leased_by = NULL, leased_until = NULL
-                 WHERE forge = $1 AND leased_by = $2 AND leased_until = $3",
-                sync.forge,
-                sync.lease.0.0,
-                sync.lease.1,
-            )
-            .execute(&self.pool)
-        })
-        .await
-        .map(|_| ())
+        end!(self, "give a sync back", syncs, (sync.forge, sync.lease), "cursor = cursor").map(|_| ())
     }
 
     /// Writes what a forge says of its repositories. A row keeps its id through a rename; whoever had a name that another

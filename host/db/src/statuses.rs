@@ -20,7 +20,7 @@ use crate::outbox;
 
 pub use comments::OwedComment;
 pub use delivery::{Answer, DueStatus, PauseKind};
-pub(crate) use delivery::{Consequence, new_lease};
+pub(crate) use delivery::Consequence;
 
 /// Marks of jobs that are taken at once.
 const JOB_MARKS_MAX: i32 = 20_000;

@@ -8,7 +8,7 @@
 
 mod builds;
 mod evaluations;
-mod forges;
+pub(crate) mod forges;
 mod logs;
 mod projects;
 mod queue;

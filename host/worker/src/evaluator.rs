@@ -10,7 +10,7 @@ mod engine;
 mod evaluation;
 mod graph;
 mod insert;
-mod later;
+pub(crate) mod later;
 mod probe;
 mod skip;
 mod source;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use harmonia_core::api::ApiError;
 use harmonia_core::limits::SIGNER_BODY_BYTES_MAX;
 use harmonia_core::ports::PortFuture;
+use harmonia_core::retry::Backoff;
 use harmonia_core::signer_api::{
     BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, DrvUpload, DrvUploadAnswer, SlotsAnswer,
     SlotsRequest, SourcesComplete, SourcesCompleteAnswer,
@@ -315,18 +316,20 @@ struct Retry {
     call: &'static str,
     options: SignerOptions,
     started: Instant,
-    pause: Duration,
+    failures: u32,
 }
 
 impl Retry {
     fn new(call: &'static str, options: SignerOptions) -> Self {
-        Self { call, options, started: Instant::now(), pause: options.pause_min }
+        Self { call, options, started: Instant::now(), failures: 0 }
     }
 
     /// Waits before the next try, at least as long as the other side asked for; an error when the patience is over.
     async fn pause(&mut self, last: TryError, asked: Option<Duration>) -> Result<(), SignerError> {
         // Half to one and a half: workers that lost the same signer must not come back all at once.
-        let spread = self.pause.mul_f64(rand::random_range(0.5..1.5));
+        self.failures = self.failures.saturating_add(1);
+        let pause = Backoff::doubling(self.options.pause_min, self.options.pause_max).after(self.failures, 1.0);
+        let spread = pause.mul_f64(rand::random_range(0.5..1.5));
         let wait = asked.map_or(spread, |asked| spread.max(asked));
         if self.started.elapsed() + wait > self.options.patience {
             return Err(SignerError::Unavailable {
@@ -336,15 +339,13 @@ impl Retry {
             });
         }
         tokio::time::sleep(wait).await;
-        self.pause = (self.pause * 2).min(self.options.pause_max);
         Ok(())
     }
 }
 
-/// `Retry-After` in seconds (the date form is not used by signers or object stores), at most a minute.
+/// What the other side asks for, at most a minute.
 fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
-    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse::<u64>().ok()?;
-    Some(Duration::from_secs(seconds.min(60)))
+    crate::evaluator::later::retry_after(headers).map(|pause| pause.min(Duration::from_mins(1)))
 }
 
 /// Reads a body; what lies beyond the bound is dropped, which makes the answer invalid rather than us large.

@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use harmonia_core::retry::Backoff;
 use tokio::time::Instant;
 
 /// So many failures in a row, and as many more before each longer pause.
 const IN_A_ROW: u32 = 8;
-/// The first pause; each is twice as long as the one before,
-const FIRST: Duration = Duration::from_secs(1);
-/// up to this.
-const LONGEST: Duration = Duration::from_secs(30);
+/// How long the pauses are.
+const PAUSE: Backoff = Backoff::doubling(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Forges that fail.
 #[derive(Debug, Default)]
@@ -36,8 +35,7 @@ impl Pauses {
         if !failing.in_a_row.is_multiple_of(IN_A_ROW) {
             return None;
         }
-        let doublings = (failing.in_a_row / IN_A_ROW - 1).min(16);
-        let pause = FIRST.saturating_mul(1 << doublings).min(LONGEST);
+        let pause = PAUSE.after(failing.in_a_row / IN_A_ROW, 1.0);
         failing.until = Some(now + pause);
         Some(pause)
     }
@@ -67,15 +65,15 @@ mod tests {
             seen.extend(pauses.failed("down", now).map(|pause| pause.as_secs()));
         }
         assert_eq!(seen, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(pauses.is_paused("down", now + LONGEST / 2) && !pauses.is_paused("down", now + LONGEST));
+        assert!(pauses.is_paused("down", now + PAUSE.max / 2) && !pauses.is_paused("down", now + PAUSE.max));
         assert!(!pauses.is_paused("other", now));
-        assert_eq!((pauses.next_end(now), pauses.next_end(now + LONGEST)), (Some(LONGEST), None));
+        assert_eq!((pauses.next_end(now), pauses.next_end(now + PAUSE.max)), (Some(PAUSE.max), None));
         pauses.answered("down");
         assert!(!pauses.is_paused("down", now));
         for _ in 1..IN_A_ROW {
             assert_eq!(pauses.failed("down", now), None, "counted from the beginning");
         }
-        assert_eq!(pauses.failed("down", now), Some(FIRST));
+        assert_eq!(pauses.failed("down", now), Some(PAUSE.first));
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub enum DeadLetterKind {
 }
 
 impl DeadLetterKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Status, Self::Comment, Self::Notification];
+
     /// As in addresses and the database.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -44,10 +47,7 @@ pub struct ParseDeadLetterKindError;
 impl FromStr for DeadLetterKind {
     type Err = ParseDeadLetterKindError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Status, Self::Comment, Self::Notification]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or(ParseDeadLetterKindError)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(ParseDeadLetterKindError)
     }
 }
 

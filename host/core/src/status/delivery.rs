@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use crate::forge::ForgeError;
 use crate::reporter::ReportError;
+use crate::retry::Backoff;
 
-/// Delay after the first failure; each further one doubles it.
-const FIRST_DELAY: Duration = Duration::from_secs(5);
 /// No delay is longer, however long a forge is away.
 pub const DELAY_MAX: Duration = Duration::from_mins(10);
 /// Longest wait that a forge may ask for.
@@ -68,10 +67,8 @@ fn pause(seconds: u32) -> Next {
 }
 
 fn again(failures: u32, is_ambiguous: bool, jitter: f64) -> Next {
-    let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
-    let delay = FIRST_DELAY.checked_mul(factor).unwrap_or(DELAY_MAX).min(DELAY_MAX);
-    // Spread over the last quarter, so that what failed together does not come back together.
-    Next::Again { after: delay.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0)), is_ambiguous }
+    let backoff = Backoff::doubling(Duration::from_secs(5), DELAY_MAX);
+    Next::Again { after: backoff.after(failures.saturating_add(1), jitter), is_ambiguous }
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use harmonia_core::forge::RepositoryRef;
-use harmonia_core::{NodeId, ProjectId, Timestamp};
+use harmonia_core::{NodeId, ProjectId};
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// A hook that this node puts right.
@@ -29,7 +30,7 @@ pub struct HookTarget {
     pub old_url: Option<String>,
     /// Failures in a row before this try.
     pub attempts: u32,
-    lease: (NodeId, Timestamp),
+    lease: Lease,
 }
 
 impl Db {
@@ -66,28 +67,20 @@ impl Db {
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<HookTarget>, DbError> {
-        let rows = self
-            .run("take hooks to put right", || {
-                sqlx::query!(
-                    r#"WITH due AS (
-                           SELECT p.id, r.forge, r.external_id, r.full_name
-                           FROM projects p JOIN repositories r ON r.id = p.repository_id
-                           WHERE ((p.hook_wanted AND NOT p.hook_installed) OR (NOT p.hook_wanted AND p.hook_url IS NOT NULL))
-                               AND p.hook_next_at <= now() AND r.forge = ANY ($2)
-                               AND (p.hook_leased_until IS NULL OR p.hook_leased_until < now())
-                           ORDER BY p.hook_next_at LIMIT $3 FOR UPDATE OF p SKIP LOCKED
-                       ) UPDATE projects p SET hook_leased_by = $1, hook_leased_until = now() + $4
-                       FROM due WHERE p.id = due.id
-                       RETURNING p.id, p.name, due.forge, due.external_id, due.full_name, p.hook_wanted, p.hook_url,
-                           p.hook_attempts, p.hook_leased_until AS "hook_leased_until!""#,
-                    node.0,
-                    forges,
-                    i64::from(limit),
-                    interval(lease),
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
+        let name = Lease::new(node);
+        let rows = take!(
+            self, "take hooks to put right", hooks, name, lease, limit,
+            {
+                of: ", r.forge, r.external_id, r.full_name",
+                joins: "JOIN repositories r ON r.id = d.repository_id",
+                if: "((d.hook_wanted AND NOT d.hook_installed) OR (NOT d.hook_wanted AND d.hook_url IS NOT NULL))
+                    AND d.hook_next_at <= now() AND r.forge = ANY ($4)",
+                order: "d.hook_next_at",
+                set: "",
+                get: "q.id, q.name, due.forge, due.external_id, due.full_name, q.hook_wanted, q.hook_url, q.hook_attempts"
+            },
+            forges,
+        )?;
         Ok(rows
             .into_iter()
             .map(|row| HookTarget {
@@ -98,7 +91,7 @@ impl Db {
                 wanted: row.hook_wanted,
                 old_url: row.hook_url,
                 attempts: row.hook_attempts as u32,
-                lease: (node.clone(), row.hook_leased_until),
+                lease: name.clone(),
             })
             .collect())
     }
@@ -108,10 +101,9 @@ impl Db {
         let done = self
             .run("note a hook", || {
                 sqlx::query!(
-                    "UPDATE projects SET hook_url = $4 WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
+                    "UPDATE projects SET hook_url = $3 WHERE id = $1 AND hook_leased_by = $2",
                     target.project.0,
-                    target.lease.0.0,
-                    target.lease.1,
+                    target.lease.as_str(),
                     url
                 )
                 .execute(&self.pool)
@@ -122,41 +114,27 @@ impl Db {
 
     /// The hook is as it was wanted. Should something else be wanted by now, it is due again.
     pub async fn hook_done(&self, target: &HookTarget) -> Result<bool, DbError> {
-        let done = self
-            .run("finish a hook", || {
-                sqlx::query!(
-                    "UPDATE projects SET hook_installed = $4, hook_url = CASE WHEN $4 THEN hook_url END, hook_error = NULL,
-                         hook_attempts = 0, hook_next_at = now(), hook_leased_by = NULL, hook_leased_until = NULL
-                     WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
-                    target.project.0,
-                    target.lease.0.0,
-                    target.lease.1,
-                    target.wanted,
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        end!(
+            self,
+            "finish a hook",
+            hooks,
+            (target.project.0, target.lease),
+            "hook_installed = $3, hook_url = CASE WHEN $3 THEN hook_url END, hook_error = NULL, hook_attempts = 0,
+                hook_next_at = now()",
+            target.wanted,
+        )
     }
 
     /// It did not work: shown to admins, tried again after `wait`.
     pub async fn hook_failed(&self, target: &HookTarget, error: &str, wait: Duration) -> Result<bool, DbError> {
-        let error: String = text(error).chars().take(2_000).collect();
-        let done = self
-            .run("put a hook off", || {
-                sqlx::query!(
-                    "UPDATE projects SET hook_error = $4, hook_attempts = hook_attempts + 1, hook_next_at = now() + $5,
-                         hook_leased_by = NULL, hook_leased_until = NULL
-                     WHERE id = $1 AND hook_leased_by = $2 AND hook_leased_until = $3",
-                    target.project.0,
-                    target.lease.0.0,
-                    target.lease.1,
-                    error,
-                    interval(wait),
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        end!(
+            self,
+            "put a hook off",
+            hooks,
+            (target.project.0, target.lease),
+            "hook_error = left($3, 2000), hook_attempts = hook_attempts + 1, hook_next_at = now() + $4",
+            text(error),
+            interval(wait),
+        )
     }
 }

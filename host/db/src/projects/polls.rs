@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use harmonia_core::forge::RepositoryRef;
-use harmonia_core::{NodeId, ProjectId, Timestamp};
+use harmonia_core::{NodeId, ProjectId};
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// Where a project's heads are asked for.
@@ -44,7 +45,7 @@ pub struct PollTarget {
     pub source: PollSource,
     /// What was seen last: reference → (state, how often it changed).
     pub seen: HashMap<String, (String, u64)>,
-    lease: (NodeId, Timestamp),
+    lease: Lease,
 }
 
 impl PollTarget {
@@ -54,7 +55,7 @@ impl PollTarget {
         let round = match self.seen.get(reference) {
             Some((_, changes)) => changes.to_string(),
             // Never seen, or seen and forgotten: nothing counts it, so this poll's lease has to do.
-            None => format!("new-{}", self.lease.1.unix_timestamp_nanos() / 1_000),
+            None => format!("new-{}", self.lease.tag()),
         };
         format!("poll:{}:{reference}:{round}:{commit}", self.project)
     }
@@ -70,33 +71,26 @@ impl Db {
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<PollTarget>, DbError> {
-        let rows = self
-            .run("take projects to poll", || {
-                sqlx::query!(
-                    r#"WITH due AS (
-                           SELECT p.id, r.forge, r.external_id, r.full_name, r.default_branch
-                           FROM projects p LEFT JOIN repositories r ON r.id = p.repository_id AND r.removed_at IS NULL
-                           WHERE p.enabled AND p.poll_interval_s > 0 AND p.next_poll_at <= now()
-                               AND ((p.kind = 'git' AND $5) OR r.forge = ANY ($2))
-                               AND (p.leased_until IS NULL OR p.leased_until < now())
-                           ORDER BY p.next_poll_at LIMIT $3 FOR UPDATE OF p SKIP LOCKED
-                       ) UPDATE projects p SET leased_by = $1, leased_until = now() + $4
-                       FROM due WHERE p.id = due.id
-                       RETURNING p.id, p.name, p.url, p.default_branch AS own_branch, p.poll_pull_requests,
-                           due.forge AS "forge?", due.external_id AS "external_id?", due.full_name AS "full_name?",
-                           due.default_branch AS "forge_branch?", p.leased_until AS "leased_until!",
-                           ARRAY(SELECT h.reference FROM poll_heads h WHERE h.project_id = p.id ORDER BY 1) AS "references!",
-                           ARRAY(SELECT h.state FROM poll_heads h WHERE h.project_id = p.id ORDER BY h.reference) AS "states!",
-                           ARRAY(SELECT h.changes FROM poll_heads h WHERE h.project_id = p.id ORDER BY h.reference) AS "changes!""#,
-                    node.0,
-                    forges,
-                    i64::from(limit),
-                    interval(lease),
-                    git,
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
+        let name = Lease::new(node);
+        let rows = take!(
+            self, "take projects to poll", polls, name, lease, limit,
+            {
+                of: ", r.forge, r.external_id, r.full_name, r.default_branch",
+                joins: "LEFT JOIN repositories r ON r.id = d.repository_id AND r.removed_at IS NULL",
+                if: "d.enabled AND d.poll_interval_s > 0 AND d.next_poll_at <= now()
+                    AND ((d.kind = 'git' AND $5) OR r.forge = ANY ($4))",
+                order: "d.next_poll_at",
+                set: "",
+                get: r#"q.id, q.name, q.url, q.default_branch AS own_branch, q.poll_pull_requests,
+                    due.forge AS "forge?", due.external_id AS "external_id?", due.full_name AS "full_name?",
+                    due.default_branch AS "forge_branch?",
+                    ARRAY(SELECT h.reference FROM poll_heads h WHERE h.project_id = q.id ORDER BY 1) AS "references!",
+                    ARRAY(SELECT h.state FROM poll_heads h WHERE h.project_id = q.id ORDER BY h.reference) AS "states!",
+                    ARRAY(SELECT h.changes FROM poll_heads h WHERE h.project_id = q.id ORDER BY h.reference) AS "changes!""#
+            },
+            forges,
+            git,
+        )?;
         rows.into_iter()
             .map(|row| {
                 let source = match (row.url, row.forge, row.external_id, row.full_name, row.forge_branch) {
@@ -115,7 +109,7 @@ impl Db {
                     name: row.name,
                     source,
                     seen: row.references.into_iter().zip(seen).collect(),
-                    lease: (node.clone(), row.leased_until),
+                    lease: name.clone(),
                 })
             })
             .collect()
@@ -133,18 +127,17 @@ impl Db {
             .run("remember a head", || {
                 sqlx::query_scalar!(
                     r#"WITH held AS (
-                           SELECT id FROM projects WHERE id = $1 AND leased_by = $2 AND leased_until = $3 FOR UPDATE
+                           SELECT id FROM projects WHERE id = $1 AND leased_by = $2 FOR UPDATE
                        ), gone AS (
                            DELETE FROM poll_heads h USING held
-                           WHERE h.project_id = held.id AND h.reference = $4 AND $5::text IS NULL
+                           WHERE h.project_id = held.id AND h.reference = $3 AND $4::text IS NULL
                        ), seen AS (
                            INSERT INTO poll_heads AS h (project_id, reference, state)
-                           SELECT id, $4, $5 FROM held WHERE $5::text IS NOT NULL
+                           SELECT id, $3, $4 FROM held WHERE $4::text IS NOT NULL
                            ON CONFLICT (project_id, reference) DO UPDATE SET state = excluded.state, changes = h.changes + 1
                        ) SELECT EXISTS (SELECT FROM held) AS "held!""#,
                     target.project.0,
-                    target.lease.0.0,
-                    target.lease.1,
+                    target.lease.as_str(),
                     text(reference),
                     state.map(text),
                 )
@@ -162,22 +155,14 @@ impl Db {
         error: Option<&str>,
         wait: Option<Duration>,
     ) -> Result<bool, DbError> {
-        let error: Option<String> = error.map(|error| text(error).chars().take(2_000).collect());
-        let done = self
-            .run("end a poll", || {
-                sqlx::query!(
-                    "UPDATE projects SET last_poll_error = $4, leased_by = NULL, leased_until = NULL,
-                         next_poll_at = now() + greatest(poll_interval_s * interval '1 s', $5)
-                     WHERE id = $1 AND leased_by = $2 AND leased_until = $3",
-                    target.project.0,
-                    target.lease.0.0,
-                    target.lease.1,
-                    error,
-                    interval(wait.unwrap_or_default()),
-                )
-                .execute(&self.pool)
-            })
-            .await?;
-        Ok(done.rows_affected() == 1)
+        end!(
+            self,
+            "end a poll",
+            polls,
+            (target.project.0, target.lease),
+            "last_poll_error = left($3, 2000), next_poll_at = now() + greatest(poll_interval_s * interval '1 s', $4)",
+            error.map(text),
+            interval(wait.unwrap_or_default()),
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! What is due at forges, under a lease. Start at [`Db::claim_statuses`].
 //!
-//! A lease is a name that nobody else has, so that who lost it writes nothing. It is longer than a call may take: when it
-//! ends without an answer, its holder is gone, nobody knows what the forge heard, and the status is asserted twice.
+//! When a lease ends without an answer, its holder is gone, nobody knows what the forge heard, and the status is asserted
+//! twice.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use harmonia_core::status::delivery::Next;
 
 use crate::connection::{Db, interval};
 use crate::error::DbError;
+use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// After a lease that ended without an answer, the status is asserted once more so long after it was delivered: by then
@@ -27,7 +28,7 @@ pub struct DueStatus {
     /// Failed tries before.
     pub failures: u32,
     digest: Vec<u8>,
-    lease: String,
+    lease: Lease,
 }
 
 /// How a try ended that was no success, and what is to be remembered of it.
@@ -55,11 +56,6 @@ impl PauseKind {
             Self::Reporter => "reporter",
         }
     }
-}
-
-/// A name for a lease that nobody else has.
-pub(crate) fn new_lease(node: &NodeId) -> String {
-    format!("{node} {:016x}", rand::random::<u64>())
 }
 
 /// What an answer means for a row: delay of the next try, whether it counts as failed try, whether it may have happened,
@@ -91,35 +87,22 @@ impl Db {
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<DueStatus>, DbError> {
-        let name = new_lease(node);
-        let rows = self
-            .run("claim statuses", || {
-                sqlx::query!(
-                    r#"UPDATE commit_statuses s SET leased_by = $1, leased_until = now() + $2,
-                           asserts = CASE WHEN s.leased_by IS NULL THEN s.asserts ELSE 1 END
-                       FROM (
-                           SELECT d.id, r.external_id, r.full_name FROM commit_statuses d
-                           JOIN repositories r ON r.id = d.repository_id
-                           WHERE d.dead_at IS NULL AND (d.ambiguous OR d.delivered_digest IS DISTINCT FROM d.desired_digest)
-                               AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
-                               AND r.forge = $3 AND r.removed_at IS NULL
-                               AND NOT EXISTS (SELECT FROM delivery_pauses p
-                                   WHERE p.kind = 'forge' AND p.name = $3 AND p.until > now())
-                           ORDER BY d.next_attempt_at, d.id LIMIT $4
-                           FOR NO KEY UPDATE OF d SKIP LOCKED
-                       ) due
-                       WHERE s.id = due.id
-                       RETURNING s.id, s.commit_sha, s.context, s.desired_state, s.desired_description, s.desired_url,
-                           s.desired_summary, s.desired_annotations, s.desired_started_at, s.desired_finished_at,
-                           s.desired_digest, s.attempts, due.external_id, due.full_name"#,
-                    name,
-                    interval(lease),
-                    forge,
-                    i64::from(limit)
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
+        let name = Lease::new(node);
+        let rows = take!(
+            self, "claim statuses", statuses, name, lease, limit,
+            {
+                of: ", r.external_id, r.full_name",
+                joins: "JOIN repositories r ON r.id = d.repository_id",
+                if: "d.dead_at IS NULL AND (d.ambiguous OR d.delivered_digest IS DISTINCT FROM d.desired_digest)
+                    AND d.next_attempt_at <= now() AND r.forge = $4 AND r.removed_at IS NULL AND NOT is_paused('forge', $4)",
+                order: "d.next_attempt_at, d.id",
+                set: ", asserts = CASE WHEN q.leased_by IS NULL THEN q.asserts ELSE 1 END",
+                get: "q.id, q.commit_sha, q.context, q.desired_state, q.desired_description, q.desired_url, q.desired_summary,
+                    q.desired_annotations, q.desired_started_at, q.desired_finished_at, q.desired_digest, q.attempts,
+                    due.external_id, due.full_name"
+            },
+            forge,
+        )?;
         rows.into_iter()
             .map(|row| {
                 let corrupt = |what: &str| DbError::Corrupt { what: format!("{what} of status {}", row.id) };
@@ -143,28 +126,21 @@ impl Db {
 
     /// The forge has it. `false`: the lease was lost, so that it will be asserted again.
     pub async fn status_delivered(&self, due: &DueStatus) -> Result<bool, DbError> {
-        let stored = self
-            .run("store that a status was delivered", || {
-                sqlx::query!(
-                    "UPDATE commit_statuses SET delivered_digest = $3, delivered_state = $4, delivered_description = $5,
-                         delivered_url = $6, delivered_at = now(), attempts = 0, last_error = NULL,
-                         leased_by = NULL, leased_until = NULL, ambiguous = asserts > 0, asserts = greatest(asserts - 1, 0),
-                         next_attempt_at = CASE WHEN asserts > 0 AND desired_digest = $3 THEN now() + $7
-                             ELSE next_attempt_at END
-                     WHERE id = $1 AND leased_by = $2",
-                    due.id,
-                    due.lease,
-                    due.digest,
-                    due.status.state.as_str(),
-                    due.status.description,
-                    due.status.target_url.as_deref(),
-                    interval(ASSERT_AFTER)
-                )
-                .execute(&self.pool)
-            })
-            .await?
-            .rows_affected()
-            == 1;
+        let stored = end!(
+            self,
+            "store that a status was delivered",
+            statuses,
+            (due.id, due.lease),
+            "delivered_digest = $3, delivered_state = $4, delivered_description = $5, delivered_url = $6,
+                delivered_at = now(), attempts = 0, last_error = NULL, ambiguous = asserts > 0,
+                asserts = greatest(asserts - 1, 0), next_attempt_at = CASE WHEN asserts > 0 AND desired_digest = $3
+                    THEN now() + $7 ELSE next_attempt_at END",
+            due.digest,
+            due.status.state.as_str(),
+            due.status.description,
+            due.status.target_url.as_deref(),
+            interval(ASSERT_AFTER)
+        )?;
         if !stored {
             self.status_doubtful(due).await?;
         }
@@ -174,29 +150,21 @@ impl Db {
     /// The forge said no, or nothing. `false`: the lease was lost.
     pub async fn status_failed(&self, due: &DueStatus, answer: Answer<'_>) -> Result<bool, DbError> {
         let then = Consequence::of(answer.next);
-        let stored = self
-            .run("store that a status was not delivered", || {
-                sqlx::query!(
-                    "UPDATE commit_statuses SET last_error = left($3, 2000), attempts = attempts + $4,
-                         ambiguous = ambiguous OR $5, next_attempt_at = now() + $6,
-                         -- What was refused for good may have changed meanwhile.
-                         dead_at = CASE WHEN $7 AND desired_digest = $8 THEN now() END,
-                         leased_by = NULL, leased_until = NULL
-                     WHERE id = $1 AND leased_by = $2",
-                    due.id,
-                    due.lease,
-                    text(answer.error),
-                    i32::from(then.counts),
-                    then.is_ambiguous,
-                    interval(then.after),
-                    then.is_dead,
-                    due.digest,
-                )
-                .execute(&self.pool)
-            })
-            .await?
-            .rows_affected()
-            == 1;
+        // What was refused for good may have changed meanwhile.
+        let stored = end!(
+            self,
+            "store that a status was not delivered",
+            statuses,
+            (due.id, due.lease),
+            "last_error = left($3, 2000), attempts = attempts + $4, ambiguous = ambiguous OR $5,
+                next_attempt_at = now() + $6, dead_at = CASE WHEN $7 AND desired_digest = $8 THEN now() END",
+            text(answer.error),
+            i32::from(then.counts),
+            then.is_ambiguous,
+            interval(then.after),
+            then.is_dead,
+            due.digest,
+        )?;
         if !stored {
             self.status_doubtful(due).await?;
         }

@@ -121,22 +121,7 @@ async fn read_evaluations(
                 ORDER BY before.id DESC LIMIT 1) AS failed_before
            FROM newest JOIN evaluations e ON e.id = newest.id
            LEFT JOIN evaluations_told t ON t.eval_id = e.id
-           CROSS JOIN LATERAL (
-               SELECT count(*) AS total,
-                      count(*) FILTER (WHERE a.error IS NULL AND (j.id IS NULL OR j.status = 'succeeded')) AS succeeded,
-                      count(*) FILTER (WHERE j.status = 'failed') AS failed,
-                      count(*) FILTER (WHERE j.status = 'dep-failed') AS dep_failed,
-                      count(*) FILTER (WHERE a.error IS NOT NULL) AS eval_errors,
-                      count(*) FILTER (WHERE j.status IN ('building', 'uploading')) AS building,
-                      count(*) FILTER (WHERE j.status = 'pending') AS pending,
-                      count(*) FILTER (WHERE j.status = 'cancelled') AS cancelled,
-                      count(*) FILTER (WHERE j.status IN ('failed', 'dep-failed')
-                          AND coalesce(j.failure_kind, (SELECT k.failure_kind FROM build_jobs k WHERE k.id = j.root_cause))
-                              IN ('infrastructure', 'unsupported')) AS infrastructure,
-                      max(j.finished_at) AS builds_finished_at
-               FROM eval_attrs a LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-               WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id)
-           ) c
+           CROSS JOIN LATERAL attr_counts(coalesce(e.reuses_eval_id, e.id)) c
            ORDER BY e.id DESC"#,
         target.project.0,
         target.commit

@@ -129,18 +129,7 @@ impl Db {
                FROM unnest($1::bigint[]) AS wanted (id)
                JOIN evaluations e ON e.id = wanted.id
                JOIN projects p ON p.id = e.project_id
-               CROSS JOIN LATERAL (
-                   SELECT count(*) AS total,
-                          count(*) FILTER (WHERE a.error IS NULL AND (j.id IS NULL OR j.status = 'succeeded')) AS succeeded,
-                          count(*) FILTER (WHERE j.status = 'failed') AS failed,
-                          count(*) FILTER (WHERE j.status = 'dep-failed') AS dep_failed,
-                          count(*) FILTER (WHERE a.error IS NOT NULL) AS eval_errors,
-                          count(*) FILTER (WHERE j.status IN ('building', 'uploading')) AS building,
-                          count(*) FILTER (WHERE j.status = 'pending') AS pending,
-                          count(*) FILTER (WHERE j.status = 'cancelled') AS cancelled
-                   FROM eval_attrs a LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-                   WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id)
-               ) c
+               CROSS JOIN LATERAL attr_counts(coalesce(e.reuses_eval_id, e.id)) c
                WHERE p.is_public
                ORDER BY e.id DESC"#,
             ids,

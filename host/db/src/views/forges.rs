@@ -1,19 +1,17 @@
-//! What forges told lately and what could not be delivered, for pages that everybody may read: start at
-//! [`Db::view_deliveries`] and [`Db::view_dead_letters`]. Only what concerns public repositories alone.
+//! What forges told lately, for pages that everybody may read: start at [`Db::view_deliveries`]. Only what concerns public repositories alone.
 //!
 //! A page looks at so many rows and no more, whatever is hidden among them, so that it costs the same everywhere; where it
 //! stopped is where the next one begins.
 
 use harmonia_core::api::DeliveryInfo;
-use harmonia_core::status::{DeadLetter, DeadLetterKind};
 
 use crate::connection::Db;
 use crate::error::DbError;
 
 /// Rows that one page looks at.
-const LOOKED_AT_MAX: i64 = 500;
+pub(crate) const LOOKED_AT_MAX: i64 = 500;
 /// Most rows on one page.
-const PAGE_MAX: u32 = 200;
+pub(crate) const PAGE_MAX: u32 = 200;
 
 /// A part of a list, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +24,7 @@ pub struct PageOf<T> {
 
 impl<T> PageOf<T> {
     /// `looked_at` rows were looked at, down to `last`; `id` names a row.
-    fn new(rows: Vec<T>, limit: u32, looked_at: i64, last: Option<i64>, id: impl Fn(&T) -> i64) -> Self {
+    pub(crate) fn new(rows: Vec<T>, limit: u32, looked_at: i64, last: Option<i64>, id: impl Fn(&T) -> i64) -> Self {
         let full = rows.len() >= limit as usize;
         let before = if full { rows.last().map(id) } else { last.filter(|_| looked_at >= LOOKED_AT_MAX) };
         Self { rows, before }
@@ -120,126 +118,6 @@ impl Db {
             })
         });
         Ok(PageOf::new(shown.collect(), limit, looked_at, last, |delivery| delivery.id))
-    }
-
-    /// Letters of one kind below `before`: what was given up, and what has failed three times and is still tried.
-    pub async fn view_dead_letters(
-        &self,
-        kind: DeadLetterKind,
-        before: Option<i64>,
-        limit: u32,
-    ) -> Result<PageOf<DeadLetter>, DbError> {
-        let limit = limit.clamp(1, PAGE_MAX);
-        let before = before.unwrap_or(i64::MAX);
-        let (mut rows, mut looked_at, mut last) = (Vec::new(), 0, None);
-        // The statements differ in their tables, and each is checked against the schema: hence three.
-        macro_rules! letters {
-            ($sql:literal) => {
-                let found = self
-                    .run("list dead letters", || {
-                        sqlx::query!($sql, before, LOOKED_AT_MAX, i64::from(limit)).fetch_all(&self.pool)
-                    })
-                    .await?;
-                for row in found {
-                    (looked_at, last) = (row.looked_at, row.last);
-                    let (Some(id), Some(target), Some(subject)) = (row.id, row.target, row.subject) else { continue };
-                    let Some(next_attempt_at) = row.next_attempt_at else { continue };
-                    rows.push(DeadLetter {
-                        kind,
-                        id,
-                        target,
-                        subject,
-                        error: row.last_error,
-                        attempts: row.attempts.map_or(0, |attempts| u32::try_from(attempts).unwrap_or(0)),
-                        dead_at: row.dead_at,
-                        next_attempt_at,
-                    });
-                }
-            };
-        }
-        match kind {
-            DeadLetterKind::Status => {
-                letters!(
-                    r#"WITH looked AS MATERIALIZED (
-                           SELECT id FROM (
-                               (SELECT id FROM commit_statuses WHERE dead_at IS NOT NULL AND id < $1 ORDER BY id DESC LIMIT $2)
-                               UNION ALL
-                               (SELECT id FROM commit_statuses WHERE dead_at IS NULL AND attempts >= 3 AND id < $1
-                                   AND (ambiguous OR delivered_digest IS DISTINCT FROM desired_digest)
-                                   ORDER BY id DESC LIMIT $2)
-                           ) AS found ORDER BY id DESC LIMIT $2
-                       )
-                       SELECT l.looked_at AS "looked_at!", l.last, v.id AS "id?", v.forge AS "target?",
-                           v.subject AS "subject?", v.last_error AS "last_error?", v.attempts AS "attempts?",
-                           v.dead_at AS "dead_at?", v.next_attempt_at AS "next_attempt_at?"
-                       FROM (SELECT count(*) AS looked_at, min(id) AS last FROM looked) l
-                       LEFT JOIN LATERAL (
-                           SELECT s.id, r.forge, format('%s %s %s', r.full_name, left(s.commit_sha, 12), s.context) AS subject,
-                               s.last_error, s.attempts, s.dead_at, s.next_attempt_at
-                           FROM (SELECT id FROM looked ORDER BY id DESC) n
-                           CROSS JOIN LATERAL (SELECT t.* FROM commit_statuses t WHERE t.id = n.id LIMIT 1) s
-                           JOIN repositories r ON r.id = s.repository_id
-                           WHERE NOT r.is_private AND r.removed_at IS NULL
-                               AND EXISTS (SELECT FROM projects p WHERE p.repository_id = r.id AND p.is_public)
-                           ORDER BY n.id DESC LIMIT $3
-                       ) v ON true ORDER BY v.id DESC"#
-                );
-            }
-            DeadLetterKind::Comment => {
-                letters!(
-                    r#"WITH looked AS MATERIALIZED (
-                           SELECT id FROM (
-                               (SELECT id FROM forge_comments WHERE dead_at IS NOT NULL AND id < $1 ORDER BY id DESC LIMIT $2)
-                               UNION ALL
-                               (SELECT id FROM forge_comments
-                                   WHERE dead_at IS NULL AND delivered_at IS NULL AND attempts >= 3 AND id < $1
-                                   ORDER BY id DESC LIMIT $2)
-                           ) AS found ORDER BY id DESC LIMIT $2
-                       )
-                       SELECT l.looked_at AS "looked_at!", l.last, v.id AS "id?", v.forge AS "target?",
-                           v.subject AS "subject?", v.last_error AS "last_error?", v.attempts AS "attempts?",
-                           v.dead_at AS "dead_at?", v.next_attempt_at AS "next_attempt_at?"
-                       FROM (SELECT count(*) AS looked_at, min(id) AS last FROM looked) l
-                       LEFT JOIN LATERAL (
-                           SELECT c.id, r.forge, format('%s #%s', r.full_name, c.number) AS subject,
-                               c.last_error, c.attempts, c.dead_at, c.next_attempt_at
-                           FROM (SELECT id FROM looked ORDER BY id DESC) n
-                           CROSS JOIN LATERAL (SELECT t.* FROM forge_comments t WHERE t.id = n.id LIMIT 1) c
-                           JOIN repositories r ON r.id = c.repository_id
-                           WHERE NOT r.is_private AND r.removed_at IS NULL
-                               AND EXISTS (SELECT FROM projects p WHERE p.repository_id = r.id AND p.is_public)
-                           ORDER BY n.id DESC LIMIT $3
-                       ) v ON true ORDER BY v.id DESC"#
-                );
-            }
-            DeadLetterKind::Notification => {
-                letters!(
-                    r#"WITH looked AS MATERIALIZED (
-                           SELECT id FROM (
-                               (SELECT id FROM outbox WHERE dead_at IS NOT NULL AND id < $1 ORDER BY id DESC LIMIT $2)
-                               UNION ALL
-                               (SELECT id FROM outbox
-                                   WHERE dead_at IS NULL AND delivered_at IS NULL AND attempts >= 3 AND id < $1
-                                   ORDER BY id DESC LIMIT $2)
-                           ) AS found ORDER BY id DESC LIMIT $2
-                       )
-                       SELECT l.looked_at AS "looked_at!", l.last, v.id AS "id?", v.reporter AS "target?",
-                           v.subject AS "subject?", v.last_error AS "last_error?", v.attempts AS "attempts?",
-                           v.dead_at AS "dead_at?", v.next_attempt_at AS "next_attempt_at?"
-                       FROM (SELECT count(*) AS looked_at, min(id) AS last FROM looked) l
-                       LEFT JOIN LATERAL (
-                           SELECT o.id, o.reporter, format('%s %s', p.name, o.dedup_key) AS subject,
-                               o.last_error, o.attempts, o.dead_at, o.next_attempt_at
-                           FROM (SELECT id FROM looked ORDER BY id DESC) n
-                           CROSS JOIN LATERAL (SELECT t.* FROM outbox t WHERE t.id = n.id LIMIT 1) o
-                           JOIN projects p ON p.id = o.project_id
-                           WHERE p.is_public
-                           ORDER BY n.id DESC LIMIT $3
-                       ) v ON true ORDER BY v.id DESC"#
-                );
-            }
-        }
-        Ok(PageOf::new(rows, limit, looked_at, last, |letter| letter.id))
     }
 }
 

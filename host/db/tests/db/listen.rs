@@ -32,6 +32,52 @@ async fn work_and_ends_are_told_once_a_class() {
     assert_eq!(next(&mut listener).await, hint(Channel::Claims, "n"));
 }
 
+async fn listening(world: &World) -> i64 {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "n!" FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"#
+    )
+    .fetch_one(pool(&world.db))
+    .await
+    .expect("count")
+}
+
+#[tokio::test]
+async fn all_listeners_of_a_process_share_one_connection() {
+    let world = World::new().await;
+    let mut listeners = Vec::new();
+    for channels in Channel::ALL.chunks(2) {
+        for db in [world.db.clone(), world.db.clone().with_retry_policy(harmonia_db::RetryPolicy::default())] {
+            listeners.push(db.listen(channels).await.expect("listen"));
+        }
+    }
+    assert_eq!(listening(&world).await, 1);
+    // Each hears what it asked for, and nothing else.
+    world.db.set_draining(&world.node, true).await.expect("drain");
+    for listener in listeners.iter_mut().filter(|listener| listener.channels().contains(&Channel::Nodes)) {
+        assert_eq!(next(listener).await, hint(Channel::Nodes, "n"));
+    }
+    world.evaluation("main").await;
+    let mut evaluations = world.db.listen(&[Channel::Evaluations]).await.expect("listen");
+    world.evaluation("other").await;
+    assert!(matches!(next(&mut evaluations).await, Notice::Hint { channel: Channel::Evaluations, .. }));
+    // Whoever falls behind is told to look again, and holds up nobody.
+    let mut slow = world.db.listen(&[Channel::Projects]).await.expect("listen");
+    sqlx::raw_sql("DO $$ BEGIN FOR i IN 1..3000 LOOP PERFORM pg_notify('projects', i::text); END LOOP; END $$")
+        .execute(pool(&world.db))
+        .await
+        .expect("notify");
+    let mut last = world.db.listen(&[Channel::Projects, Channel::Claims]).await.expect("listen");
+    sqlx::query!("SELECT pg_notify('claims', 'end')").execute(pool(&world.db)).await.expect("notify");
+    while next(&mut last).await != hint(Channel::Claims, "end") {}
+    assert_eq!(next(&mut slow).await, Notice::Rescan);
+    // Without listeners there is no connection, and with a new one there is again.
+    drop((listeners, evaluations, slow, last));
+    while listening(&world).await > 0 {}
+    let mut again = world.db.listen(&[Channel::Nodes]).await.expect("listen");
+    world.db.set_draining(&world.node, false).await.expect("stop draining");
+    assert_eq!(next(&mut again).await, hint(Channel::Nodes, "n"));
+}
+
 #[tokio::test]
 async fn a_broken_connection_comes_back_with_a_rescan() {
     let world = World::new().await;

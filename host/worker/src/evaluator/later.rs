@@ -12,11 +12,10 @@ pub(crate) fn is_temporary(code: u16) -> bool {
     matches!(code, 408 | 425 | 429 | 500..=599)
 }
 
-/// The pause that a server asks for in seconds (RFC 9110, 10.2.3). A date instead is left out: it would need the server's
-/// clock and ours to agree, and our own pauses grow anyway.
+/// The pause that a server asks for.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    Some(harmonia_core::retry::retry_after(value, time::OffsetDateTime::now_utc())?.min(RETRY_AFTER_MAX))
 }
 
 #[cfg(test)]
@@ -40,7 +39,7 @@ mod tests {
             retry_after(&headers).map(|pause| pause.as_secs())
         };
         assert_eq!((asked("7"), asked(" 120 "), asked("9999999")), (Some(7), Some(120), Some(86_400)));
-        assert_eq!((asked("-1"), asked("soon"), asked("Sun, 06 Nov 1994 08:49:37 GMT")), (None, None, None));
+        assert_eq!((asked("-1"), asked("soon"), asked("Sun, 06 Nov 1994 08:49:37 GMT")), (None, None, Some(0)));
         assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 }

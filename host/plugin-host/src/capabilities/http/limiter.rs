@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use harmonia_core::Timestamp;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use time::macros::format_description;
 
 /// Waiting time when a host says "too many" and not for how long.
 const WAIT_S_DEFAULT: i64 = 60;
@@ -62,7 +61,8 @@ fn asked_wait_s(status: u16, headers: &HeaderMap, now: Timestamp) -> Option<i64>
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let number = |name: &str| text(name).and_then(|text| text.parse::<i64>().ok());
     if let Some(wait) = text(RETRY_AFTER.as_str()) {
-        return Some(retry_after_s(wait, now).unwrap_or(WAIT_S_DEFAULT));
+        let asked = harmonia_core::retry::retry_after(wait, now).map(|pause| i64::try_from(pause.as_secs()));
+        return Some(asked.map_or(WAIT_S_DEFAULT, |seconds| seconds.unwrap_or(i64::MAX)));
     }
     // The names that forges use, and those of the IETF's draft.
     let exhausted = ["x-ratelimit-remaining", "ratelimit-remaining"].into_iter().any(|name| number(name) == Some(0));
@@ -75,17 +75,6 @@ fn asked_wait_s(status: u16, headers: &HeaderMap, now: Timestamp) -> Option<i64>
         Some(seconds) => seconds,
         None => WAIT_S_DEFAULT,
     })
-}
-
-/// `Retry-After`: a number of seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after_s(text: &str, now: Timestamp) -> Option<i64> {
-    if let Ok(seconds) = text.parse::<i64>() {
-        return Some(seconds);
-    }
-    let format =
-        format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
-    let date = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
-    Some(date.unix_timestamp() - now.unix_timestamp())
 }
 
 #[cfg(test)]
