@@ -19,8 +19,8 @@ use crate::error::DbError;
 use crate::outbox;
 
 pub use comments::OwedComment;
-pub use delivery::{Answer, DueStatus, PauseKind};
 pub(crate) use delivery::Consequence;
+pub use delivery::{Answer, DueStatus, PauseKind};
 
 /// Marks of jobs that are taken at once.
 const JOB_MARKS_MAX: i32 = 20_000;

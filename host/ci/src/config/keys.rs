@@ -11,7 +11,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("node.plugins_dir", "folder with the plugins that come with the program; default: looked for beside the program"),
     ("database.url", "PostgreSQL URL; put one with a password into a file and use url_file"),
     ("database.url_file", "file that holds the PostgreSQL URL"),
-    ("database.max_connections", "most connections this node opens for statements; beside them one listens, and each held chore has one"),
+    (
+        "database.max_connections",
+        "most connections this node opens for statements; beside them one listens, and each held chore has one",
+    ),
     ("object_store.endpoint", "URL of the S3 endpoint; without it AWS's own of the region"),
     ("object_store.region", "region of the bucket"),
     ("object_store.bucket", "name of the bucket"),

@@ -83,8 +83,14 @@ macro_rules! replay {
         $db.run("replay a dead letter", || {
             sqlx::query_scalar!(
                 "WITH replayed AS (
-                     UPDATE " + $table + " q SET dead_at = NULL, attempts = 0, next_attempt_at = now()" + $replayed + "
-                     WHERE id = $1 AND (dead_at IS NOT NULL OR attempts > 0) AND " + $owed + " RETURNING 1
+                     UPDATE "
+                    + $table
+                    + " q SET dead_at = NULL, attempts = 0, next_attempt_at = now()"
+                    + $replayed
+                    + "
+                     WHERE id = $1 AND (dead_at IS NOT NULL OR attempts > 0) AND "
+                    + $owed
+                    + " RETURNING 1
                  ), noted AS (
                      INSERT INTO audit_log (actor, action, subject) SELECT $2, 'replay', $3 FROM replayed
                  ) SELECT count(*) AS \"n!\" FROM replayed",

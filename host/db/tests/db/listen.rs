@@ -56,7 +56,7 @@ async fn all_listeners_of_a_process_share_one_connection() {
     for listener in listeners.iter_mut().filter(|listener| listener.channels().contains(&Channel::Nodes)) {
         assert_eq!(next(listener).await, hint(Channel::Nodes, "n"));
     }
-    world.evaluation("main").await;
+    world.db.set_draining(&world.node, false).await.expect("stop draining");
     let mut evaluations = world.db.listen(&[Channel::Evaluations]).await.expect("listen");
     world.evaluation("other").await;
     assert!(matches!(next(&mut evaluations).await, Notice::Hint { channel: Channel::Evaluations, .. }));
@@ -74,7 +74,7 @@ async fn all_listeners_of_a_process_share_one_connection() {
     drop((listeners, evaluations, slow, last));
     while listening(&world).await > 0 {}
     let mut again = world.db.listen(&[Channel::Nodes]).await.expect("listen");
-    world.db.set_draining(&world.node, false).await.expect("stop draining");
+    world.db.set_draining(&world.node, true).await.expect("drain");
     assert_eq!(next(&mut again).await, hint(Channel::Nodes, "n"));
 }
 
