@@ -7,8 +7,8 @@
 pub const MERGE_BRANCHES: [&str; 3] = ["gh-readonly-queue/*", "staging", "trying"];
 /// Longer patterns match nothing, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 256;
-/// Longer names match nothing but themselves, in bytes (git's own bound for a name is that of a file's path).
-pub const NAME_BYTES_MAX: usize = 1024;
+/// Longer names match nothing but themselves, in bytes.
+pub const NAME_BYTES_MAX: usize = crate::git::REF_NAME_BYTES_MAX;
 
 /// What a branch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,10 +5,11 @@
 //! late, twice, or in another order leads to the same evaluations, and one that got lost is made up for by the next.
 //! Whoever calls fetches what a decision asks for, and carries the [`Action`]s out: each does no harm when done twice.
 
-use crate::branches::{BranchClass, BranchRules, NAME_BYTES_MAX};
+use crate::branches::{BranchClass, BranchRules};
 use crate::forge::{BranchHead, MergeGroup, Permission, PullRequest, PullRequestTrust, Push, Reference};
+use crate::git;
 use crate::state::EvalStatus;
-use crate::trust::{Question, TrustDecision, decide, is_full_hash, may_push};
+use crate::trust::{Question, TrustDecision, decide, may_push};
 
 /// Longest title of a commit that is kept, in characters.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -80,20 +81,16 @@ impl Wanted {
     pub fn flaw(&self) -> Option<&'static str> {
         let pull = self.pull_request.as_ref();
         let names = [Some(&self.branch), pull.map(|p| &p.base_branch), pull.map(|p| &p.head_ref)];
-        if !is_full_hash(&self.commit) {
+        if !git::is_commit(&self.commit) {
             Some("the commit is not a full hash")
-        } else if pull.is_some_and(|pull| !is_full_hash(&pull.base_commit)) {
+        } else if pull.is_some_and(|pull| !git::is_commit(&pull.base_commit)) {
             Some("the base's commit is not a full hash")
-        } else if names.into_iter().flatten().any(|name| !is_plain_name(name)) {
-            Some("a ref's name is empty, too long, begins with a dash or has control characters")
+        } else if names.into_iter().flatten().any(|name| git::check_ref_name(name).is_err()) {
+            Some("a ref's name is none that git allows")
         } else {
             None
         }
     }
-}
-
-fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('-') && !name.contains(char::is_control)
 }
 
 /// What is to be done.

@@ -11,6 +11,7 @@ pub mod clock;
 mod error_chain;
 pub mod forge;
 pub mod frontend_api;
+pub mod git;
 pub mod ids;
 pub mod intake;
 pub mod limits;

@@ -248,7 +248,7 @@ fn what_a_forge_says_of_commits_and_refs_is_looked_at_before_git_sees_it() {
         (|pull| pull.base_branch = "-x".to_owned(), false),
         (|pull| pull.base_branch = "a\nb".to_owned(), false),
         (|pull| pull.head_ref = String::new(), false),
-        (|pull| pull.head_ref = "x".repeat(NAME_BYTES_MAX + 1), false),
+        (|pull| pull.head_ref = "x".repeat(crate::git::REF_NAME_BYTES_MAX + 1), false),
     ];
     for (change, is_fine) in cases {
         let mut pull = open_pull_request();
