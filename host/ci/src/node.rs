@@ -228,6 +228,7 @@ async fn run_roles(
         reader,
         spool,
         plugins: forge_plugins,
+        remote_heads: config.has(Capability::Frontend).then(|| forges::remote_heads(config)),
         public_url,
         public_keys: parts.public_keys.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

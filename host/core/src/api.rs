@@ -83,8 +83,9 @@ pub struct NewEvaluation {
     /// Full commit hash. For [`Source::Git`] it may be left out: the head of `branch` when the evaluator fetches.
     #[serde(default)]
     pub commit: Option<String>,
-    /// Branch name.
-    pub branch: String,
+    /// Branch name. For [`Source::Git`] it may be left out: the branch that the remote's HEAD names.
+    #[serde(default)]
+    pub branch: Option<String>,
     /// Flake output prefixes instead of those of `.harmonia-ci.toml`.
     #[serde(default)]
     pub attrs: Option<Vec<String>>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harmonia_cache::{Reader, Signer};
 use harmonia_core::Clock;
-use harmonia_core::ports::{LogSpool, Plugins};
+use harmonia_core::ports::{LogSpool, Plugins, RemoteHeads};
 use harmonia_db::Db;
 use harmonia_nix::PublicKey;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ pub struct AppOptions {
     pub spool: Option<Arc<dyn LogSpool>>,
     /// The forges, on frontends.
     pub plugins: Arc<dyn Plugins>,
+    /// Asks plain git repositories for their default branch, on frontends.
+    pub remote_heads: Option<Arc<dyn RemoteHeads>>,
     /// URL of this server as clients see it, without a slash at the end. Also that of the binary cache.
     pub public_url: String,
     /// Keys that sign what the cache serves, newest first.

@@ -8,6 +8,7 @@
 pub mod binary_cache;
 pub mod builder;
 pub mod evaluator;
+pub mod git;
 pub mod pack;
 pub mod remote_heads;
 pub mod signer_client;

@@ -12,7 +12,10 @@ use harmonia_core::EvalId;
 use harmonia_core::api::{
     Attr, AttrState, BundleStored, EvaluationCreated, EvaluationDetail, NewEvaluation, Source, Verdict,
 };
+use harmonia_core::git::{self, Location};
+use harmonia_core::project_name;
 use tokio_util::io::ReaderStream;
+use url::Url;
 
 use crate::cli::EvalArgs;
 use crate::client::{CallError, Client};
@@ -99,15 +102,17 @@ pub(crate) async fn watch(
 
 async fn describe(args: &EvalArgs, client: &Client) -> Result<NewEvaluation, Failure> {
     let attrs = (!args.attrs.is_empty()).then(|| args.attrs.clone());
-    if let Some((url, branch)) = repository::remote(&args.flake)? {
+    let location = git::parse_location(&args.flake).map_err(|flaw| Failure::usage(flaw.to_string()))?;
+    if let Some(Location { url, branch }) = location {
         if args.dirty {
             return Err(Failure::usage("--dirty is for a local repository, and this is a URL"));
         }
+        let name = || Url::parse(&url).map_or_else(|_| "git/unnamed".to_owned(), |url| project_name::for_git_url(&url));
         return Ok(NewEvaluation {
-            project: args.project.clone().unwrap_or_else(|| repository::name_of_url(&url)),
+            project: args.project.clone().unwrap_or_else(name),
             source: Source::Git { url },
             commit: None,
-            branch: branch.unwrap_or_else(|| "HEAD".to_owned()),
+            branch,
             attrs,
             dirty: false,
             title: None,
@@ -120,10 +125,10 @@ async fn describe(args: &EvalArgs, client: &Client) -> Result<NewEvaluation, Fai
     }
     let bundle = upload(client, &snapshot).await?;
     Ok(NewEvaluation {
-        project: args.project.clone().unwrap_or_else(|| format!("local/{}", snapshot.name)),
+        project: args.project.clone().unwrap_or_else(|| project_name::for_folder(&snapshot.name, &snapshot.flake_dir)),
         source: Source::Bundle { bundle },
         commit: Some(snapshot.commit),
-        branch: snapshot.branch,
+        branch: Some(snapshot.branch),
         attrs,
         dirty: snapshot.dirty,
         title: snapshot.title,

@@ -8,14 +8,19 @@ use std::time::Duration;
 use harmonia_coordinator::report::ReportOptions;
 use harmonia_coordinator::{AutoEnable, INTAKE_RETRIES, IntakeOptions, ProjectsOptions};
 use harmonia_core::NodeId;
-use harmonia_core::ports::Plugins;
+use harmonia_core::ports::{Plugins, RemoteHeads};
 use harmonia_db::Db;
 use harmonia_worker::remote_heads::GitRemoteHeads;
 
 use crate::config::Config;
 
-/// How long a plain git repository has to say where its branches are.
-const REMOTE_TIME_MAX: Duration = Duration::from_mins(1);
+/// How long a plain git repository has to say where its branches are; whoever asks for an evaluation waits for it.
+const REMOTE_TIME_MAX: Duration = Duration::from_secs(45);
+
+/// Asks plain git repositories where their branches are.
+pub(super) fn remote_heads(config: &Config) -> Arc<dyn RemoteHeads> {
+    Arc::new(GitRemoteHeads::new(PathBuf::from("git"), config.eval.allow_file_urls, REMOTE_TIME_MAX))
+}
 
 /// What discovery, hooks and polling need, from the configuration.
 pub(super) fn projects_options(
@@ -35,7 +40,7 @@ pub(super) fn projects_options(
         plugins,
         node,
         public_url,
-        remote_heads: Arc::new(GitRemoteHeads::new(PathBuf::from("git"), config.eval.allow_file_urls, REMOTE_TIME_MAX)),
+        remote_heads: remote_heads(config),
         auto_enable: rules.collect(),
         discover_every: config.intervals.discovery.0,
         every: config.intervals.forge_loops.0,

@@ -14,7 +14,7 @@ use crate::error::WebError;
 use crate::extract::{self, ApiUser, Params, PathPart};
 use crate::pages;
 use crate::state::AppState;
-use crate::validate;
+use crate::validate::{self, CheckedEvaluation};
 
 /// Largest body of a request for an evaluation: 1,000 attributes of 1,024 bytes, and the rest.
 const NEW_EVALUATION_BYTES_MAX: usize = 2 << 20;
@@ -44,6 +44,7 @@ pub(crate) async fn create(
 ) -> Result<Json<EvaluationCreated>, WebError> {
     let new: NewEvaluation = extract::json(&headers, body, NEW_EVALUATION_BYTES_MAX).await?;
     let new = validate::check(new)?;
+    let branch = branch(&state, &new).await?;
     let kind = match &new.source {
         Source::Bundle { .. } => ProjectKind::Local,
         Source::Git { url } => ProjectKind::Git { url: url.clone() },
@@ -54,7 +55,7 @@ pub(crate) async fn create(
         project,
         source: new.source.clone(),
         commit: new.commit.clone(),
-        branch: new.branch.clone(),
+        branch,
         attrs: new.attrs.clone(),
         dirty: new.dirty,
         title: new.title.clone(),
@@ -62,6 +63,18 @@ pub(crate) async fn create(
     };
     let created = state.db().create_evaluation(&row).await?;
     Ok(Json(EvaluationCreated { id: created.id, page: page_of(created.id), superseded: created.superseded }))
+}
+
+/// The branch that was asked for, or the one that the remote's HEAD names now: newer evaluations of it take this one's place.
+async fn branch(state: &AppState, new: &CheckedEvaluation) -> Result<String, WebError> {
+    let heads = state.options().remote_heads.as_ref();
+    match (&new.branch, &new.source, heads) {
+        (Some(branch), _, _) => Ok(branch.clone()),
+        (None, Source::Git { url }, Some(heads)) => {
+            heads.head(url.clone(), None).await.map(|head| head.branch).map_err(WebError::refused)
+        }
+        _ => Err(WebError::refused("nobody here can ask which branch is the default: name one")),
+    }
 }
 
 pub(crate) async fn show(

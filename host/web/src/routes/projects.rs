@@ -100,10 +100,8 @@ pub(crate) async fn add(
             db.enable_repository(row, &names, &user.name).await?.1
         }
         AddProject::Git { url, name, branch, poll_interval_s } => {
-            validate::check_git_url(&url)?;
-            let name = name
-                .or_else(|| project_name::for_git_url(&url))
-                .ok_or_else(|| WebError::refused("this URL says no name for the project: give one"))?;
+            let parsed = validate::check_git_url(&url)?;
+            let name = name.unwrap_or_else(|| project_name::for_git_url(&parsed));
             validate::check_project(&name)?;
             if let Some(branch) = &branch {
                 rules::check_branch(branch)?;

@@ -28,6 +28,7 @@ async fn a_panic_is_an_answer_in_the_form_of_its_area() {
         reader: None,
         spool: None,
         plugins: Arc::new(harmonia_core::ports::NoPlugins),
+        remote_heads: None,
         public_url: "http://localhost".to_owned(),
         public_keys: vec![],
         version: "0".to_owned(),

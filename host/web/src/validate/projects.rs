@@ -2,8 +2,9 @@
 
 use harmonia_core::api::ProjectChanges;
 use harmonia_core::branches::PATTERN_BYTES_MAX;
+use harmonia_core::git::{self, RefNameFlaw};
 
-use super::{is_branch_name, shorten};
+use super::shorten;
 
 /// Most patterns of one project.
 const PATTERNS_MAX: usize = 50;
@@ -16,8 +17,8 @@ const SHARES_MAX: u32 = 1_000_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSettings {
     /// As `git check-ref-format` sees it.
-    #[error("branch name '{0}' is not one that git allows")]
-    Branch(String),
+    #[error(transparent)]
+    Branch(#[from] RefNameFlaw),
     /// Out of bounds.
     #[error("a poll interval of {0} s is not allowed: 0 (never) to 604800 (a week)")]
     PollInterval(u32),
@@ -34,7 +35,7 @@ pub enum InvalidSettings {
 
 /// A branch that is to be polled.
 pub fn check_branch(branch: &str) -> Result<(), InvalidSettings> {
-    if is_branch_name(branch) { Ok(()) } else { Err(InvalidSettings::Branch(shorten(branch))) }
+    Ok(git::check_ref_name(branch)?)
 }
 
 /// Seconds between two polls.
@@ -99,7 +100,7 @@ mod tests {
             }
         }
         for url in ["https://example.org/settings/x.git", "ssh://h/~user/-x"] {
-            let proposed = project_name::for_git_url(url).expect("a name");
+            let proposed = project_name::for_git_url(&url::Url::parse(url).expect("URL"));
             assert_eq!(crate::validate::check_project(&proposed), Ok(()), "{url}: {proposed}");
         }
     }

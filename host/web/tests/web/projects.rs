@@ -36,7 +36,7 @@ async fn refusal(response: Response) -> (u16, String) {
 async fn a_git_repository_becomes_a_project() {
     let world = World::start().await;
     let added = world.add(json!({ "kind": "git", "url": "https://example.org/group/thing.git" })).await;
-    assert_eq!((added.name.as_str(), added.page.as_str()), ("git/group/thing", "/ci/git/group/thing/"));
+    assert_eq!((added.name.as_str(), added.page.as_str()), ("example.org/group/thing", "/ci/example.org/group/thing/"));
     world.text(&added.page).await;
     let named =
         json!({ "kind": "git", "url": "file:///srv/x", "name": "mine", "branch": "trunk", "poll_interval_s": 0 });
@@ -44,7 +44,7 @@ async fn a_git_repository_becomes_a_project() {
     let listed: Vec<ProjectSettings> = world.get_as_admin("/api/v1/project-settings").await;
     let rows: Vec<_> =
         listed.iter().map(|p| (p.name.as_str(), p.default_branch.as_deref(), p.poll_interval_s, p.enabled)).collect();
-    assert_eq!(rows, [("git/group/thing", None, 60, true), ("mine", Some("trunk"), 0, true)]);
+    assert_eq!(rows, [("example.org/group/thing", None, 60, true), ("mine", Some("trunk"), 0, true)]);
     for (field, value) in [
         ("url", json!("ext::sh -c id")),
         ("url", json!("https://user:password@example.org/x")),

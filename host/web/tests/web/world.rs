@@ -117,6 +117,7 @@ impl World {
             reader: parts.reader.then_some(reader),
             spool: Some(spool.clone()),
             plugins: Arc::new(forge.clone()),
+            remote_heads: None,
             public_url: url.clone(),
             public_keys: keys,
             version: "0.1.0-test".to_owned(),

@@ -93,6 +93,7 @@ impl World {
             reader: None,
             spool: None,
             plugins: Arc::clone(&plugins),
+            remote_heads: None,
             public_url: url.clone(),
             public_keys: Vec::new(),
             version: "0.1.0-test".to_owned(),

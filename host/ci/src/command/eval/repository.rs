@@ -1,19 +1,29 @@
-//! What `eval` was pointed at: a git URL, or a local repository packed as a bundle.
+//! A local repository, packed as a bundle to be sent. Start at [`snapshot`].
 //!
-//! The user's repository is only read: objects of a dirty tree go into a temporary repository that borrows the user's
-//! objects, and the bundle is made from there.
+//! The user's clone is only read: git is told to keep new objects (of uncommitted changes; of what a partial clone lacks)
+//! and the index that it changes in a temporary folder. Otherwise it is the user's git with the user's configuration, so that
+//! what is ignored, filtered or left out of a sparse checkout is what `git status` shows.
 
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
+use harmonia_core::git::is_commit;
+use harmonia_worker::git::{GitCommand, GitFailure};
 use tempfile::TempDir;
-use tokio::process::Command;
 
-use crate::exit::Failure;
+use crate::exit::{Failure, chain};
+
+/// What the evaluated commit is called in the bundle.
+const BUNDLE_REF: &str = "refs/heads/evaluate";
 
 /// One commit of a local repository, ready to be sent.
 pub(crate) struct Snapshot {
+    /// What the folder of the repository is called.
     pub(crate) name: String,
+    /// Folder of the flake in it; empty: the repository's own.
+    pub(crate) flake_dir: String,
     pub(crate) commit: String,
     pub(crate) branch: String,
     pub(crate) title: Option<String>,
@@ -26,87 +36,58 @@ pub(crate) struct Snapshot {
     _folder: TempDir,
 }
 
-/// URL and branch when `flake` is a git URL rather than a path.
-pub(crate) fn remote(flake: &str) -> Result<Option<(String, Option<String>)>, Failure> {
-    let (location, branch) = match flake.split_once('#') {
-        Some((location, branch)) => (location, Some(branch.to_owned())),
-        None => (flake, None),
-    };
-    let location = location.strip_prefix("git+").unwrap_or(location);
-    let Some((scheme, _)) = location.split_once("://") else { return Ok(None) };
-    if !["https", "http", "ssh", "git", "file"].contains(&scheme) {
-        let message =
-            format!("'{flake}' has the scheme {scheme}, and git URLs begin with https, http, ssh, git or file");
-        return Err(Failure::usage(message));
-    }
-    let url = url::Url::parse(location).map_err(|error| Failure::usage(format!("'{flake}' is not a URL: {error}")))?;
-    if url.password().is_some() {
-        return Err(
-            Failure::usage("a URL with a password in it would end up in the database").hint("use a URL without one")
-        );
-    }
-    Ok(Some((location.to_owned(), branch)))
-}
-
-/// Project name for a URL: host and path, without `.git`.
-pub(crate) fn name_of_url(url: &str) -> String {
-    let parsed = url::Url::parse(url).ok();
-    let host = parsed.as_ref().and_then(|url| url.host_str()).unwrap_or("local").to_owned();
-    let path = parsed.as_ref().map_or("", |url| url.path()).trim_matches('/').trim_end_matches(".git").to_owned();
-    sanitize(&format!("{host}/{path}"))
-}
-
-/// Keeps what project names may hold.
-fn sanitize(name: &str) -> String {
-    let kept: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-/".contains(c) { c } else { '-' }).collect();
-    let parts: Vec<&str> = kept.split('/').map(|part| part.trim_matches('.')).filter(|part| !part.is_empty()).collect();
-    if parts.is_empty() { "unnamed".to_owned() } else { parts.join("/") }
-}
-
 /// Packs HEAD of the repository around `path`, or its working tree.
 pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failure> {
-    if !path.exists() {
-        return Err(Failure::usage(format!("there is no file or folder '{}'", path.display()))
-            .hint("name a local repository or a git URL"));
-    }
-    let not_a_repository = |error: GitError| match error {
-        GitError::Failed { .. } => {
-            Failure::usage(format!("'{}' is not in a git repository with a work tree", path.display()))
+    let start = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => path.to_owned(),
+        Ok(_) => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+        Err(_) => {
+            return Err(Failure::usage(format!("there is no file or folder '{}'", path.display()))
+                .hint("name a local repository or a git URL"));
+        }
+    };
+    let not_a_repository = |failure: GitFailure| match failure {
+        GitFailure::Failed { message, .. } => {
+            let words = message.lines().next().unwrap_or_default().trim_start_matches("fatal: ").to_owned();
+            Failure::usage(format!("'{}' is not in a git repository with a work tree ({words})", path.display()))
                 .hint("run `git init`, add the files and commit; a flake is evaluated from a commit")
         }
-        error @ GitError::NotInstalled => error.into(),
+        failure => failed(&failure),
     };
-    let top = git(path, &["rev-parse", "--show-toplevel"]).await.map_err(not_a_repository)?;
-    let top = PathBuf::from(top);
-    let head =
-        git(&top, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await.map_err(|error| match error {
-            GitError::Failed { .. } => {
-                Failure::usage(format!("{} has no commit yet", top.display())).hint("commit something first")
-            }
-            error @ GitError::NotInstalled => error.into(),
-        })?;
-    if git(&top, &["rev-parse", "--is-shallow-repository"]).await? == "true" {
+    let top = line(GitCommand::user(&start, "rev-parse").args(["rev-parse", "--show-toplevel"])).await;
+    let top = PathBuf::from(top.map_err(not_a_repository)?);
+    let folder =
+        tempfile::tempdir().map_err(|error| Failure::failed(format!("could not make a temporary folder: {error}")))?;
+    let clone = Clone::open(&top, folder.path()).await?;
+    let head = clone.word("rev-parse", &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await;
+    let head = head.map_err(|failure| match failure {
+        GitFailure::Failed { .. } => {
+            Failure::usage(format!("{} has no commit yet", top.display())).hint("commit something first")
+        }
+        failure => failed(&failure),
+    })?;
+    if clone.text("rev-parse", &["rev-parse", "--is-shallow-repository"]).await? == "true" {
         return Err(Failure::usage("this is a shallow clone: its history cannot be packed")
             .hint("run `git fetch --unshallow`, or evaluate the git URL"));
     }
-    let changed = !git(&top, &["status", "--porcelain", "--untracked-files=normal"]).await?.is_empty();
-    let branch =
-        git(&top, &["symbolic-ref", "--quiet", "--short", "HEAD"]).await.unwrap_or_else(|_| "detached".to_owned());
-    let folder =
-        tempfile::tempdir().map_err(|error| Failure::failed(format!("could not make a temporary folder: {error}")))?;
-    let scratch = Scratch::new(&top, folder.path()).await?;
-    let commit = if dirty && changed { scratch.commit_work_tree(&top, &head).await? } else { head.clone() };
-    let bundle = scratch.bundle(&commit).await?;
-    let title = git(&top, &["log", "-1", "--format=%s", &head]).await?;
-    let author = git(&top, &["log", "-1", "--format=%an", &head]).await?;
+    let changed = || async { clone.text("status", &["status", "--porcelain", "-z", "--untracked-files=normal"]).await };
+    let ignored_changes = !dirty && !changed().await?.is_empty();
+    let commit = if dirty { clone.commit_work_tree(&head).await? } else { head.clone() };
+    let branch = clone.word("symbolic-ref", &["symbolic-ref", "--quiet", "--short", "HEAD"]).await;
+    let prefix = line(GitCommand::user(&start, "rev-parse").args(["rev-parse", "--show-prefix"])).await;
+    let prefix = prefix.map_err(|failure| failed(&failure))?;
+    let flake_dir = clone.flake_dir(&commit, &prefix.to_string_lossy()).await?;
+    let bundle = clone.bundle(&commit).await?;
+    let title = clone.text("log", &["log", "-1", "--no-show-signature", "--format=%s", &head]).await?;
+    let author = clone.text("log", &["log", "-1", "--no-show-signature", "--format=%an", &head]).await?;
     let name = top.file_name().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
     Ok(Snapshot {
-        name: sanitize(&name).replace('/', "-"),
+        name,
+        flake_dir,
         dirty: commit != head,
-        ignored_changes: changed && !dirty,
+        ignored_changes,
         commit,
-        branch,
+        branch: branch.unwrap_or_else(|_| "detached".to_owned()),
         title: Some(title).filter(|text| !text.is_empty()),
         author: Some(author).filter(|text| !text.is_empty()),
         bundle,
@@ -114,148 +95,140 @@ pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failu
     })
 }
 
-/// A temporary bare repository that borrows the objects of the user's.
-struct Scratch {
-    git_dir: PathBuf,
-    folder: PathBuf,
+/// Somebody's clone, and the folder that takes what would otherwise be written into it.
+struct Clone<'a> {
+    top: &'a Path,
+    folder: &'a Path,
 }
 
-impl Scratch {
-    async fn new(top: &Path, folder: &Path) -> Result<Self, Failure> {
-        let git_dir = folder.join("scratch.git");
-        git(folder, &["init", "--quiet", "--bare", "--object-format", &object_format(top).await, "scratch.git"])
-            .await?;
-        let objects = git(top, &["rev-parse", "--path-format=absolute", "--git-path", "objects"]).await?;
-        let alternates = git_dir.join("objects/info/alternates");
-        std::fs::write(&alternates, format!("{objects}\n"))
-            .map_err(|error| Failure::failed(format!("could not write {}: {error}", alternates.display())))?;
-        Ok(Self { git_dir, folder: folder.to_owned() })
+impl<'a> Clone<'a> {
+    async fn open(top: &'a Path, folder: &'a Path) -> Result<Self, Failure> {
+        let clone = Clone { top, folder };
+        let place = ["rev-parse", "--path-format=absolute", "--git-path", "objects"];
+        let mut objects =
+            line(GitCommand::user(top, "rev-parse").args(place)).await.map_err(|failure| failed(&failure))?;
+        objects.push("\n");
+        let own = clone.objects();
+        let written = std::fs::create_dir_all(own.join("info"))
+            .and_then(|()| std::fs::create_dir_all(own.join("pack")))
+            .and_then(|()| std::fs::write(own.join("info/alternates"), objects.as_bytes()));
+        written.map_err(|error| Failure::failed(format!("could not write into {}: {error}", folder.display())))?;
+        Ok(clone)
     }
 
-    async fn git(&self, extra: &[(&str, &Path)], args: &[&str]) -> Result<String, GitError> {
-        run_git(&self.folder, extra, &[&["--git-dir", &self.git_dir.to_string_lossy()], args].concat()).await
+    fn objects(&self) -> PathBuf {
+        self.folder.join("objects")
     }
 
-    /// Everything in the work tree that git does not ignore, as a commit on top of `head`.
-    async fn commit_work_tree(&self, top: &Path, head: &str) -> Result<String, Failure> {
+    fn git(&self, name: &'static str) -> GitCommand {
+        GitCommand::user(self.top, name).env("GIT_OBJECT_DIRECTORY", self.objects())
+    }
+
+    async fn word(&self, name: &'static str, arguments: &[&str]) -> Result<String, GitFailure> {
+        self.git(name).args(arguments).text().await.map(|text| text.trim_end_matches(['\n', '\r']).to_owned())
+    }
+
+    async fn text(&self, name: &'static str, arguments: &[&str]) -> Result<String, Failure> {
+        self.word(name, arguments).await.map_err(|failure| failed(&failure))
+    }
+
+    /// The work tree as git sees it, as a commit on top of `head`; `head` itself when nothing differs.
+    async fn commit_work_tree(&self, head: &str) -> Result<String, Failure> {
+        let in_copy = |name, index: &Path| self.git(name).env("GIT_INDEX_FILE", index);
+        let place = ["rev-parse", "--path-format=absolute", "--git-path", "index"];
+        let theirs = line(self.git("rev-parse").args(place)).await.map_err(|failure| failed(&failure))?;
         let index = self.folder.join("index");
-        let environment: [(&str, &Path); 2] = [("GIT_INDEX_FILE", &index), ("GIT_WORK_TREE", top)];
-        self.git(&environment, &["read-tree", head]).await?;
-        self.git(&environment, &["add", "--all", "."]).await?;
-        let tree = self.git(&environment, &["write-tree"]).await?;
+        // A copy of their own index: it knows what a sparse checkout leaves out, and what is to be added.
+        match std::fs::copy(&theirs, &index) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let read = in_copy("read-tree", &index).args(["read-tree", head]).output().await;
+                read.map_err(|failure| failed(&failure))?;
+            }
+            Err(error) => return Err(Failure::failed(format!("could not copy the index of the clone: {error}"))),
+        }
+        let unmerged = in_copy("ls-files", &index).args(["ls-files", "--unmerged", "-z"]).output().await;
+        if !unmerged.map_err(|failure| failed(&failure))?.is_empty() {
+            return Err(Failure::usage(
+                "a merge with conflicts is under way: what is on disk is no state of the repository",
+            )
+            .hint("resolve the conflicts and `git add` the files"));
+        }
+        // Also what lies outside of a sparse checkout: git shows it as new.
+        let add = in_copy("add", &index).args(["add", "--all", "--sparse"]).output().await;
+        add.map_err(|failure| failed(&failure))?;
+        let tree = in_copy("write-tree", &index).args(["write-tree"]).text().await;
+        let tree = tree.map_err(|failure| failed(&failure))?.trim().to_owned();
+        if tree == self.text("rev-parse", &["rev-parse", &format!("{head}^{{tree}}")]).await? {
+            return Ok(head.to_owned());
+        }
         let words = ["-c", "user.name=harmonia-ci", "-c", "user.email=harmonia-ci@localhost"];
         let commit = ["commit-tree", "-p", head, "-m", "uncommitted changes", &tree];
-        Ok(self.git(&[], &[&words[..], &commit[..]].concat()).await?)
+        self.text("commit-tree", &[&words[..], &commit[..]].concat()).await
     }
 
+    /// The nearest folder that has a flake, from `prefix` up; none: the repository's configuration says where it is.
+    async fn flake_dir(&self, commit: &str, prefix: &str) -> Result<String, Failure> {
+        let mut folder = prefix.trim_end_matches('/');
+        while !folder.is_empty() {
+            let entry = format!("{commit}:{folder}/flake.nix");
+            match self.word("rev-parse", &["rev-parse", "--verify", "--quiet", &entry]).await {
+                Ok(object) if is_commit(&object) => break,
+                Ok(_) | Err(GitFailure::Failed { .. }) => {}
+                Err(failure) => return Err(failed(&failure)),
+            }
+            folder = folder.rsplit_once('/').map_or("", |(parent, _)| parent);
+        }
+        Ok(folder.to_owned())
+    }
+
+    /// Everything that the commit reaches, as a bundle: gitformat-bundle(5), a header and a pack.
     async fn bundle(&self, commit: &str) -> Result<PathBuf, Failure> {
         let path = self.folder.join("commit.bundle");
-        self.git(&[], &["update-ref", "refs/heads/evaluate", commit]).await?;
-        let text = path.to_string_lossy().into_owned();
-        self.git(&[], &["bundle", "create", "--quiet", &text, "refs/heads/evaluate"]).await?;
+        let write = |error: std::io::Error| Failure::failed(format!("could not write {}: {error}", path.display()));
+        let header = match commit.len() {
+            64 => "# v3 git bundle\n@object-format=sha256\n",
+            _ => "# v2 git bundle\n",
+        };
+        let mut file = std::fs::File::create(&path).map_err(write)?;
+        file.write_all(format!("{header}{commit} {BUNDLE_REF}\n\n").as_bytes()).map_err(write)?;
+        let pack = ["pack-objects", "--revs", "--stdout", "--quiet", "--delta-base-offset"];
+        let packed =
+            self.git("pack-objects").args(pack).input(format!("{commit}\n").into_bytes()).into_file(file).await;
+        if let Err(failure) = packed {
+            return Err(match failure {
+                GitFailure::Failed { message, .. } if self.is_partial().await => {
+                    let words = message.lines().find(|line| !line.is_empty()).unwrap_or("git does not say why");
+                    Failure::usage(format!("this is a partial clone, and what it lacks could not be fetched: {words}"))
+                        .hint("evaluate the git URL, or run `git fetch --refetch --no-filter`")
+                }
+                failure => failed(&failure),
+            });
+        }
         Ok(path)
     }
-}
 
-async fn object_format(top: &Path) -> String {
-    git(top, &["rev-parse", "--show-object-format"]).await.unwrap_or_else(|_| "sha1".to_owned())
-}
-
-/// Why git gave nothing.
-#[derive(Debug)]
-enum GitError {
-    NotInstalled,
-    Failed { command: String, stderr: String },
-}
-
-impl From<GitError> for Failure {
-    fn from(error: GitError) -> Self {
-        match error {
-            GitError::NotInstalled => Self::failed("the program git is not on PATH").hint("install git"),
-            GitError::Failed { command, stderr } => Self::failed(format!("git {command} failed: {stderr}")),
-        }
+    async fn is_partial(&self) -> bool {
+        let promisors = ["config", "--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$"];
+        self.word("config", &promisors).await.is_ok_and(|found| !found.is_empty())
     }
 }
 
-async fn git(folder: &Path, args: &[&str]) -> Result<String, GitError> {
-    run_git(folder, &[], args).await
+/// One path that git prints; it may hold whatever paths may.
+async fn line(command: GitCommand) -> Result<OsString, GitFailure> {
+    let mut bytes = command.output().await?;
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    Ok(OsString::from_vec(bytes))
 }
 
-async fn run_git(folder: &Path, environment: &[(&str, &Path)], args: &[&str]) -> Result<String, GitError> {
-    let mut command = Command::new("git");
-    let folder = if folder.is_dir() { folder } else { folder.parent().unwrap_or(folder) };
-    command.current_dir(folder).args(args).stdin(Stdio::null());
-    for name in ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY"] {
-        command.env_remove(name);
+fn failed(failure: &GitFailure) -> Failure {
+    match failure {
+        GitFailure::Start { .. } => Failure::failed("the program git is not on PATH").hint("install git"),
+        failure => Failure::failed(chain(failure)),
     }
-    for (name, path) in environment {
-        command.env(name, path);
-    }
-    let output = command.output().await.map_err(|_| GitError::NotInstalled)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(GitError::Failed {
-        command: args.iter().find(|a| !a.starts_with('-')).copied().unwrap_or("").to_owned(),
-        stderr,
-    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_and_paths_are_told_apart() {
-        for path in [".", "./x", "/tmp/x", "x#y", "checks"] {
-            assert!(remote(path).is_ok_and(|found| found.is_none()), "{path}");
-        }
-        let (url, branch) = remote("git+https://example.org/a/b.git#dev").expect("parses").expect("a URL");
-        assert_eq!((url.as_str(), branch.as_deref()), ("https://example.org/a/b.git", Some("dev")));
-        assert_eq!(name_of_url(&url), "example.org/a/b");
-        assert_eq!(name_of_url("file:///srv/../x y.git"), "local/x-20y");
-        for bad in ["ext::sh://x", "ftp://example.org/x", "https://user:secret@example.org/x"] {
-            assert!(remote(bad).is_err(), "{bad}");
-        }
-    }
-
-    async fn repository() -> TempDir {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        for args in [
-            &["init", "-q", "-b", "main", "."][..],
-            &["-c", "user.name=A", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"],
-        ] {
-            git(folder.path(), args).await.expect("git works");
-        }
-        folder
-    }
-
-    #[tokio::test]
-    async fn a_dirty_tree_becomes_a_commit_without_touching_the_repository() {
-        let folder = repository().await;
-        std::fs::write(folder.path().join("new file"), "x").expect("written");
-        let before = git(folder.path(), &["count-objects", "-v"]).await.expect("counted");
-
-        let clean = snapshot(folder.path(), false).await.expect("packed");
-        assert!(clean.ignored_changes && !clean.dirty);
-        assert_eq!(clean.title.as_deref(), Some("first"));
-        let dirty = snapshot(folder.path(), true).await.expect("packed");
-        assert!(dirty.dirty && dirty.commit != clean.commit);
-
-        assert_eq!(git(folder.path(), &["count-objects", "-v"]).await.expect("counted"), before);
-        let clone = tempfile::tempdir().expect("temporary folder");
-        let bundle = dirty.bundle.to_string_lossy().into_owned();
-        git(clone.path(), &["clone", "-q", "-b", "evaluate", &bundle, "c"]).await.expect("the bundle is whole");
-        assert!(clone.path().join("c/new file").exists());
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_packed_says_why() {
-        let empty = tempfile::tempdir().expect("temporary folder");
-        assert!(snapshot(&empty.path().join("absent"), false).await.is_err());
-        assert!(snapshot(empty.path(), false).await.is_err());
-        git(empty.path(), &["init", "-q", "."]).await.expect("git works");
-        assert!(snapshot(empty.path(), false).await.is_err());
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ pub(super) async fn build(client: &Client, data: &DataDir, public_key: &str, url
         project: "local/demo".to_owned(),
         source: Source::Bundle { bundle },
         commit: Some(snapshot.commit.clone()),
-        branch: snapshot.branch.clone(),
+        branch: Some(snapshot.branch.clone()),
         attrs: None,
         dirty: false,
         title: snapshot.title.clone(),
