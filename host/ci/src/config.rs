@@ -128,6 +128,8 @@ pub(crate) struct Build {
 pub(crate) struct Evaluator {
     pub(crate) max_evals: u32,
     pub(crate) workers: u32,
+    pub(crate) mirrors_max: Bytes,
+    pub(crate) mirrors_keep: Span,
 }
 
 /// Bounds of one evaluation.
@@ -140,6 +142,7 @@ pub(crate) struct Eval {
     pub(crate) allow_ifd: bool,
     pub(crate) allow_file_urls: bool,
     pub(crate) timeout: Span,
+    pub(crate) fetch_timeout: Span,
     pub(crate) wait_max: Span,
     pub(crate) memory_max: Bytes,
     pub(crate) network: bool,
@@ -276,7 +279,7 @@ impl Default for Build {
 
 impl Default for Evaluator {
     fn default() -> Self {
-        Self { max_evals: 1, workers: 2 }
+        Self { max_evals: 1, workers: 2, mirrors_max: Bytes(20 << 30), mirrors_keep: Span::seconds(30 * 24 * 3600) }
     }
 }
 
@@ -288,6 +291,7 @@ impl Default for Eval {
             allow_ifd: true,
             allow_file_urls: false,
             timeout: Span::seconds(3600),
+            fetch_timeout: Span::seconds(20 * 60),
             wait_max: Span::seconds(24 * 3600),
             memory_max: Bytes(4 << 30),
             network: true,

@@ -36,7 +36,8 @@ use crate::signer_client::SignerClient;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 use engine::{Confinement, Engine};
 use evaluation::Fate;
-use source::{GitSources, MirrorLocks, PinnedFlake};
+pub use source::MirrorLimits;
+use source::{GitSources, Mirrors, PinnedFlake};
 use upstream::Upstream;
 
 /// Without a notification, the queue is looked at that often,
@@ -97,8 +98,12 @@ pub struct EvaluatorOptions {
     pub workers: usize,
     /// Evaluations side by side.
     pub max_evals: usize,
-    /// Longest time of one evaluation; a repository may ask for less.
+    /// Longest time of one evaluation with all that it fetches; a repository may ask for less.
     pub timeout: Duration,
+    /// A server that takes longer than that to give out a repository is left alone for as long as it took.
+    pub fetch_timeout: Duration,
+    /// Bounds of what is kept of repositories.
+    pub mirrors: MirrorLimits,
     /// Writable memory of one engine process, in bytes.
     pub memory_bytes_max: u64,
     /// Whether evaluating may build, where the repository does not forbid it.
@@ -152,7 +157,7 @@ pub(crate) struct Settings {
     nix_instantiate: PathBuf,
     nix_eval_jobs: Option<PathBuf>,
     confinement: Confinement,
-    locks: MirrorLocks,
+    mirrors: Mirrors,
     /// What of this evaluator decides what a tree evaluates to.
     engine_id: String,
 }
@@ -165,11 +170,10 @@ impl Settings {
     fn git_sources(&self) -> GitSources {
         GitSources {
             git: self.git.clone(),
-            mirrors_dir: self.options.state_dir.join("mirrors"),
+            mirrors: self.mirrors.clone(),
             scratch_dir: self.scratch_dir(),
             allow_file_urls: self.options.allow_file_urls,
             http: self.options.http.clone(),
-            locks: self.locks.clone(),
         }
     }
 
@@ -201,6 +205,14 @@ pub async fn run(
     let mut running: JoinSet<()> = JoinSet::new();
     // The token of a claim whose answer was lost: an evaluation may be held under it, by nobody.
     let mut unheard: Option<ClaimToken> = None;
+    // Ends with this function.
+    let mut background = JoinSet::new();
+    background.spawn(source::keep_tidy(
+        settings.mirrors.clone(),
+        settings.git.clone(),
+        options.http.clone(),
+        shutdown.clone(),
+    ));
     let mut outcome = Ok(());
     let mut is_engine_known = false;
     while !drain.is_cancelled() && !abort.is_cancelled() {

@@ -42,6 +42,8 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("build.cores", "NIX_BUILD_CORES; 0 means all"),
     ("evaluator.max_evals", "evaluations at once"),
     ("evaluator.workers", "processes of one evaluation"),
+    ("evaluator.mirrors_max", "disk for mirrors of repositories; those used longest ago go first"),
+    ("evaluator.mirrors_keep", "a mirror that was not used for so long goes"),
     ("eval.engine", "auto (nix-eval-jobs when it is on PATH, else nix), nix or nix-eval-jobs"),
     ("eval.nix_eval_jobs", "program to run when eval.engine is nix-eval-jobs"),
     (
@@ -49,7 +51,11 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
         "whether evaluating may build (import from derivation), where the repository does not forbid it",
     ),
     ("eval.allow_file_urls", "whether git URLs may be file://, which reads this machine's disk; `up` allows it"),
-    ("eval.timeout", "longest evaluation"),
+    ("eval.timeout", "longest evaluation, with fetching"),
+    (
+        "eval.fetch_timeout",
+        "a server that takes longer to give out a repository is left alone for as long, then tried again",
+    ),
     (
         "eval.wait_max",
         "an evaluation waits so long for a forge or frontend that is away, then it fails; 0 s: not at all",

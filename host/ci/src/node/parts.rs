@@ -12,7 +12,7 @@ use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::binary_cache::BinaryCache;
 use harmonia_worker::builder::BuilderOptions;
-use harmonia_worker::evaluator::{self, EvaluatorOptions};
+use harmonia_worker::evaluator::{self, EvaluatorOptions, MirrorLimits};
 use harmonia_worker::signer_client::SignerClient;
 use url::Url;
 
@@ -279,6 +279,11 @@ impl Parts {
             workers: config.evaluator.workers as usize,
             max_evals: config.evaluator.max_evals as usize,
             timeout: config.eval.timeout.0,
+            fetch_timeout: config.eval.fetch_timeout.0,
+            mirrors: MirrorLimits {
+                bytes_max: config.evaluator.mirrors_max.0,
+                unused_max: config.evaluator.mirrors_keep.0,
+            },
             memory_bytes_max: config.eval.memory_max.0,
             allow_ifd: config.eval.allow_ifd,
             substituters: self.substituters.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harmonia_core::ClaimToken;
 use harmonia_core::api::Source;
@@ -26,6 +26,9 @@ use crate::store_daemon::{ConnectError, Connection};
 /// What the engine may be ahead of the database.
 const EVENTS_MAX: usize = 256;
 
+/// How long an evaluation waits for a submodule's server that is away before it goes on without.
+const SUBMODULE_PATIENCE: Duration = Duration::from_mins(15);
+
 /// Why an evaluation as a whole failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EvaluateError {
@@ -44,6 +47,9 @@ pub(super) enum EvaluateError {
     /// The commit cannot be had.
     #[error("could not get the commit")]
     Git(#[from] GitError),
+    /// The evaluator has other things to do.
+    #[error("the repository could not be fetched within {} s; a big one may need a longer eval.fetch_timeout", .0.as_secs())]
+    SlowServer(Duration),
     /// A stranger's code on a machine without walls.
     #[error(
         "pull requests are only evaluated in a sandbox, and this machine denies one; the evaluator's log says which wall is missing"
@@ -108,6 +114,8 @@ impl EvaluateError {
                 Fate::Release
             }
             Self::Git(GitError::Unavailable { retry_after, .. }) => Fate::PutOff { asked: *retry_after },
+            // So it has the slot for half of the time at most.
+            Self::SlowServer(taken) => Fate::PutOff { asked: Some(*taken) },
             Self::Credential(error) if error.is_temporary() => Fate::PutOff { asked: error.retry_after() },
             Self::Insert(InsertError::Upload(UploadError::Signer(error))) if error.is_transient() => {
                 Fate::PutOff { asked: None }
@@ -147,13 +155,18 @@ pub(super) async fn evaluate(
     }
     let start = Instant::now();
     let (origin, _bundle) = origin(settings, claimed).await?;
-    let fetched = tokio::time::timeout(options.timeout, fetch(settings, claimed, token, &origin)).await;
-    let checkout = fetched.map_err(|_| EvaluateError::FetchTimeout(options.timeout))??;
+    let time = options.fetch_timeout.min(options.timeout);
+    let checkout = match tokio::time::timeout(time, fetch(settings, claimed, token, &origin)).await {
+        Ok(fetched) => fetched?,
+        Err(_) if time < options.timeout => return Err(EvaluateError::SlowServer(time)),
+        Err(_) => return Err(EvaluateError::FetchTimeout(options.timeout)),
+    };
     let mut parsed = source::read_config(checkout.dir.path())?;
     if let Some(merged) = &checkout.merged {
         source::bind_to_base(&mut parsed, merged.base_config.as_ref());
     }
-    let ParsedConfig { config, warnings } = parsed;
+    let ParsedConfig { config, mut warnings } = parsed;
+    warnings.extend(checkout.warnings.iter().cloned());
     if !warnings.is_empty() {
         db.add_warnings(eval, token, &warnings).await?;
     }
@@ -241,6 +254,7 @@ async fn fetch(
         // A stranger's pull request must not name repositories that the stranger cannot read, nor may what everybody sees
         // have them in it.
         private_submodules: claimed.pull_request.is_none() && !claimed.is_public,
+        waits_for_submodules: claimed.waited < SUBMODULE_PATIENCE,
     };
     let checkout = source::checkout(&settings.git_sources(), origin, &wanted).await?;
     let pushed = checkout.merged.as_ref().map_or(&checkout.commit, |merged| &merged.head);

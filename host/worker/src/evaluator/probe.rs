@@ -7,7 +7,7 @@ use std::time::Duration;
 use harmonia_nix::STORE_DIR;
 
 use super::engine::{Confinement, Engine, EngineError};
-use super::source::{MirrorLocks, PinnedFlake};
+use super::source::{Mirrors, PinnedFlake};
 use super::upstream::Upstream;
 use super::{EngineChoice, EvaluatorError, EvaluatorOptions, Settings};
 use crate::store_daemon::StoreDaemon;
@@ -50,7 +50,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         engine_id,
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),
         daemon,
-        locks: MirrorLocks::default(),
+        mirrors: Mirrors::new(options.state_dir.join("mirrors"), options.mirrors),
         git,
         nix_instantiate,
         nix_eval_jobs,

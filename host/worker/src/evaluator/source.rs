@@ -14,8 +14,9 @@ use harmonia_nix::{ContentAddressMethod, HashAlgorithm, StorePath};
 use crate::store_daemon::Connection;
 
 pub(crate) use config::{ReadConfigError, bind_to_base, read_config};
+pub use git::MirrorLimits;
 pub(crate) use git::{
-    Checkout, GitError, GitSources, MergeWanted, MirrorLocks, Origin, Wanted, ancestors, checkout, touches,
+    Checkout, GitError, GitSources, MergeWanted, Mirrors, Origin, Wanted, ancestors, checkout, keep_tidy, touches,
 };
 pub(crate) use pin::{PinnedFlake, pin};
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::*;
 
@@ -55,11 +56,13 @@ impl Repositories {
     pub(in crate::evaluator) fn sources(&self, allow_file_urls: bool) -> GitSources {
         GitSources {
             git: "git".into(),
-            mirrors_dir: self.dir.path().join("mirrors"),
+            mirrors: Mirrors::new(
+                self.dir.path().join("mirrors"),
+                MirrorLimits { bytes_max: 1 << 30, unused_max: Duration::from_hours(24) },
+            ),
             scratch_dir: self.dir.path().join("scratch"),
             allow_file_urls,
             http: reqwest::Client::new(),
-            locks: git::MirrorLocks::default(),
         }
     }
 
@@ -103,11 +106,15 @@ async fn a_commit_comes_from_a_url_and_later_from_its_mirror() {
     // A lock that a killed fetch left behind is no obstacle.
     write(&dir, "a", "third");
     let third = world.commit("repo", "third");
-    let mirror =
-        std::fs::read_dir(&sources.mirrors_dir).expect("mirrors").next().expect("one").expect("readable").path();
-    std::fs::create_dir_all(mirror.join("refs/commits")).expect("directory");
-    for lock in [format!("refs/commits/{third}.lock"), "refs/heads/main.lock".to_owned()] {
-        write(&mirror, &lock, "");
+    let mirror = std::fs::read_dir(world.dir.path().join("mirrors"))
+        .expect("mirrors")
+        .next()
+        .expect("one")
+        .expect("readable")
+        .path();
+    for lock in ["refs/fetched/head.lock", "packed-refs.lock", "shallow.lock", "objects/pack/tmp_pack_x"] {
+        std::fs::create_dir_all(mirror.join(lock).parent().expect("within")).expect("directory");
+        write(&mirror, lock, "");
     }
     checkout(&sources, &world.url("repo"), &wanted(Some(&third), "main")).await.expect("after a new start");
     checkout(&sources, &world.url("repo"), &wanted(Some(&first), "main")).await.expect("old ones, too");
@@ -151,8 +158,8 @@ async fn submodules_are_fetched_but_never_from_this_machine() {
     let error =
         checkout(&world.sources(true), &world.url("outer"), &wanted(Some(&commit), "main")).await.expect_err("refused");
     let message = error.to_string();
-    assert!(matches!(error, GitError::Failed { command: "submodule update", .. }), "{message}");
-    assert!(message.contains("transport 'file' not allowed"), "{message}");
+    assert!(matches!(error, GitError::Submodule { .. }), "{message}");
+    assert!(message.contains("must not come from this machine"), "{message}");
 }
 
 #[tokio::test]
@@ -162,17 +169,17 @@ async fn hostile_names_never_reach_git() {
     let good = Origin::Url("https://127.0.0.1:1/x".to_owned());
     for branch in ["--upload-pack=touch /tmp/x", "", "a..b", "a b", "-x", "x.lock", "a\nb", "@{-1}", "a:b"] {
         let error = checkout(&sources, &good, &wanted(None, branch)).await.expect_err(branch);
-        assert!(matches!(error, GitError::Value { .. }), "{branch}: {error}");
+        assert!(matches!(error, GitError::RefName(_)), "{branch}: {error}");
     }
     for commit in ["HEAD", "--all", "abc", &"g".repeat(40), &"A".repeat(40)] {
         let error = checkout(&sources, &good, &wanted(Some(commit), "main")).await.expect_err(commit);
-        assert!(matches!(error, GitError::Value { .. }), "{commit}: {error}");
+        assert!(matches!(error, GitError::Commit(_)), "{commit}: {error}");
     }
     for url in
         ["ext::sh -c touch% /tmp/x", "file:///etc", "/etc", "--upload-pack=x", "ssh://-oProxyCommand=x/y", "fd::3"]
     {
         let error = checkout(&sources, &Origin::Url(url.to_owned()), &wanted(None, "main")).await.expect_err(url);
-        assert!(matches!(error, GitError::Value { .. }), "{url}: {error}");
+        assert!(matches!(error, GitError::Url { .. }), "{url}: {error}");
     }
 }
 

@@ -188,7 +188,8 @@ async fn a_dirty_tree_is_what_git_status_shows() {
     assert_eq!(files, ["flake.nix", "later", "new file", "sub/flake/flake.nix"]);
 
     // What a sparse checkout leaves out is not deleted, and what lies there is new.
-    world.git("repo", &["stash", "--quiet", "--include-untracked"]);
+    world.git("repo", &["reset", "--quiet", "--hard"]);
+    world.git("repo", &["clean", "--quiet", "-d", "--force"]);
     world.git("repo", &["sparse-checkout", "set", "--cone"]);
     assert!(!world.path("repo/sub").exists());
     world.write("repo/new", "x");

@@ -5,8 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use harmonia_core::SecretText;
 use harmonia_core::forge::CloneCredential;
-use tokio::process::Command;
 use url::Url;
+
+use crate::git::GitCommand;
 
 /// A header that git sends to one server.
 #[derive(Debug)]
@@ -47,11 +48,17 @@ pub(super) fn authorization(url: &str, credential: &CloneCredential, scope: Scop
 }
 
 impl Authorization {
-    pub(super) fn apply(&self, command: &mut Command) {
+    /// Whether git sends it to this URL.
+    pub(super) fn covers(&self, url: &Url) -> bool {
+        let place = self.key.strip_prefix("http.").and_then(|key| key.strip_suffix(".extraHeader"));
+        place.is_some_and(|place| url.as_str().starts_with(place))
+    }
+
+    pub(super) fn apply(&self, command: GitCommand) -> GitCommand {
         command
             .env("GIT_CONFIG_COUNT", "1")
             .env("GIT_CONFIG_KEY_0", &self.key)
-            .env("GIT_CONFIG_VALUE_0", self.header.expose());
+            .env("GIT_CONFIG_VALUE_0", self.header.expose())
     }
 }
 
@@ -100,6 +107,16 @@ mod tests {
         ] {
             let made = authorization(url, &credential(&["h.org"]), Scope::Owner);
             assert_eq!(made.as_ref().map(|made| made.key.as_str()), key, "{url}");
+        }
+        let made = authorization("https://h.org/acme/site", &credential(&["h.org"]), Scope::Owner).expect("made");
+        for (url, covered) in [
+            ("https://h.org/acme/lib.git", true),
+            ("https://h.org/acme/../other/lib.git", false),
+            ("https://h.org/acmes/lib.git", false),
+            ("http://h.org/acme/lib.git", false),
+            ("https://x.org/acme/lib.git", false),
+        ] {
+            assert_eq!(made.covers(&Url::parse(url).expect("URL")), covered, "{url}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Which commits came before, and whether the files that a project calls relevant changed since. Start at [`ancestors`] and
 //! [`touches`]; both ask the mirror that the commit was fetched into, and nothing else.
 
-use super::{Git, GitError, GitSources, check_commit, mirror_name};
+use super::{Git, GitError, GitSources, check_commit, mirrors};
+use crate::git::Transports;
 
 /// Exit status of `git diff --quiet` when there are differences.
 const DIFFERS: i32 = 1;
@@ -50,15 +51,24 @@ async fn in_mirror(
     command: &'static str,
     arguments: &[&str],
 ) -> Result<String, GitError> {
-    let repository = sources.mirrors_dir.join(mirror_name(url));
-    let git = Git {
-        program: &sources.git,
-        repository: &repository,
-        allow_file: false,
-        authorization: None,
-        http: &sources.http,
-    };
-    git.run(command, arguments).await
+    // With or without a credential, whichever is there: it was fetched a moment ago.
+    for private in [true, false] {
+        let mirror = sources.mirrors.enter(&mirrors::name(private, url)).await;
+        if mirror.path().exists() {
+            let git = Git {
+                program: &sources.git,
+                repository: mirror.path(),
+                transports: Transports::None,
+                authorization: None,
+                http: &sources.http,
+            };
+            match git.run(command, arguments).await {
+                Err(GitError::Failed { status, .. }) if status != Some(DIFFERS) => {}
+                answer => return answer,
+            }
+        }
+    }
+    Err(GitError::Failed { command, status: None, message: "no mirror has these commits".to_owned() })
 }
 
 #[cfg(test)]

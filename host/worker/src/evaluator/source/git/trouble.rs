@@ -12,6 +12,7 @@ use url::Url;
 
 use super::{Git, GitError};
 use crate::evaluator::later::{is_temporary, retry_after};
+use crate::remote_heads::refs;
 
 /// Name of the command that asks for refs.
 pub(super) const LS_REMOTE: &str = "ls-remote";
@@ -19,10 +20,13 @@ pub(super) const LS_REMOTE: &str = "ls-remote";
 const NO_SUCH_REF: i32 = 2;
 /// How long a server may take to answer at all.
 const KNOCK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Submodules' servers that are looked at.
-const SUBMODULES_MAX: usize = 20;
 /// What libcurl says of a status code, in every language.
 const CURL_WORDS: &str = "The requested URL returned error: ";
+
+/// Whether the refs that were listed have this one; git lists all that end like it.
+fn names(listed: &str, reference: &str) -> bool {
+    refs(listed).any(|(_, name)| name == reference)
+}
 
 /// How a server answers, before it is asked for anything that not everybody may have.
 enum Knock {
@@ -34,7 +38,11 @@ impl Git<'_> {
     /// The meaning of a failed fetch from `url`. `wanted` is the ref that was fetched, and the error if there is none;
     /// without it, a server that turns out to be there leaves the error as it was.
     pub(super) async fn diagnosed(&self, url: &str, wanted: Option<(&str, GitError)>, error: GitError) -> GitError {
-        let Some(remote) = remote(url) else { return error };
+        let Some(remote) = remote(url) else {
+            // Of this machine: it is there, or it is not.
+            let Some((reference, missing)) = wanted else { return error };
+            return if self.lacks(url, reference).await { missing } else { error };
+        };
         let server = server(&remote);
         let message = match &error {
             GitError::Failed { message, .. } => message.clone(),
@@ -59,6 +67,7 @@ impl Git<'_> {
         }
         let Some((reference, missing)) = wanted else { return error };
         match self.run(LS_REMOTE, [LS_REMOTE, "--quiet", "--exit-code", "--", url, reference]).await {
+            Ok(listed) if !names(&listed, reference) => missing,
             Ok(_) => {
                 let message = format!("the repository is there, but fetching from it failed: {message}");
                 GitError::Unavailable { server, message, retry_after: None }
@@ -78,34 +87,12 @@ impl Git<'_> {
         }
     }
 
-    /// The meaning of failed submodules: whether one of their servers is away.
-    pub(super) async fn diagnosed_submodules(&self, error: GitError) -> GitError {
-        let away = |server: String, message: String, retry_after| {
-            let message = format!("{message} (it has a submodule)");
-            GitError::Unavailable { server, message, retry_after }
-        };
-        let code = match &error {
-            GitError::Failed { message, .. } => http_code(message),
-            GitError::Timeout { .. } => {
-                return away("a server of submodules".to_owned(), error.to_string(), None);
-            }
-            _ => return error,
-        };
-        if code.is_some_and(|code| !is_temporary(code)) {
-            return error;
-        }
-        // `submodule init` has written them there, made absolute.
-        let listed = self.run("config", ["config", "--local", "-z", "--get-regexp", r"^submodule\..*\.url$"]).await;
-        let listed = listed.unwrap_or_default();
-        let urls = listed.split('\0').filter_map(|entry| entry.split_once('\n')).filter_map(|(_, url)| remote(url));
-        for remote in urls.take(SUBMODULES_MAX) {
-            if let Knock::Away { message, retry_after } = self.knock(&remote).await {
-                return away(server(&remote), message, retry_after);
-            }
-        }
-        match code {
-            Some(code) => away("a server of submodules".to_owned(), format!("it answered with HTTP {code}"), None),
-            None => error,
+    /// Whether the repository can be read, and has no such ref.
+    async fn lacks(&self, url: &str, reference: &str) -> bool {
+        match self.run(LS_REMOTE, [LS_REMOTE, "--quiet", "--exit-code", "--", url, reference]).await {
+            Ok(listed) => !names(&listed, reference),
+            Err(GitError::Failed { status, .. }) => status == Some(NO_SUCH_REF),
+            Err(_) => false,
         }
     }
 
