@@ -105,11 +105,9 @@ pub fn check_url(text: &str, schemes: &[&str]) -> Result<Url, UrlFlaw> {
     if has_dash(url.username()) || has_dash(host) {
         return Err(UrlFlaw::Dash);
     }
-    match (url.scheme(), host.is_empty()) {
-        ("file", false) => return Err(UrlFlaw::FileHost),
-        ("file", true) => {}
-        (_, true) => return Err(UrlFlaw::NoHost),
-        (_, false) => {}
+    let is_file = url.scheme() == "file";
+    if is_file != host.is_empty() {
+        return Err(if is_file { UrlFlaw::FileHost } else { UrlFlaw::NoHost });
     }
     if url.path().len() < 2 {
         return Err(UrlFlaw::NoPath);

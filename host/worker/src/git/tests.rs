@@ -78,7 +78,7 @@ async fn long_outputs_are_read_record_by_record() {
     std::fs::write(&git, script).expect("script");
     std::fs::set_permissions(&git, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
     let command = || GitCommand::server(&git, dir.path(), "x", Transports::None).input(b"last\n".to_vec());
-    let keep = |line: &[u8]| (line.ends_with(b"00") || line == b"last").then(|| line.len());
+    let keep = |line: &[u8]| (line.ends_with(b"00") || line == b"last").then_some(line.len());
     assert_eq!(command().records(b'\n', 100, keep).await.expect("runs").len(), 29 + 1);
     assert_eq!(command().records(b'\n', 3, keep).await.expect("runs").len(), 3);
     let failure = command().env("FAIL", "7").records(b'\n', 3, keep).await.expect_err("fails");

@@ -301,7 +301,7 @@ impl Change {
             Self::IntendToAdd(file) => git(&["add", "--intent-to-add", "--", &name(*file)]),
             Self::Unstage(file) => git(&["reset", "--quiet", "--", &name(*file)]),
             Self::Executable(file) => {
-                drop(std::fs::set_permissions(path(file), std::os::unix::fs::PermissionsExt::from_mode(0o755)))
+                drop(std::fs::set_permissions(path(file), std::os::unix::fs::PermissionsExt::from_mode(0o755)));
             }
             Self::Link(file) => {
                 drop(std::fs::remove_file(path(file)));
@@ -310,7 +310,7 @@ impl Change {
             }
             Self::Exclude(file) => world.write("repo/.git/info/exclude", &format!("{}\n", name(*file))),
             Self::Ignore(file) => {
-                world.write("repo/dir/.gitignore", &format!("/{}\n", name(*file).replace("dir/", "")))
+                world.write("repo/dir/.gitignore", &format!("/{}\n", name(*file).replace("dir/", "")));
             }
             Self::Commit => git(&["-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "-m", "x"]),
         }
