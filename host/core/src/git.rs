@@ -3,6 +3,8 @@
 
 use url::Url;
 
+use crate::without_credentials;
+
 /// Longest name of a branch or tag, in bytes. Git's own bound is that of a file's path.
 pub const REF_NAME_BYTES_MAX: usize = 1024;
 /// Longest URL, in bytes.
@@ -151,7 +153,7 @@ pub fn parse_location(text: &str) -> Result<Option<Location>, LocationFlaw> {
     if !url.contains("://") {
         return Ok(None);
     }
-    check_url(url, ASKED_SCHEMES).map_err(|flaw| LocationFlaw::Url { url: without_password(url), flaw })?;
+    check_url(url, ASKED_SCHEMES).map_err(|flaw| LocationFlaw::Url { url: url.to_owned(), flaw })?;
     let branch = match branch {
         Some("") => return Err(LocationFlaw::NoBranch),
         Some("HEAD") | None => None,
@@ -161,18 +163,6 @@ pub fn parse_location(text: &str) -> Result<Option<Location>, LocationFlaw> {
         }
     };
     Ok(Some(Location { url: url.to_owned(), branch }))
-}
-
-/// For messages: what stands before `@` is nobody's business.
-fn without_password(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let end = rest.find('/').unwrap_or(rest.len());
-            let host = rest[..end].rfind('@').map_or(0, |at| at + 1);
-            [scheme, "://", &rest[host..]].concat()
-        }
-        None => url.to_owned(),
-    }
 }
 
 /// Where a submodule is that `.gitmodules` gives this URL, in a repository that was fetched from `origin`: `./` and `../`

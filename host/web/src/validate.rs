@@ -131,7 +131,8 @@ fn check_commit(commit: &str) -> Result<String, InvalidEvaluation> {
 
 /// What git may be told to fetch from; shown on pages, so without credentials.
 pub fn check_git_url(text: &str) -> Result<Url, InvalidEvaluation> {
-    git::check_url(text, ASKED_SCHEMES).map_err(|flaw| InvalidEvaluation::Url { url: shorten(&without_credentials(text)), flaw })
+    git::check_url(text, ASKED_SCHEMES)
+        .map_err(|flaw| InvalidEvaluation::Url { url: shorten(&without_credentials(text)), flaw })
 }
 
 fn check_attrs(attrs: &[String]) -> Result<(), InvalidEvaluation> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use harmonia_core::without_credentials;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -281,7 +282,8 @@ impl GitCommand {
         if status.as_ref().is_ok_and(ExitStatus::success) {
             return Ok(stdout);
         }
-        let message = String::from_utf8_lossy(&stderr).trim().chars().take(MESSAGE_CHARS_MAX).collect();
+        let message = without_credentials(String::from_utf8_lossy(&stderr).trim());
+        let message = message.chars().take(MESSAGE_CHARS_MAX).collect();
         let status = status.ok().and_then(|status| status.code());
         Err(GitFailure::Failed { command: self.name, status, message, stdout })
     }

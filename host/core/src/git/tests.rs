@@ -147,7 +147,7 @@ fn what_is_typed_is_a_path_or_a_url_with_a_branch() {
         ("ext::sh://x", "its scheme"),
         (
             "https://user:secret@example.org/x",
-            "git URL 'https://example.org/x' is not allowed: it contains credentials",
+            "git URL 'https://…@example.org/x' is not allowed: it contains credentials",
         ),
     ] {
         let flaw = parse_location(text).expect_err(text).to_string();

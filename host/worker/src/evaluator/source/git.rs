@@ -18,6 +18,7 @@ use std::time::Duration;
 use harmonia_core::forge::CloneCredential;
 use harmonia_core::git::{self, FETCHED_SCHEMES, RefNameFlaw, UrlFlaw};
 use harmonia_core::project_config::Dialect;
+use harmonia_core::without_credentials;
 use tempfile::TempDir;
 use url::Url;
 
@@ -445,7 +446,8 @@ fn check_commit(commit: &str) -> Result<(), GitError> {
 
 fn check_url(url: &str, allow_file: bool) -> Result<Url, GitError> {
     let schemes: Vec<&str> = FETCHED_SCHEMES.iter().copied().filter(|scheme| allow_file || *scheme != "file").collect();
-    git::check_url(url, &schemes).map_err(|flaw| GitError::Url { url: url.chars().take(200).collect(), flaw })
+    git::check_url(url, &schemes)
+        .map_err(|flaw| GitError::Url { url: without_credentials(url).chars().take(200).collect(), flaw })
 }
 
 fn temporary(place: &Path, prefix: &str) -> Result<TempDir, GitError> {

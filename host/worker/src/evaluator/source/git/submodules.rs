@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use harmonia_core::git::{self, UrlFlaw};
+use harmonia_core::without_credentials;
 use url::Url;
 
 use super::credential::Authorization;
@@ -95,6 +96,7 @@ impl Submodules<'_> {
                 match self.one(&place, &link, written, &shown).await {
                     Ok(filled) => places.push(filled),
                     Err(Missing::Warn(why)) => {
+                        let written = without_credentials(written);
                         warnings.push(format!("the submodule '{shown}' ({written}) stays empty: {why}"));
                     }
                     Err(Missing::Fail(error)) => return Err(error),
@@ -185,7 +187,7 @@ impl Submodules<'_> {
     /// Where it is fetched from.
     fn address(&self, place: &Place, written: &str, shown: &str) -> Result<Url, Missing> {
         let refuse = |problem| {
-            let (path, url) = (shown.to_owned(), written.chars().take(200).collect());
+            let (path, url) = (shown.to_owned(), without_credentials(written).chars().take(200).collect());
             Missing::Fail(GitError::Submodule { path, url, problem })
         };
         let whole = match &place.origin {
