@@ -209,6 +209,7 @@ pub fn over_http(origin: &Url, written: &str) -> Option<String> {
 
 /// Keeps a refusal readable whatever was sent.
 fn shown(text: &str) -> String {
+    let text = without_credentials(text);
     let shown: String =
         text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(SHOWN_CHARS_MAX).collect();
     if text.chars().nth(SHOWN_CHARS_MAX).is_some() { shown + "…" } else { shown }
