@@ -333,8 +333,16 @@ fn close(branch: &str, is_tag: bool, reason: &str) -> Decision {
 
 /// The first line of a message, as much as is shown.
 fn title(message: &str) -> Option<String> {
-    let line: String = message.trim_start().lines().next()?.trim_end().chars().take(TITLE_CHARS_MAX).collect();
-    some(&line)
+    let line = message.trim_start().lines().next()?;
+    let line: String = line.chars().filter(|c| !is_unshown(*c)).take(TITLE_CHARS_MAX).collect();
+    some(line.trim())
+}
+
+/// Characters that show nothing and change what stands around them: control characters, and those that turn the direction of
+/// text.
+fn is_unshown(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn some(text: &str) -> Option<String> {

@@ -2,11 +2,16 @@
 //! themselves (`/swagger.v1.json`).
 
 use harmonia_plugin::forge::{BranchHead, Permission, PullRequest, Repository as ForgeRepository, RepositoryRef};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// A commit's message, which comes with the line break that git puts at its end.
 pub fn message_of(text: &str) -> String {
     text.trim_end_matches('\n').to_owned()
+}
+
+/// What stands where nothing has to stand may also be null: lists and texts that are empty are.
+pub fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 /// Stands for accounts that were deleted.
@@ -16,12 +21,13 @@ const GHOST: &str = "Ghost";
 #[derive(Debug, Clone, Deserialize)]
 pub struct Account {
     /// Its name.
+    #[serde(default, deserialize_with = "or_default")]
     pub login: String,
 }
 
 /// The name of an account that may be gone.
 pub fn login_of(account: Option<&Account>) -> String {
-    account.map_or_else(|| GHOST.to_owned(), |account| account.login.clone())
+    account.map(|account| account.login.clone()).filter(|login| !login.is_empty()).unwrap_or_else(|| GHOST.to_owned())
 }
 
 /// A repository, as far as everything tells.
@@ -45,29 +51,30 @@ impl NamedRepository {
 #[expect(clippy::struct_excessive_bools, reason = "the shape is the instance's")]
 pub struct Repository {
     id: u64,
-    owner: Account,
+    owner: Option<Account>,
     name: String,
     full_name: String,
     clone_url: String,
+    #[serde(default, deserialize_with = "or_default")]
     html_url: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     default_branch: String,
     private: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     internal: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     archived: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     empty: bool,
-    #[serde(default)]
-    topics: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "or_default")]
+    topics: Vec<String>,
     permissions: Option<OwnPermissions>,
 }
 
 /// What the token's user may do.
 #[derive(Debug, Clone, Deserialize)]
 struct OwnPermissions {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     push: bool,
 }
 
@@ -82,7 +89,7 @@ impl From<Repository> for ForgeRepository {
     fn from(found: Repository) -> Self {
         Self {
             id: found.id.to_string(),
-            owner: found.owner.login,
+            owner: login_of(found.owner.as_ref()),
             name: found.name,
             full_name: found.full_name,
             clone_url: found.clone_url,
@@ -91,7 +98,7 @@ impl From<Repository> for ForgeRepository {
             // Internal: only for users of the instance.
             is_private: found.private || found.internal,
             is_archived: found.archived,
-            topics: found.topics.unwrap_or_default(),
+            topics: found.topics,
         }
     }
 }
@@ -100,25 +107,28 @@ impl From<Repository> for ForgeRepository {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Pull {
     number: u64,
+    #[serde(default, deserialize_with = "or_default")]
     title: String,
     user: Option<Account>,
     state: String,
     /// Older instances only mark the title.
     draft: Option<bool>,
-    labels: Option<Vec<Label>>,
+    #[serde(default, deserialize_with = "or_default")]
+    labels: Vec<Label>,
     head: End,
     base: End,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct Label {
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
 }
 
 /// Head or base of a pull request.
 #[derive(Debug, Clone, Deserialize)]
 struct End {
-    #[serde(rename = "ref")]
+    #[serde(default, rename = "ref", deserialize_with = "or_default")]
     branch: String,
     sha: String,
     /// None: the fork is gone.
@@ -146,7 +156,7 @@ impl From<Pull> for PullRequest {
             title: found.title,
             author: login_of(found.user.as_ref()),
             is_open: found.state == "open",
-            labels: found.labels.unwrap_or_default().into_iter().map(|label| label.name).collect(),
+            labels: found.labels.into_iter().map(|label| label.name).collect(),
             head_commit: found.head.sha,
             head_branch: found.head.branch,
             head_repository: found.head.repo.map(|repository| repository.to_ref()),
@@ -166,6 +176,7 @@ pub struct Branch {
 #[derive(Debug, Deserialize)]
 struct Commit {
     id: String,
+    #[serde(default, deserialize_with = "or_default")]
     message: String,
     author: Option<Person>,
 }

@@ -9,7 +9,7 @@ use harmonia_plugin::serde_json;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::model::{Account, NamedRepository, Pull, Repository, is_work_in_progress, login_of, message_of};
+use crate::model::{Account, NamedRepository, Pull, Repository, is_work_in_progress, login_of, message_of, or_default};
 
 /// What a delivery of this event (header `x-gitea-event`) says. Empty: nothing that concerns us.
 pub fn events(event: &str, body: &[u8]) -> Result<Vec<Event>, Error> {
@@ -26,6 +26,10 @@ pub fn events(event: &str, body: &[u8]) -> Result<Vec<Event>, Error> {
 }
 
 fn read<T: DeserializeOwned>(event: &str, body: &[u8]) -> Result<T, Error> {
+    if body.starts_with(b"payload=") {
+        let text = "it is form-encoded: set the content type of the webhook to application/json where it is configured";
+        return Err(Error::Invalid(text.to_owned()));
+    }
     serde_json::from_slice(body).map_err(|error| Error::Invalid(format!("a delivery of `{event}`: {error}")))
 }
 
@@ -38,19 +42,22 @@ fn is_nothing(commit: &str) -> bool {
 struct PushPayload {
     #[serde(rename = "ref")]
     reference: String,
+    #[serde(default, deserialize_with = "or_default")]
     before: String,
     after: String,
     repository: NamedRepository,
     pusher: Option<Account>,
     sender: Option<Account>,
     head_commit: Option<Commit>,
-    #[serde(default)]
-    commits: Option<Vec<Commit>>,
+    #[serde(default, deserialize_with = "or_default")]
+    commits: Vec<Commit>,
 }
 
 #[derive(Deserialize)]
 struct Commit {
+    #[serde(default, deserialize_with = "or_default")]
     id: String,
+    #[serde(default, deserialize_with = "or_default")]
     message: String,
 }
 
@@ -62,7 +69,7 @@ fn push(payload: PushPayload) -> Result<Vec<Event>, Error> {
         _ => return Err(Error::Invalid(format!("`{}` is neither branch nor tag", payload.reference))),
     };
     let deleted = is_nothing(&payload.after);
-    let commits = payload.commits.unwrap_or_default();
+    let commits = payload.commits;
     // The hash of an annotated tag is none of a commit; the head commit's is.
     let tagged = payload.head_commit.as_ref().filter(|_| matches!(reference, Reference::Tag(_)));
     let commit = match (deleted, tagged) {
@@ -123,6 +130,7 @@ struct Changes {
 
 #[derive(Deserialize)]
 struct From {
+    #[serde(default, deserialize_with = "or_default")]
     from: String,
 }
 
@@ -153,7 +161,7 @@ struct CommentPayload {
     issue: Issue,
     comment: CommentText,
     repository: NamedRepository,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     is_pull: bool,
 }
 
@@ -167,7 +175,7 @@ struct Issue {
 struct CommentText {
     id: u64,
     user: Option<Account>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     body: String,
 }
 
@@ -294,6 +302,45 @@ mod tests {
         let Event::Comment(found) = one("issue_comment", &body(true)) else { panic!("comment") };
         assert_eq!((found.number, found.id.as_str(), found.body.as_str()), (3, "9", "/ci run"));
         assert!(events("issue_comment", body(false).to_string().as_bytes()).expect("reads").is_empty());
+    }
+
+    /// As instances tell of what has nothing in it: null, not empty.
+    #[test]
+    fn everything_that_may_be_nothing_may_be_null() {
+        let push = json!({
+            "ref": "refs/heads/a/b", "before": null, "after": "a".repeat(40), "repository": repository(), "commits": null,
+            "head_commit": null, "pusher": null, "sender": null,
+        });
+        let Event::Push(found) = one("push", &push) else { panic!("push") };
+        assert_eq!((found.commit, found.author.as_str()), ("a".repeat(40), "Ghost"));
+        assert!(matches!(found.reference, Reference::Branch(name) if name == "a/b"));
+        let comment = json!({
+            "action": "created", "is_pull": true, "repository": repository(), "issue": {"number": 3, "pull_request": null},
+            "comment": {"id": 5, "user": null, "body": null},
+        });
+        let Event::Comment(found) = one("issue_comment", &comment) else { panic!("comment") };
+        assert_eq!((found.body.as_str(), found.author.as_str()), ("", "Ghost"));
+        let pull = json!({
+            "action": "edited", "repository": repository(), "changes": {"title": null, "body": {"from": null}},
+            "pull_request": {
+                "number": 3, "title": null, "user": null, "state": "open", "labels": null, "draft": null,
+                "head": {"ref": null, "sha": "a", "repo": null}, "base": {"ref": "main", "sha": "b", "repo": null},
+            },
+        });
+        let Event::PullRequest(found) = one("pull_request", &pull) else { panic!("pull request") };
+        assert_eq!((found.action, found.pull_request.author.as_str()), (PullRequestAction::Edited, "Ghost"));
+        let changed = json!({"action": "created", "repository": {
+            "id": 7, "owner": null, "name": "app", "full_name": "team/app", "clone_url": "https://h/team/app.git", "html_url": null,
+            "default_branch": null, "private": false, "internal": null, "archived": null, "empty": null, "topics": null,
+            "permissions": {"push": null},
+        }});
+        assert!(matches!(one("repository", &changed), Event::RepositoriesChanged(_)));
+    }
+
+    #[test]
+    fn form_encoding_says_what_to_set() {
+        let Err(error) = events("push", b"payload=%7B%7D") else { panic!("read") };
+        assert!(format!("{error:?}").contains("application/json"), "{error:?}");
     }
 
     #[test]

@@ -1,21 +1,27 @@
 //! What of GitHub's JSON we read, and what it means. Shapes: GitHub's REST description, API version 2022-11-28.
 
 use harmonia_plugin::forge::{BranchHead, Permission, PullRequest, Repository as ForgeRepository, RepositoryRef};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// Stands for accounts that were deleted.
 const GHOST: &str = "ghost";
+
+/// What stands where nothing has to stand may also be null, whatever the description says.
+pub fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
+}
 
 /// A user or an organisation.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Account {
     /// Its name.
+    #[serde(default, deserialize_with = "or_default")]
     pub login: String,
 }
 
 /// The name of an account that may be gone.
 pub fn login_of(account: Option<&Account>) -> String {
-    account.map_or_else(|| GHOST.to_owned(), |account| account.login.clone())
+    account.map(|account| account.login.clone()).filter(|login| !login.is_empty()).unwrap_or_else(|| GHOST.to_owned())
 }
 
 /// A repository, as far as every payload tells.
@@ -38,16 +44,18 @@ impl NamedRepository {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Repository {
     id: u64,
-    owner: Account,
+    owner: Option<Account>,
     name: String,
     full_name: String,
     clone_url: String,
+    #[serde(default, deserialize_with = "or_default")]
     html_url: String,
+    #[serde(default, deserialize_with = "or_default")]
     default_branch: String,
     private: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     archived: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     topics: Vec<String>,
 }
 
@@ -55,7 +63,7 @@ impl From<Repository> for ForgeRepository {
     fn from(found: Repository) -> Self {
         Self {
             id: found.id.to_string(),
-            owner: found.owner.login,
+            owner: login_of(found.owner.as_ref()),
             name: found.name,
             full_name: found.full_name,
             clone_url: found.clone_url,
@@ -72,12 +80,12 @@ impl From<Repository> for ForgeRepository {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Pull {
     number: u64,
+    #[serde(default, deserialize_with = "or_default")]
     title: String,
     user: Option<Account>,
     state: String,
-    #[serde(default)]
     draft: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     labels: Vec<Label>,
     head: End,
     base: End,
@@ -85,13 +93,14 @@ pub struct Pull {
 
 #[derive(Debug, Clone, Deserialize)]
 struct Label {
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
 }
 
 /// Head or base of a pull request.
 #[derive(Debug, Clone, Deserialize)]
 struct End {
-    #[serde(rename = "ref")]
+    #[serde(default, rename = "ref", deserialize_with = "or_default")]
     branch: String,
     sha: String,
     /// None: the fork is gone.
@@ -133,6 +142,7 @@ struct Commit {
 
 #[derive(Debug, Deserialize)]
 struct CommitText {
+    #[serde(default, deserialize_with = "or_default")]
     message: String,
     author: Option<Person>,
 }
@@ -146,7 +156,8 @@ impl Branch {
     /// The newest commit, by whoever GitHub says, else whoever git says.
     pub fn into_head(self) -> BranchHead {
         let by_git = self.commit.text.author.and_then(|person| person.name);
-        let author = self.commit.author.map(|account| account.login).or(by_git);
+        let by_github = self.commit.author.map(|account| account.login).filter(|login| !login.is_empty());
+        let author = by_github.or(by_git);
         BranchHead {
             commit: self.commit.sha,
             author: author.unwrap_or_else(|| GHOST.to_owned()),

@@ -9,7 +9,7 @@ use harmonia_plugin::serde_json;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::model::{Account, NamedRepository, Pull, Repository, login_of};
+use crate::model::{Account, NamedRepository, Pull, Repository, login_of, or_default};
 
 /// What a delivery of this event (header `x-github-event`) says. Empty: nothing that concerns us.
 pub fn events(event: &str, body: &[u8]) -> Result<Vec<Event>, Error> {
@@ -35,6 +35,11 @@ pub fn events(event: &str, body: &[u8]) -> Result<Vec<Event>, Error> {
 }
 
 fn read<T: DeserializeOwned>(event: &str, body: &[u8]) -> Result<T, Error> {
+    if body.starts_with(b"payload=") {
+        // What GitHub chooses for a webhook unless somebody says otherwise.
+        let text = "it is form-encoded: set the content type of the webhook to application/json where it is configured";
+        return Err(Error::Invalid(text.to_owned()));
+    }
     serde_json::from_slice(body).map_err(|error| Error::Invalid(format!("a delivery of `{event}`: {error}")))
 }
 
@@ -49,6 +54,7 @@ struct PushPayload {
     reference: String,
     before: String,
     after: String,
+    #[serde(default, deserialize_with = "or_default")]
     deleted: bool,
     repository: NamedRepository,
     sender: Option<Account>,
@@ -64,6 +70,7 @@ struct Pusher {
 #[derive(Deserialize)]
 struct HeadCommit {
     id: String,
+    #[serde(default, deserialize_with = "or_default")]
     message: String,
 }
 
@@ -86,7 +93,13 @@ fn push(payload: &PushPayload) -> Result<Vec<Event>, Error> {
         reference,
         commit: commit.clone(),
         deleted: payload.deleted,
-        author: payload.sender.as_ref().map(|sender| sender.login.clone()).or(pusher).unwrap_or_default(),
+        author: payload
+            .sender
+            .as_ref()
+            .map(|sender| sender.login.clone())
+            .filter(|login| !login.is_empty())
+            .or(pusher)
+            .unwrap_or_else(|| login_of(None)),
         message: payload.head_commit.as_ref().map(|head| head.message.clone()).unwrap_or_default(),
     })])
 }
@@ -199,6 +212,7 @@ struct CheckRunPayload {
 
 #[derive(Deserialize)]
 struct CheckRun {
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
     head_sha: String,
 }
@@ -254,18 +268,18 @@ fn repository(payload: RepositoryPayload) -> Vec<Event> {
 #[derive(Deserialize)]
 struct InstallationPayload {
     action: String,
-    #[serde(default)]
-    repositories: Option<Vec<NamedRepository>>,
+    #[serde(default, deserialize_with = "or_default")]
+    repositories: Vec<MaybeNamed>,
 }
 
 fn installation(payload: InstallationPayload) -> Vec<Event> {
     match payload.action.as_str() {
         "deleted" | "suspend" => {
-            let gone = payload.repositories.unwrap_or_default();
+            let gone: Vec<RepositoryRef> = payload.repositories.into_iter().filter_map(MaybeNamed::into_ref).collect();
             // The payload may name some or none: discovery finds the rest.
             let mut events = vec![Event::Discover, Event::PermissionsChanged(None)];
             if !gone.is_empty() {
-                events.insert(0, Event::RepositoriesRemoved(gone.iter().map(NamedRepository::to_ref).collect()));
+                events.insert(0, Event::RepositoriesRemoved(gone));
             }
             events
         }
@@ -275,9 +289,9 @@ fn installation(payload: InstallationPayload) -> Vec<Event> {
 
 #[derive(Deserialize)]
 struct InstallationRepositoriesPayload {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     repositories_added: Vec<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     repositories_removed: Vec<MaybeNamed>,
 }
 
@@ -288,13 +302,16 @@ struct MaybeNamed {
     full_name: Option<String>,
 }
 
+impl MaybeNamed {
+    fn into_ref(self) -> Option<RepositoryRef> {
+        Some(RepositoryRef { id: self.id?.to_string(), full_name: self.full_name? })
+    }
+}
+
 fn installation_repositories(payload: InstallationRepositoriesPayload) -> Vec<Event> {
     let mut events = Vec::new();
-    let removed: Vec<RepositoryRef> = payload
-        .repositories_removed
-        .into_iter()
-        .filter_map(|gone| Some(RepositoryRef { id: gone.id?.to_string(), full_name: gone.full_name? }))
-        .collect();
+    let removed: Vec<RepositoryRef> =
+        payload.repositories_removed.into_iter().filter_map(MaybeNamed::into_ref).collect();
     if !removed.is_empty() {
         events.push(Event::RepositoriesRemoved(removed));
     }

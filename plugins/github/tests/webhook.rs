@@ -180,3 +180,105 @@ fn garbage_is_an_error_and_strange_events_are_nothing() {
     }
     assert!(events("star", b"not even json").expect("nothing of ours").is_empty());
 }
+
+/// A pull request whose author and fork are gone, as GitHub tells of it.
+fn of_a_ghost() -> Value {
+    json!({
+        "action": "synchronize", "number": 9_007_199_254_740_993_u64,
+        "repository": {"id": 4242, "full_name": "acme/site"},
+        "pull_request": {
+            "number": 9_007_199_254_740_993_u64, "title": "Line one\nline two \u{0} \u{202e}", "user": null, "state": "open",
+            "draft": null, "labels": null, "body": null,
+            "head": {"label": "unknown repository", "ref": "patch-1", "sha": "a".repeat(40), "user": null, "repo": null},
+            "base": {"ref": "main", "sha": "b".repeat(40), "repo": {"id": 4242, "full_name": "acme/site"}},
+        },
+        "sender": {"login": "ghost"},
+    })
+}
+
+#[test]
+fn accounts_and_forks_that_are_gone_are_no_obstacle() {
+    let said = read("pull_request", &of_a_ghost());
+    let [Event::PullRequest(found)] = said.as_slice() else { panic!("{said:?}") };
+    let pull = &found.pull_request;
+    assert_eq!((pull.number, pull.author.as_str()), (9_007_199_254_740_993, "ghost"));
+    assert!(pull.head_repository.is_none() && pull.is_open && !pull.is_draft);
+    let mut retargeted = of_a_ghost();
+    retargeted["action"] = json!("edited");
+    retargeted["changes"] = json!({"base": {"ref": {"from": "main"}, "sha": {"from": "b".repeat(40)}}});
+    retargeted["pull_request"]["base"]["ref"] = json!("next");
+    let said = read("pull_request", &retargeted);
+    let [Event::PullRequest(found)] = said.as_slice() else { panic!("{said:?}") };
+    assert_eq!((found.action, found.pull_request.base_branch.as_str()), (PullRequestAction::Edited, "next"));
+}
+
+#[test]
+fn a_repository_that_moves_keeps_its_number() {
+    let moved = json!({
+        "action": "transferred", "changes": {"owner": {"from": {"user": {"login": "acme"}, "organization": null}}},
+        "repository": {
+            "id": 4242, "name": "web", "full_name": "Umbrella/web", "private": false, "owner": {"login": "Umbrella", "id": 8},
+            "html_url": "https://github.com/acme/site", "clone_url": "https://github.com/Umbrella/web.git",
+            "default_branch": "trunk", "archived": null, "topics": null, "fork": false,
+        },
+    });
+    let said = read("repository", &moved);
+    let [Event::RepositoriesChanged(found), Event::Discover] = said.as_slice() else { panic!("{said:?}") };
+    assert_eq!((found[0].id.as_str(), found[0].full_name.as_str()), ("4242", "Umbrella/web"));
+    assert_eq!(found[0].default_branch, "trunk");
+}
+
+/// Every field of every example at its deepest may be null one day: that is a refusal at worst, and of no field that only
+/// decorates.
+#[test]
+fn what_is_null_never_stops_what_does_not_depend_on_it() {
+    for (event, path) in [
+        ("push", "/sender"),
+        ("push", "/sender/login"),
+        ("push", "/pusher"),
+        ("push", "/pusher/name"),
+        ("push", "/head_commit"),
+        ("push", "/head_commit/message"),
+        ("push", "/commits"),
+        ("push", "/deleted"),
+        ("pull_request", "/pull_request/title"),
+        ("pull_request", "/pull_request/body"),
+        ("pull_request", "/pull_request/user"),
+        ("pull_request", "/pull_request/user/login"),
+        ("pull_request", "/pull_request/labels"),
+        ("pull_request", "/pull_request/draft"),
+        ("pull_request", "/pull_request/head/repo"),
+        ("pull_request", "/pull_request/head/ref"),
+        ("pull_request", "/sender"),
+        ("repository", "/repository/topics"),
+        ("repository", "/repository/archived"),
+        ("repository", "/repository/default_branch"),
+        ("repository", "/repository/owner"),
+        ("repository", "/sender"),
+        ("installation", "/repositories"),
+        ("installation_repositories", "/repositories_added"),
+        ("installation_repositories", "/repositories_removed"),
+        ("member", "/repository"),
+        ("merge_group", "/sender"),
+    ] {
+        let mut seen = 0;
+        for (_, mut payload) in examples().into_iter().filter(|(name, _)| name == event) {
+            let Some(field) = payload.pointer_mut(path) else { continue };
+            *field = Value::Null;
+            seen += 1;
+            let said = read(event, &payload);
+            assert!(!said.is_empty() || event == "installation_repositories", "{event} {path}");
+        }
+        assert!(seen > 0 || path.contains("commits"), "no example of {event} has {path}");
+    }
+}
+
+#[test]
+fn form_encoding_is_told_apart_from_garbage() {
+    let Err(error) = events("push", b"payload=%7B%22ref%22%3A+%22refs%2Fheads%2Fmain%22%7D") else { panic!("read") };
+    assert!(format!("{error:?}").contains("application/json"), "{error:?}");
+    let text = of_a_ghost().to_string();
+    for cut in [0, 1, text.len() / 2, text.len() - 1] {
+        assert!(events("pull_request", &text.as_bytes()[..cut]).is_err(), "{cut}");
+    }
+}
