@@ -211,7 +211,7 @@ pub async fn run(
         settings.mirrors.clone(),
         settings.git.clone(),
         options.http.clone(),
-        shutdown.clone(),
+        drain.clone(),
     ));
     let mut outcome = Ok(());
     let mut is_engine_known = false;

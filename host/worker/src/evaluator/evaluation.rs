@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harmonia_core::ClaimToken;
 use harmonia_core::api::Source;
@@ -155,7 +155,10 @@ pub(super) async fn evaluate(
     }
     let start = Instant::now();
     let (origin, _bundle) = origin(settings, claimed).await?;
-    let time = options.fetch_timeout.min(options.timeout);
+    let time = match &origin {
+        Origin::Url(_) => options.fetch_timeout.min(options.timeout),
+        Origin::Bundle(_) => options.timeout,
+    };
     let checkout = match tokio::time::timeout(time, fetch(settings, claimed, token, &origin)).await {
         Ok(fetched) => fetched?,
         Err(_) if time < options.timeout => return Err(EvaluateError::SlowServer(time)),

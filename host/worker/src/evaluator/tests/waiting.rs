@@ -117,3 +117,17 @@ async fn frontends_that_are_away_or_cannot_ask_the_forge_are_waited_for() {
     assert!(error.contains("the forge does not let us"), "{error}");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_too_slow_gives_the_evaluator_back_to_others() {
+    let way = async |database: &TestDatabase| database.db.clone();
+    let world = World::start_as(way, |options| options.fetch_timeout = Duration::from_secs(3)).await;
+    // Takes connections (by its backlog), and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let url = format!("http://{}/x.git", silent.local_addr().expect("address"));
+    let id = world.create(Source::Git { url }, Some("0".repeat(40)), "main", None).await;
+    let waiting = world.put_off(id).await;
+    assert!(waiting.reason.contains("could not be fetched within 3 s"), "{waiting:?}");
+    world.another_one("first").await;
+    world.stop().await;
+}
