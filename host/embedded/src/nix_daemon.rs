@@ -137,6 +137,7 @@ pub enum NixDaemonError {
 #[derive(Debug)]
 pub struct NixDaemon {
     socket: PathBuf,
+    root: PathBuf,
     conf_dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     supervisor: JoinHandle<()>,
@@ -154,11 +155,11 @@ impl NixDaemon {
         let lock = launcher.prepare(shell.as_deref()).await?;
         let child = launcher.launch().await?;
         let (stop, stop_asked) = oneshot::channel();
-        let (socket, conf_dir, sandbox) =
-            (launcher.options.socket.clone(), launcher.conf_dir.clone(), launcher.options.sandbox);
+        let NixDaemonOptions { socket, root, sandbox, .. } = launcher.options.clone();
+        let conf_dir = launcher.conf_dir.clone();
         let (running_now, running) = watch::channel(id(&child));
         let supervisor = tokio::spawn(supervise(launcher, child, stop_asked, running_now, lock));
-        let daemon = Self { socket, conf_dir, stop: Some(stop), supervisor, running };
+        let daemon = Self { socket, root, conf_dir, stop: Some(stop), supervisor, running };
         if sandbox && let Err(error) = daemon.probe_sandbox().await {
             daemon.stop().await;
             return Err(error);
@@ -205,6 +206,9 @@ impl NixDaemon {
     }
 
     /// One trivial build. It is there afterwards, so that later starts need not build it again.
+    ///
+    /// With the daemon's configuration and store, but in the client itself: since Nix 2.19 or so a client that builds through
+    /// a daemon reads the `.drv` file afterwards, and looks for it in the machine's own `/nix/store`.
     async fn probe_sandbox(&self) -> Result<(), NixDaemonError> {
         const PROBE: &str = r#"derivation { name = "harmonia-sandbox-probe"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo works > $out" ]; }"#;
         let nix_build =
@@ -212,7 +216,7 @@ impl NixDaemon {
         let mut command = Command::new(nix_build);
         settings::isolate(&mut command, &self.conf_dir);
         command
-            .env("NIX_REMOTE", self.store_url())
+            .env("NIX_REMOTE", settings::local_store(&self.root))
             .args(["--no-out-link", "--expr", PROBE])
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -290,7 +294,7 @@ impl Launcher {
             .env("TMPDIR", self.builds())
             .env(family::MARKER, &self.options.state_dir);
         command.env("HOME", &self.options.state_dir);
-        command.arg("--store").arg(format!("local?root={}", self.options.root.display()));
+        command.arg("--store").arg(settings::local_store(&self.options.root));
         command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(output).stderr(errors);
         let mut child = process::spawn(command).await.map_err(failed("start", &self.program))?;
         if let Err(error) = self.until_ready(&mut child).await {

@@ -71,6 +71,11 @@ pub(crate) fn nix_conf(options: &NixDaemonOptions, shell: Option<&Path>) -> Stri
     lines.join("\n") + "\n"
 }
 
+/// The store itself, without a daemon.
+pub(crate) fn local_store(root: &Path) -> String {
+    format!("local?root={}", root.display())
+}
+
 /// Makes a program of Nix see our configuration and no other.
 pub(crate) fn isolate(command: &mut Command, conf_dir: &Path) {
     for name in FOREIGN_VARIABLES {
