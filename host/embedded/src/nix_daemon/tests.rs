@@ -151,6 +151,7 @@ async fn what_a_killed_parent_leaves_is_cleared_away() {
     // A client that outlives the parent keeps its connection, and with it the daemon's fork and the build, alive.
     let stand_in = NixDaemon {
         socket: options(&directory).socket,
+        root: options(&directory).root,
         conf_dir: options(&directory).state_dir.join("conf"),
         stop: None,
         supervisor: tokio::spawn(async {}),
