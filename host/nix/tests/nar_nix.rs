@@ -148,7 +148,14 @@ fn a_tree_of_any_depth_is_what_nix_makes_of_it() {
     }
     fs::write(&path, "bottom").expect("a file");
     let ours = pack(&root);
-    assert_same(&ours, &dump(&root));
+    let theirs = Command::new("nix-store").arg("--dump").arg(&root).output().expect("nix-store is installed");
+    if theirs.status.success() {
+        assert_same(&ours, &theirs.stdout);
+    } else {
+        // Since Nix 2.33 or so.
+        let words = String::from_utf8_lossy(&theirs.stderr);
+        assert!(words.contains("exceeds maximum NAR directory depth"), "{words}");
+    }
 
     let dir = Dir::open_ambient_dir(folder.path(), cap_std::ambient_authority()).expect("a folder");
     unpack_nar(ours.as_slice(), &dir, "back", LIMITS).expect("its own archive");

@@ -165,7 +165,8 @@ async fn a_build_has_log_lines_and_a_result() {
     let (path, derivation) = script(10, "builds", text);
     let result = client.build_derivation(&path, &derivation, BuildMode::Normal).await.expect("a result");
     assert_eq!(result.status, BuildStatus::Built, "{}", result.plain_error_message());
-    assert_eq!(result.times_built, 1);
+    // Daemons of today do not count any more.
+    assert!(result.times_built <= 1, "{}", result.times_built);
     assert!(result.start_time_s > 0 && result.stop_time_s >= result.start_time_s);
     let out = &result.built_outputs["out"].path;
     assert_eq!(*out, store_path(10, "builds"));

@@ -55,12 +55,13 @@ async fn it_is_durable_private_and_keeps_its_data() {
         ("data_checksums", "on"),
         ("listen_addresses", ""),
         ("server_encoding", "UTF8"),
-        ("lc_collate", "C"),
         ("idle_in_transaction_session_timeout", "5min"),
         ("logging_collector", "on"),
     ] {
         assert_eq!(psql(&url, &format!("SHOW {setting}")).await, value, "{setting}");
     }
+    let collation = "SELECT datcollate FROM pg_database WHERE datname = current_database()";
+    assert_eq!(psql(&url, collation).await, "C");
     let mode = std::fs::metadata(postgres.socket_dir()).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "nobody else comes in");
     psql(&url, "CREATE TABLE kept AS SELECT 42 AS answer").await;

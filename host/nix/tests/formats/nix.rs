@@ -57,6 +57,23 @@ impl Nix {
         command
     }
 
+    /// What `nix path-info --json` says of each path, which it names under `path`: a list, and since Nix 2.19 an object by
+    /// path.
+    pub(crate) fn path_infos(&self, args: &[&str]) -> Vec<serde_json::Value> {
+        let printed = self.run("nix", &[&["path-info", "--json"], args].concat());
+        match serde_json::from_str(&printed).expect("JSON") {
+            serde_json::Value::Array(infos) => infos,
+            serde_json::Value::Object(infos) => infos
+                .into_iter()
+                .map(|(path, mut info)| {
+                    info["path"] = path.into();
+                    info
+                })
+                .collect(),
+            other => panic!("neither a list nor an object: {other}"),
+        }
+    }
+
     /// Runs to the end and gives what was printed, without the last line break; fails the test if Nix fails.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = self.command(program);

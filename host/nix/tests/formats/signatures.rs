@@ -72,8 +72,7 @@ fn signatures_of_nix_are_verified_by_us() {
     let key_file = nix.write("key", secret.as_bytes()).display().to_string();
     nix.run("nix", &["store", "sign", "--recursive", "--key-file", &key_file, top.as_str()]);
     let public: PublicKey = public_by_nix(&nix, &secret).parse().expect("a public key");
-    let infos = nix.run("nix", &["path-info", "--json", "--recursive", top.as_str()]);
-    let infos: Vec<serde_json::Value> = serde_json::from_str(&infos).expect("JSON");
+    let infos = nix.path_infos(&["--recursive", top.as_str()]);
     assert_eq!(infos.len(), 4);
     for info in infos {
         let path = store_path(info["path"].as_str().expect("a path"));

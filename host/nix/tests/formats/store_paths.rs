@@ -69,8 +69,7 @@ fn content_addressed_paths_with_references() {
       in make \"self\" \"$out ${make \"a\" \"a\"} ${make \"b\" \"b\"}\"";
     let built = nix.run("nix-build", &["--no-out-link", "--expr", expression]);
     nix.run("nix", &["store", "make-content-addressed", &built]);
-    let info = nix.run("nix", &["path-info", "--json", "--all"]);
-    let infos: Vec<serde_json::Value> = serde_json::from_str(&info).expect("JSON");
+    let infos = nix.path_infos(&["--all"]);
     let mut self_references = 0;
     let mut content_addressed = 0;
     for info in infos.iter().filter(|info| info["ca"].is_string()) {

@@ -76,7 +76,7 @@ async fn a_builder_that_fails_is_a_permanent_failure_with_its_exit_code() {
     let bench = Bench::new(LIMITS).await;
     let failure = failure(bench.build(&derivation("fails", "echo before the end; exit 3"), LIMITS).await);
     assert_eq!((failure.kind, failure.exit_code), (Some(FailureKind::Build), Some(3)), "{failure:?}");
-    assert!(failure.message.contains("fails.drv"), "{failure:?}");
+    assert!(failure.message.contains("failed with exit code 3"), "{failure:?}");
     assert_eq!(bench.log_text(), "before the end\n");
 }
 
