@@ -134,6 +134,8 @@ pub(crate) struct CallState {
     /// The last line at level error, as the guest wrote it.
     last_words: String,
     kv_operations: u32,
+    /// Why a secret of the configuration could not be opened: what the guest says then is no fault of who called.
+    unusable_secret: Option<String>,
     /// What this call is expected to keep.
     fetching: Option<kept::Fetching>,
 }
@@ -161,6 +163,7 @@ impl CallState {
             lines_dropped: 0,
             last_words: String::new(),
             kv_operations: 0,
+            unusable_secret: None,
             fetching: None,
         }
     }
@@ -168,6 +171,11 @@ impl CallState {
     /// Milliseconds since 1970-01-01 00:00:00 UTC.
     pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.shared.clock.now().unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+    }
+
+    /// Why a secret of the configuration could not be opened in this call.
+    pub(crate) fn unusable_secret(&self) -> Option<&str> {
+        self.unusable_secret.as_deref()
     }
 
     /// A setting of the configuration.

@@ -70,6 +70,12 @@ impl Plugin {
     pub(crate) fn kind(&self) -> PluginKind {
         self.caller.program.contract.kind
     }
+
+    /// Why it cannot work now: a secret that it needs cannot be read. Looked at anew each time, as the file may come.
+    pub(crate) fn secret_problem(&self) -> Option<String> {
+        let required = self.description.secrets.iter().filter(|secret| secret.required);
+        required.filter_map(|secret| self.caller.shared.secret_problem(&secret.name)).next()
+    }
 }
 
 /// Checks what a program imports against what is granted, and links it.

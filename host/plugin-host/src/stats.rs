@@ -127,6 +127,13 @@ impl Stats {
         self.health().last_error = Some(reason);
     }
 
+    /// What whoever runs this server has to mend, found by a call that was none of the plugin's fault.
+    pub(crate) fn note_problem(&self, problem: &str) {
+        let mut health = self.health();
+        health.last_error = Some(problem.to_owned());
+        health.last_failure = Some("a secret of its configuration cannot be used".to_owned());
+    }
+
     pub(crate) fn last_error(&self) -> Option<String> {
         self.health().last_error.clone()
     }

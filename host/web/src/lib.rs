@@ -13,6 +13,7 @@ mod live;
 mod logs;
 mod pages;
 mod recorder;
+mod refusals;
 mod routes;
 mod serve;
 mod state;

@@ -15,6 +15,7 @@ use crate::error::ErrorCounts;
 use crate::live::Hub;
 use crate::pages::Frame;
 use crate::recorder::Recorder;
+use crate::refusals::Refusals;
 
 /// What a node serves over HTTP. A part that is `None` makes its routes answer 404 with a reason.
 pub struct AppOptions {
@@ -52,6 +53,7 @@ struct Inner {
     options: AppOptions,
     hub: Hub,
     recorder: Recorder,
+    refusals: Refusals,
     error_counts: ErrorCounts,
     /// Random, so that ids of two runs of the process differ in logs.
     process: u32,
@@ -68,6 +70,7 @@ impl AppState {
             options,
             hub,
             recorder,
+            refusals: Refusals::default(),
             error_counts: ErrorCounts::default(),
             process: rand::random(),
             requests: AtomicU64::new(1),
@@ -101,6 +104,10 @@ impl AppState {
 
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.0.recorder
+    }
+
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.0.refusals
     }
 
     /// What surrounds a page with this title.

@@ -29,12 +29,33 @@ pub(crate) enum ConfigError {
 
 /// What the TOML parser says. It quotes lines of the file, which may hold URLs with passwords.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct TomlError(String);
+#[error("{text}")]
+pub(crate) struct TomlError {
+    text: String,
+    /// Line and column, as the text's first line names them; without what stands there.
+    place: Option<String>,
+}
+
+impl ConfigError {
+    /// For everybody: which file and where, without a word of what it holds.
+    pub(crate) fn public_text(&self) -> String {
+        let place =
+            |source: &TomlError| source.place.as_deref().map_or_else(String::new, |place| format!(" ({place})"));
+        match self {
+            Self::Syntax { path, source } => format!("{} is not valid TOML{}", path.display(), place(source)),
+            Self::Value { origin, source } => format!("a value in {origin} is wrong{}", place(source)),
+            Self::Read { .. } | Self::UnknownKey { .. } | Self::Secret { .. } | Self::Key { .. } => self.to_string(),
+        }
+    }
+}
 
 impl From<toml::de::Error> for TomlError {
     fn from(error: toml::de::Error) -> Self {
-        Self(without_credentials(&error.to_string()))
+        let text = without_credentials(&error.to_string());
+        // `TOML parse error at line 3, column 7`
+        let place = text.lines().next().and_then(|first| first.split_once(" at ")).map(|(_, place)| place.to_owned());
+        let place = place.filter(|place| place.starts_with("line "));
+        Self { text, place }
     }
 }
 
@@ -174,6 +195,24 @@ mod tests {
             .expect("loads");
         assert_eq!(config.node.name.as_deref(), Some("7"));
         assert_eq!(config.builder.systems, ["a-linux"]);
+    }
+
+    /// The nodes page shows why a changed configuration was not taken, to everybody.
+    #[test]
+    fn what_everybody_is_told_has_no_word_of_the_file() {
+        for text in [
+            "[[plugins]]\nname = \"chat\"\nsettings = { url = \"https://hooks.example/T0/hunter2\", }, }\n",
+            "[node]\npublic_url = 3 # hunter2\n",
+            "[build]\ntimeout = \"hunter2\"\n",
+        ] {
+            let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+            file.write_all(text.as_bytes()).expect("written");
+            let error = load(Some(file.path()), &BTreeMap::new()).expect_err(text);
+            assert!(crate::exit::chain(&error).contains("hunter2"), "the operator sees the line: {error}");
+            let public = error.public_text();
+            assert!(!public.contains("hunter2") && public.contains("(line "), "{public}");
+            assert!(public.contains(&file.path().display().to_string()), "{public}");
+        }
     }
 
     #[test]

@@ -113,9 +113,12 @@ impl NodePlugins {
     /// Reads `[[plugins]]` again. What cannot be read changes nothing.
     async fn reload(&self, old: &Config) {
         let environment = std::env::vars().collect();
-        let read = crate::config::load::load(old.file.as_deref(), &environment).map_err(Failure::from);
+        let read = crate::config::load::load(old.file.as_deref(), &environment);
+        // What everybody sees on a page says where, and nothing of what stands there: that is for the log.
+        let read = read.map_err(|error| (error.public_text(), Failure::from(error)));
         let specs = read.and_then(|config| {
-            let mut specs = specs(&config)?;
+            let of_plugins = |failure| ("what [[plugins]] says cannot be used".to_owned(), failure);
+            let mut specs = specs(&config).map_err(of_plugins)?;
             if self.host.policies().iter().any(|name| name == DEFAULT_POLICY)
                 && !specs.iter().any(|spec| spec.name == DEFAULT_POLICY)
             {
@@ -129,9 +132,9 @@ impl NodePlugins {
                 log_report(&self.host.reload(specs).await);
                 None
             }
-            Err(failure) => {
+            Err((public, failure)) => {
                 tracing::error!("The configuration was not taken: {}", failure.message());
-                Some(failure.message().to_owned())
+                Some(format!("{public}; the log of this node says more"))
             }
         };
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;

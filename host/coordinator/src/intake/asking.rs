@@ -55,6 +55,10 @@ impl Intake {
     /// What a user may do; `None`: the forge cannot say. Asked each time but for a short memory that a change of
     /// permissions clears.
     pub(super) async fn permission(&self, concern: &Concern<'_>, user: &str) -> Result<Option<Permission>, EventError> {
+        // A ghost: the account is gone. There is nobody whom a forge could know.
+        if user.is_empty() {
+            return Ok(Some(Permission::None));
+        }
         let (db, repository) = (&self.options.db, concern.project.repository_id);
         let asked_at = match db.known_permission(repository, user, PERMISSION_LIFETIME).await? {
             AskedPermission::Known(permission) => return Ok(Some(permission)),

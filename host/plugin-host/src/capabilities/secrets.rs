@@ -189,6 +189,11 @@ fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
 }
 
 impl Shared {
+    /// Why a secret of the configuration cannot be used now; `None` when it can.
+    pub(crate) fn secret_problem(&self, name: &str) -> Option<String> {
+        self.open_secret(name).err().map(|error| error.to_string())
+    }
+
     /// Opens a secret of the configuration.
     fn open_secret(&self, name: &str) -> Result<SecretHandle, SecretError> {
         let grants = &self.grants;
@@ -223,7 +228,9 @@ impl Shared {
 impl CallState {
     /// Opens a secret of the plugin's configuration.
     pub(crate) fn open_secret(&mut self, name: &str) -> Result<SecretHandle, SecretError> {
-        let secret = self.shared.open_secret(name)?;
+        let secret = self.shared.open_secret(name).inspect_err(|error| {
+            self.unusable_secret.get_or_insert_with(|| error.to_string());
+        })?;
         self.know(&secret)?;
         Ok(secret)
     }

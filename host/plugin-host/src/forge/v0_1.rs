@@ -138,9 +138,26 @@ impl Forge for Adapter {
     fn webhook(&self, request: WebhookRequest) -> PortFuture<'_, Result<Delivery, ForgeError>> {
         let request: wit::webhooks::Request = request.into();
         Box::pin(async move {
+            const EXPORT: &str = "webhooks.parse";
+            let Some(interface) = &self.webhooks else { return Err(ForgeError::Unsupported(EXPORT)) };
             // The forge waits for the answer: whatever it needs to be asked is asked later.
-            let delivery = call!(self, webhooks, "webhooks.parse", Network::Closed, call_parse(&request)).await?;
-            Ok(delivery.into())
+            let call = self.caller.call(EXPORT, Network::Closed, move |guest| {
+                Box::pin(async move {
+                    let parse = interface.load(&mut *guest.store, guest.instance)?;
+                    let answer = parse.call_parse(&mut *guest.store, &request).await?;
+                    Ok((answer, guest.store.data().capabilities.unusable_secret().map(str::to_owned)))
+                })
+            });
+            let (answer, unusable_secret) = call.await?;
+            match (answer.map_err(ForgeError::from), unusable_secret) {
+                (Ok(delivery), _) => Ok(delivery.into()),
+                // No signature can be right then: whoever runs this server has to act, and the forge delivers again.
+                (Err(ForgeError::Denied(_)), Some(problem)) => {
+                    self.caller.stats.note_problem(&problem);
+                    Err(ForgeError::Unavailable(problem))
+                }
+                (Err(error), _) => Err(error),
+            }
         })
     }
 

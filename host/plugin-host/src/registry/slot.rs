@@ -105,6 +105,7 @@ impl Slot {
         let metrics = self.stats.metrics(&self.name);
         self.read(|state| {
             let plugin = state.plugin.as_ref();
+            let problem = state.problem.clone().or_else(|| plugin.and_then(|plugin| plugin.secret_problem()));
             PluginStatus {
                 name: self.name.clone(),
                 kind: plugin.map(|plugin| plugin.kind()),
@@ -115,7 +116,7 @@ impl Slot {
                 calls: metrics.calls,
                 failures: metrics.failures,
                 broken_for_s: self.stats.broken_for_s(now),
-                last_error: state.problem.clone().or_else(|| self.stats.last_error()),
+                last_error: problem.or_else(|| self.stats.last_error()),
                 last_failure: self.stats.last_failure(),
                 refused: state.problem.clone(),
                 exports: plugin.map_or_else(Vec::new, |plugin| plugin.caller.program.contract.exports.clone()),

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use harmonia_core::forge::{ForgeFeature, WebhookRequest};
+use harmonia_core::forge::{ForgeError, ForgeFeature, WebhookRequest};
 use harmonia_db::Recorded;
 
 use crate::error::{self, WebError};
@@ -36,7 +36,19 @@ pub(crate) async fn take(
     let body = extract::bytes(&headers, body, BODY_BYTES_MAX).await?;
     let bytes = body.len();
     let request = WebhookRequest { headers: readable(&headers), body: body.into() };
-    let delivery = forge.webhook(request).await.map_err(|error| error::refused_webhook(&name, error))?;
+    let delivery = forge.webhook(request).await.map_err(|error| {
+        if matches!(error, ForgeError::Denied(_))
+            && let Some(count) = state.refusals().note(&name, begun)
+        {
+            tracing::warn!(
+                forge.name = name,
+                count,
+                "Refused deliveries to {name}: their signature is missing or wrong. If they are the forge's, the secret \
+                 there and in this configuration differ"
+            );
+        }
+        error::refused_webhook(&name, error)
+    })?;
     if delivery.id.is_empty() || delivery.id.len() > ID_BYTES_MAX {
         return Err(WebError::bad_request("this delivery has no id, or one longer than 200 bytes"));
     }

@@ -38,12 +38,27 @@ impl Gitea {
         Self::of(FakeGitea::start_forgejo().await).await
     }
 
+    /// One whose configuration names a file for the webhooks' secret that is not there.
+    pub(super) async fn start_without_hook_secret() -> Self {
+        let missing = |harness: Harness| {
+            harness.configure(|spec| {
+                let secret = spec.secrets.get_mut("webhook").expect("it was set");
+                secret.file = "/no/such/hook-secret".into();
+            })
+        };
+        Self::configured(FakeGitea::start().await, missing).await
+    }
+
     async fn of(fake: FakeGitea) -> Self {
+        Self::configured(fake, |harness| harness).await
+    }
+
+    async fn configured(fake: FakeGitea, change: impl FnOnce(Harness) -> Harness) -> Self {
         let clock = StoppedClock::new();
         let forges = Arc::clone(&clock);
         fake.world().set_clock(move || forges.now());
         let watch = Watch::new(clock.clone());
-        let running = Harness::new(component("gitea"))
+        let harness = Harness::new(component("gitea"))
             .setting("instance", fake.url())
             .setting("client_id", fake.client_id())
             .secret("token", fake.token())
@@ -51,11 +66,15 @@ impl Gitea {
             .secret("client_secret", fake.client_secret())
             .allow_host(fake.url())
             .clock(clock.clone())
-            .store(watch.clone())
-            .start()
-            .await;
+            .store(watch.clone());
+        let running = change(harness).start().await;
         let bench = Bench { forge: running.forge(), watch };
         Self { fake, clock, running, bench }
+    }
+
+    /// What the nodes page shows of the plugin.
+    pub(super) fn status(&self) -> harmonia_core::plugin::PluginStatus {
+        self.running.status()
     }
 
     /// A new repository that the token may administer, and the head of `main`.

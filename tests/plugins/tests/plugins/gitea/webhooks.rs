@@ -44,6 +44,22 @@ async fn only_what_was_signed_is_taken(gitea: Gitea, header: &str) {
     gitea.finish();
 }
 
+/// What the operator has to mend is no fault of the sender: the forge is to deliver again, and the operator is told.
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
+    let gitea = Gitea::start_without_hook_secret().await;
+    let problem = gitea.status().last_error.expect("it cannot work, and says so before anything is delivered");
+    assert!(problem.contains("`webhook`") && problem.contains("/no/such/hook-secret"), "{problem}");
+    let (_, head) = gitea.add("acme/site");
+    let reference = "refs/heads/main";
+    let event = Happened::Push { repository: "acme/site", reference, before: NOTHING, after: &head, pusher: "alice" };
+    let answer = gitea.webhook(&gitea.fake.delivery_signed_with(HOOK_SECRET, event)).await;
+    assert!(matches!(&answer, Err(ForgeError::Unavailable(why)) if why.contains("/no/such/hook-secret")), "{answer:?}");
+    let failure = gitea.status().last_failure.expect("noted");
+    assert!(failure.contains("secret") && !failure.contains("/no/such"), "for everybody: {failure}");
+    gitea.finish();
+}
+
 #[tokio::test]
 async fn only_what_gitea_signed_is_taken() {
     only_what_was_signed_is_taken(Gitea::start().await, "x-gitea-signature").await;
