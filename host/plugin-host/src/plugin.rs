@@ -73,8 +73,8 @@ impl Plugin {
 
     /// Why it cannot work now: a secret that it needs cannot be read. Looked at anew each time, as the file may come.
     pub(crate) fn secret_problem(&self) -> Option<String> {
-        let required = self.description.secrets.iter().filter(|secret| secret.required);
-        required.filter_map(|secret| self.caller.shared.secret_problem(&secret.name)).next()
+        let mut required = self.description.secrets.iter().filter(|secret| secret.required);
+        required.find_map(|secret| self.caller.shared.secret_problem(&secret.name))
     }
 }
 
