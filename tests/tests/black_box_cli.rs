@@ -7,6 +7,22 @@ use std::time::Duration;
 use harmonia_tests::repository::{commit, flake, git};
 use harmonia_tests::server::{Server, folder, lines_of, parse, text, wait_for};
 
+/// `harmonia-ci plugin list | head -n 1` and the like: whoever reads goes away before all is written.
+#[test]
+fn a_reader_that_goes_away_ends_a_command_in_order() {
+    use std::os::fd::OwnedFd;
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = std::process::Command::new(harmonia_tests::server::binary())
+        .args(["config", "check"])
+        .env_remove("HARMONIA_CI_CONFIG")
+        .stdout(Stdio::from(OwnedFd::from(writer)))
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.as_ref()), (Some(141), ""), "as if SIGPIPE had ended it");
+}
+
 #[test]
 fn a_build_can_be_followed_explained_cancelled_and_rebuilt() {
     let data = folder();

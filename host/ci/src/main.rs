@@ -2,6 +2,9 @@
 //!
 //! Start reading at [`cli`] for what can be asked, then at `node.rs` for how a node is put together.
 
+#[macro_use]
+mod output;
+
 mod cli;
 mod client;
 mod command;

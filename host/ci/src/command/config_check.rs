@@ -15,9 +15,9 @@ use crate::node;
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let environment: BTreeMap<String, String> = std::env::vars().collect();
     let config = load::load(args.config.as_deref(), &environment)?;
-    print!("{}", explain(&config, args.config.as_deref(), &environment)?);
+    out!("{}", explain(&config, args.config.as_deref(), &environment)?);
     node::check(&config)?;
-    println!("\nThe configuration is usable.");
+    outln!("\nThe configuration is usable.");
     Ok(())
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &EvalArgs) -> Result<(), Failure> {
         if args.output.json {
             print_json(&created)?;
         } else {
-            println!("evaluation {} queued: {page}", created.id);
+            outln!("evaluation {} queued: {page}", created.id);
         }
         return Ok(());
     }
@@ -160,7 +160,7 @@ pub(crate) async fn upload(client: &Client, snapshot: &repository::Snapshot) -> 
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
-    println!("{text}");
+    outln!("{text}");
     Ok(())
 }
 
@@ -195,16 +195,16 @@ async fn report(client: &Client, detail: &EvaluationDetail) {
         eprintln!("warning: {}", clean_lines(warning));
     }
     for attr in detail.attrs.iter().filter(|attr| matches!(attr.state, AttrState::Failed | AttrState::Error)) {
-        println!("\n✗ {} {}", clean(&attr.attr), progress::word(attr.state));
+        outln!("\n✗ {} {}", clean(&attr.attr), progress::word(attr.state));
         if let Some(error) = &attr.error {
             for line in error.lines() {
-                println!("    {}", clean(line));
+                outln!("    {}", clean(line));
             }
         }
         print_log_tail(client, attr).await;
     }
     let c = &detail.evaluation.counts;
-    println!("\n{} of {} attributes succeeded", c.succeeded, c.total);
+    outln!("\n{} of {} attributes succeeded", c.succeeded, c.total);
 }
 
 async fn print_log_tail(client: &Client, attr: &Attr) {
@@ -216,8 +216,8 @@ async fn print_log_tail(client: &Client, attr: &Attr) {
     if lines.is_empty() {
         return;
     }
-    println!("    last lines of the log (`harmonia-ci log {job}` prints all):");
+    outln!("    last lines of the log (`harmonia-ci log {job}` prints all):");
     for line in &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..] {
-        println!("    │ {}", clean(line));
+        outln!("    │ {}", clean(line));
     }
 }

@@ -12,7 +12,7 @@ use crate::exit::Failure;
 /// Makes a key, writes the secret to the file and prints the public key.
 pub(crate) fn run(args: &KeygenArgs) -> Result<(), Failure> {
     let public = generate(&args.name, &args.out)?;
-    println!("{public}");
+    outln!("{public}");
     eprintln!("The secret key is in {} (mode 0600). Clients need this line:", args.out.display());
     eprintln!("  trusted-public-keys = {public}");
     Ok(())

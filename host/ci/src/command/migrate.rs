@@ -11,10 +11,10 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let db = node::connect(&config).await?;
     let migrated = db.migrate().await.map_err(|error| Failure::failed(chain(&error)))?;
     if migrated.applied.is_empty() {
-        println!("the schema is up to date");
+        outln!("the schema is up to date");
     }
     for name in &migrated.applied {
-        println!("applied {name}");
+        outln!("applied {name}");
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ fn host() -> Result<(PluginHost, tempfile::TempDir), Failure> {
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
-    println!("{text}");
+    outln!("{text}");
     Ok(())
 }
 
@@ -44,7 +44,7 @@ async fn inspect(args: &PluginInspect) -> Result<(), Failure> {
     if args.json {
         return print_json(&found);
     }
-    print!("{}", describe(&found, &args.file));
+    out!("{}", describe(&found, &args.file));
     Ok(())
 }
 
@@ -119,8 +119,8 @@ async fn check(args: &PluginCheck) -> Result<(), Failure> {
     } else {
         for CheckResult { case, problem } in &results {
             match problem {
-                None => println!("ok      {case}"),
-                Some(problem) => println!("FAILED  {case}: {problem}"),
+                None => outln!("ok      {case}"),
+                Some(problem) => outln!("FAILED  {case}: {problem}"),
             }
         }
     }
@@ -167,7 +167,7 @@ async fn list(args: &Reading) -> Result<(), Failure> {
             state,
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 

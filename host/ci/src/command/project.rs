@@ -58,7 +58,7 @@ async fn added(output: &Reading, request: &AddProject) -> Result<(), Failure> {
     if output.json {
         return print_json(&added);
     }
-    println!("{} is enabled: {}", added.name, client.url(&added.page));
+    outln!("{} is enabled: {}", added.name, client.url(&added.page));
     Ok(())
 }
 
@@ -69,7 +69,7 @@ async fn set(output: &Reading, name: &str, changes: &ProjectChanges) -> Result<(
     if output.json {
         return print_json(&settings);
     }
-    print!("{}", settings_table(&[settings]));
+    out!("{}", settings_table(&[settings]));
     Ok(())
 }
 
@@ -109,7 +109,7 @@ async fn list(args: &Reading) -> Result<(), Failure> {
     if args.json {
         return print_json(&all);
     }
-    print!("{}", settings_table(&all));
+    out!("{}", settings_table(&all));
     Ok(())
 }
 
@@ -142,7 +142,7 @@ async fn repositories(args: &RepositoriesArgs) -> Result<(), Failure> {
             },
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 
@@ -154,7 +154,7 @@ pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
         if args.output.json {
             return print_json(&changed);
         }
-        println!("delivery {id} is queued again");
+        outln!("delivery {id} is queued again");
         return Ok(());
     }
     let dead = args.dead.then_some("true");
@@ -176,7 +176,7 @@ pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
             delivery.error.or(delivery.outcome).unwrap_or_default(),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 
@@ -190,7 +190,7 @@ pub(crate) async fn dead_letters(args: &DeadLettersArgs) -> Result<(), Failure> 
         if args.output.json {
             return print_json(&changed);
         }
-        println!("{name} is tried again");
+        outln!("{name} is tried again");
         return Ok(());
     }
     let letters: Vec<DeadLetter> = client.get(&path("/api/v1/dead-letters", &[])).await?;
@@ -209,7 +209,7 @@ pub(crate) async fn dead_letters(args: &DeadLettersArgs) -> Result<(), Failure> 
             letter.error.unwrap_or_default(),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 
@@ -262,7 +262,7 @@ fn path(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
-    println!("{text}");
+    outln!("{text}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::table::{Table, ago};
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
-    println!("{text}");
+    outln!("{text}");
     Ok(())
 }
 
@@ -23,16 +23,16 @@ pub(crate) async fn status(args: &Reading) -> Result<(), Failure> {
     if args.json {
         return print_json(&status);
     }
-    println!("harmonia-ci {}   cache {}", status.version, status.cache_url);
+    outln!("harmonia-ci {}   cache {}", status.version, status.cache_url);
     for key in &status.public_keys {
-        println!("public key {key}");
+        outln!("public key {key}");
     }
-    println!("evaluations: {} queued, {} running", status.evaluations_queued, status.evaluations_running);
-    println!("jobs: {}", counts(&status.jobs));
-    println!();
-    print!("{}", nodes_table(&status.nodes));
-    println!();
-    print!("{}", evals_table(&status.evaluations));
+    outln!("evaluations: {} queued, {} running", status.evaluations_queued, status.evaluations_running);
+    outln!("jobs: {}", counts(&status.jobs));
+    outln!("");
+    out!("{}", nodes_table(&status.nodes));
+    outln!("");
+    out!("{}", evals_table(&status.evaluations));
     Ok(())
 }
 
@@ -42,7 +42,7 @@ pub(crate) async fn nodes(args: &Reading) -> Result<(), Failure> {
     if args.json {
         return print_json(&nodes);
     }
-    print!("{}", nodes_table(&nodes));
+    out!("{}", nodes_table(&nodes));
     Ok(())
 }
 
@@ -52,7 +52,7 @@ pub(crate) async fn evals(args: &Reading) -> Result<(), Failure> {
     if args.json {
         return print_json(&evaluations);
     }
-    print!("{}", evals_table(&evaluations));
+    out!("{}", evals_table(&evaluations));
     Ok(())
 }
 
@@ -64,21 +64,21 @@ pub(crate) async fn queue(args: &QueueArgs) -> Result<(), Failure> {
         if args.output.json {
             return print_json(&build);
         }
-        print!("{}", explain(&build));
+        out!("{}", explain(&build));
         return Ok(());
     }
     let queue: Queue = client.get(&format!("/api/v1/queue?limit={}", args.limit)).await?;
     if args.output.json {
         return print_json(&queue);
     }
-    println!("{}", counts(&queue.counts));
+    outln!("{}", counts(&queue.counts));
     if !queue.running.is_empty() {
-        println!("\nbuilding");
-        print!("{}", jobs_table(&queue.running));
+        outln!("\nbuilding");
+        out!("{}", jobs_table(&queue.running));
     }
     if !queue.waiting.is_empty() {
-        println!("\nwaiting");
-        print!("{}", jobs_table(&queue.waiting));
+        outln!("\nwaiting");
+        out!("{}", jobs_table(&queue.waiting));
     }
     Ok(())
 }
@@ -99,9 +99,9 @@ pub(crate) async fn change(args: &Target, verb: Verb) -> Result<(), Failure> {
         return print_json(&changed);
     }
     match changed.changed {
-        0 => println!("nothing to {}: it already stands so", verb.word()),
-        1 => println!("1 job {}", verb.done()),
-        n => println!("{n} jobs {}", verb.done()),
+        0 => outln!("nothing to {}: it already stands so", verb.word()),
+        1 => outln!("1 job {}", verb.done()),
+        n => outln!("{n} jobs {}", verb.done()),
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::cli::ConfigArgs;
 use crate::config::{Config, load};
 use crate::exit::Failure;
 use crate::node::{self, Stop};
+use crate::output::say_ready;
 
 /// Runs the node. SIGTERM or SIGINT drains it; a second one gives what runs back to the queue.
 pub(crate) async fn run(args: &ConfigArgs) -> Result<(), Failure> {
@@ -19,7 +20,7 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let stop = Stop::new();
     let signals = tokio::spawn(drain_then_abort(stop.clone()));
     let url = node::endpoint(&config, &listener)?;
-    let ended = node::run(config, listener, stop, move |_: &Config| println!("ready {url}ci/")).await;
+    let ended = node::run(config, listener, stop, move |_: &Config| say_ready(&url)).await;
     signals.abort();
     ended
 }

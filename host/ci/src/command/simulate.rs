@@ -49,7 +49,7 @@ pub(crate) async fn run(args: SimulateArgs) -> Result<(), Failure> {
     }
     if json {
         let text = serde_json::to_string_pretty(&outcome).map_err(|error| Failure::failed(error.to_string()))?;
-        println!("{text}");
+        outln!("{text}");
     } else {
         print(&outcome, took);
     }
@@ -127,28 +127,28 @@ fn print(outcome: &Outcome, took: Duration) {
         max,
         span(outcome.makespan_s),
     ]);
-    print!("{table}");
+    out!("{table}");
     if projects.len() > PROJECTS_SHOWN {
-        println!("({} smaller projects are not shown; --json has them)", projects.len() - PROJECTS_SHOWN);
+        outln!("({} smaller projects are not shown; --json has them)", projects.len() - PROJECTS_SHOWN);
     }
     let bounds = outcome.bounds;
-    println!();
-    println!("builders     {} with {} slots in all", outcome.builders, outcome.slots);
-    println!(
+    outln!("");
+    outln!("builders     {} with {} slots in all", outcome.builders, outcome.slots);
+    outln!(
         "makespan     {} ({:.2} × the least possible: critical path {}, work over slots {})",
         span(outcome.makespan_s),
         outcome.makespan_s / bounds.makespan_s().max(f64::MIN_POSITIVE),
         span(bounds.critical_path_s),
         span(bounds.work_over_slots_s),
     );
-    println!("utilisation  {:.1} %", 100.0 * outcome.utilisation);
+    outln!("utilisation  {:.1} %", 100.0 * outcome.utilisation);
     match outcome.fairness {
         Some(index) => {
-            println!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)");
+            outln!("fairness     {index:.4} (Jain's index of slot time over shares, mean of contended windows)");
         }
-        None => println!("fairness     no window was contended"),
+        None => outln!("fairness     no window was contended"),
     }
-    println!(
+    outln!(
         "simulated    {} calls of the policy in {:.1} s ({:.0} jobs a second)",
         outcome.policy.ranks,
         took.as_secs_f64(),

@@ -21,6 +21,7 @@ use crate::client::{Client, default_data_dir};
 use crate::config::{Config, load};
 use crate::exit::{Failure, chain};
 use crate::node::{self, Stop};
+use crate::output::say_ready;
 use data::DataDir;
 
 /// Name of the database in the private cluster.
@@ -95,7 +96,7 @@ async fn run_node(
         if args.demo {
             demo::build(&client, data, &secrets.public_key, &url).await?;
         }
-        println!("ready {url}ci/");
+        say_ready(&url);
         eprintln!("Ctrl-C ends it; started again it resumes.");
         Ok(())
     };

@@ -415,7 +415,7 @@ impl Nar {
             references: references.iter().map(ToString::to_string).collect(),
             deriver: None,
             ca: None,
-            listing: Some(r#"{"version":1,"root":{"type":"regular","size":1,"narOffset":96}}"#.to_owned()),
+            listing: Some(r#"{"root":{"narOffset":96,"size":1,"type":"regular"},"version":1}"#.to_owned()),
         }
     }
 }
