@@ -124,13 +124,12 @@ async fn describe(args: &EvalArgs, client: &Client) -> Result<NewEvaluation, Fai
     if snapshot.ignored_changes {
         eprintln!("note: uncommitted changes are not evaluated; --dirty includes them");
     }
-    let project = match &args.project {
-        Some(name) => name.clone(),
-        None => {
-            let data_dir = args.output.server.data_dir.clone().map_or_else(default_data_dir, Ok)?;
-            let plain = project_name::for_folder(&snapshot.name, &snapshot.flake_dir);
-            folders::project_of(&data_dir, client.url("").as_str(), plain, &snapshot.top)
-        }
+    let project = if let Some(name) = &args.project {
+        name.clone()
+    } else {
+        let data_dir = args.output.server.data_dir.clone().map_or_else(default_data_dir, Ok)?;
+        let plain = project_name::for_folder(&snapshot.name, &snapshot.flake_dir);
+        folders::project_of(&data_dir, client.url("").as_str(), plain, &snapshot.top)
     };
     let bundle = upload(client, &snapshot).await?;
     Ok(NewEvaluation {

@@ -199,7 +199,7 @@ impl<'a> Clone<'a> {
         if !flake_dir.is_empty() {
             let command = self.git("hash-object").args(["hash-object", "-w", "--stdin"]);
             let text = command.input(flake_dir.as_bytes().to_vec()).text().await.map_err(|failure| failed(&failure))?;
-            tips.push_str(&format!("{} {FLAKE_DIR_REF}\n", text.trim()));
+            tips.extend([text.trim(), " ", FLAKE_DIR_REF, "\n"]);
             wanted.push_str(&text);
         }
         let mut file = std::fs::File::create(&path).map_err(write)?;
