@@ -107,6 +107,20 @@ fn git_urls_and_dirty_trees_are_evaluated() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let detail = parse(&output);
     assert_eq!(detail["commit"].as_str(), Some(git(&repository, &["rev-parse", "HEAD"]).as_str()));
+    // Without a branch it is the one that the remote's HEAD names, and nothing else is taken for one.
+    let plain = format!("file://{}", repository.display());
+    let detail = parse(&server.run(&["eval", &plain, "--wait", "--json"]));
+    assert_eq!((detail["verdict"].as_str(), detail["branch"].as_str()), (Some("succeeded"), Some("main")), "{detail}");
+    for (branch, words, code) in [
+        ("#nosuch", "(branch nosuch)", 1),
+        ("#-x", "is not a name that git allows", 2),
+        ("#a..b", "is not a name that git allows", 2),
+        ("#", "no branch", 2),
+    ] {
+        let output = server.run(&["eval", &format!("{plain}{branch}"), "--wait"]);
+        assert_eq!(output.status.code(), Some(code), "{branch}: {}", text(&output));
+        assert!(text(&output).contains(words), "{branch}: {}", text(&output));
+    }
 
     std::fs::write(
         repository.join("flake.nix"),
@@ -119,6 +133,21 @@ fn git_urls_and_dirty_trees_are_evaluated() {
     let detail = parse(&output);
     assert_eq!((detail["attrs"].as_array().map(Vec::len), detail["dirty"].as_bool()), (Some(2), Some(true)));
     assert_eq!(git(&repository, &["status", "--porcelain"]).trim(), "M flake.nix", "the repository is as it was");
+
+    // A folder of it that has a flake of its own means that, and a repository called the same is another project.
+    let other = data.path().join("other/repository");
+    let inner = flake(r#"{ inner = sh "inner" "echo inner > $out" {}; }"#);
+    commit(&other, &[("flake.nix", &flake("{ }")), ("sub/flake.nix", &inner), ("sub/deep/file", "")]);
+    let deep = other.join("sub/deep");
+    let detail = parse(&server.run(&["eval", deep.to_str().expect("UTF-8"), "--wait", "--json"]));
+    assert_eq!(detail["attrs"][0]["attr"].as_str(), Some("checks.x86_64-linux.inner"), "{detail}");
+    let project = detail["project"].as_str().unwrap_or_default();
+    assert_eq!(project, "local/repository/sub");
+    std::fs::remove_file(other.join("sub/flake.nix")).expect("removed");
+    commit(&other, &[("flake.nix", &inner)]);
+    let detail = parse(&server.run(&["eval", other.to_str().expect("UTF-8"), "--wait", "--json"]));
+    let project = detail["project"].as_str().unwrap_or_default();
+    assert!(project.starts_with("local/repository-"), "{project}");
 
     // A table for people is printed without a terminal, too.
     let output = server.run(&["eval", path, "--wait"]);

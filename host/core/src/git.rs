@@ -13,6 +13,8 @@ pub const URL_BYTES_MAX: usize = 2_000;
 pub const ASKED_SCHEMES: &[&str] = &["https", "ssh", "git", "file"];
 /// What may be fetched: forges of one's own network speak plain HTTP, too.
 pub const FETCHED_SCHEMES: &[&str] = &["https", "http", "ssh", "git", "file"];
+/// Ref of a bundle to a text: the folder of the flake that its sender means, when that is not what the commit says.
+pub const FLAKE_DIR_REF: &str = "refs/harmonia/flake-dir";
 /// How much of something refused is shown, in characters.
 const SHOWN_CHARS_MAX: usize = 200;
 

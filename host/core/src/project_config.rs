@@ -255,7 +255,8 @@ fn systems(texts: Vec<String>) -> Result<Vec<String>, String> {
     }
 }
 
-fn directory(text: String) -> Result<String, String> {
+/// A folder of the repository, as `flake-dir` names it.
+pub fn directory(text: String) -> Result<String, String> {
     if text.starts_with('/') || text.contains('\0') {
         return Err(format!("'{}' is not a directory relative to the repository's root", shorten(&text)));
     }

@@ -2,6 +2,7 @@
 //!
 //! A local repository travels as a git bundle ([`repository`]): the server never reads the client's paths.
 
+mod folders;
 pub(crate) mod progress;
 pub(crate) mod repository;
 
@@ -18,7 +19,7 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use crate::cli::EvalArgs;
-use crate::client::{CallError, Client};
+use crate::client::{CallError, Client, default_data_dir};
 use crate::exit::Failure;
 use crate::table::clean;
 use progress::{Lines, Progress, Screen};
@@ -123,9 +124,16 @@ async fn describe(args: &EvalArgs, client: &Client) -> Result<NewEvaluation, Fai
     if snapshot.ignored_changes {
         eprintln!("note: uncommitted changes are not evaluated; --dirty includes them");
     }
+    let project = if let Some(name) = &args.project {
+        name.clone()
+    } else {
+        let data_dir = args.output.server.data_dir.clone().map_or_else(default_data_dir, Ok)?;
+        let plain = project_name::for_folder(&snapshot.name, &snapshot.flake_dir);
+        folders::project_of(&data_dir, client.url("").as_str(), plain, &snapshot.top)
+    };
     let bundle = upload(client, &snapshot).await?;
     Ok(NewEvaluation {
-        project: args.project.clone().unwrap_or_else(|| project_name::for_folder(&snapshot.name, &snapshot.flake_dir)),
+        project,
         source: Source::Bundle { bundle },
         commit: Some(snapshot.commit),
         branch: Some(snapshot.branch),

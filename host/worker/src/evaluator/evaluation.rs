@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use harmonia_core::ClaimToken;
 use harmonia_core::api::Source;
-use harmonia_core::project_config::{ParsedConfig, parse_attr_path, print_attr_path};
+use harmonia_core::project_config::{ParsedConfig, directory, parse_attr_path, print_attr_path};
 use harmonia_core::reuse::{self, Traces};
 use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
 use tokio::sync::mpsc;
@@ -61,6 +61,9 @@ pub(super) enum EvaluateError {
     /// The project's file.
     #[error("the project's configuration cannot be used")]
     Config(#[from] ReadConfigError),
+    /// The folder that was sent along.
+    #[error("the folder of the flake {0}")]
+    FlakeDir(String),
     /// The attributes asked for.
     #[error("'{attr}' {problem}")]
     Attr { attr: String, problem: harmonia_core::project_config::ParseAttrPathError },
@@ -168,7 +171,10 @@ pub(super) async fn evaluate(
     if let Some(merged) = &checkout.merged {
         source::bind_to_base(&mut parsed, merged.base_config.as_ref());
     }
-    let ParsedConfig { config, mut warnings } = parsed;
+    let ParsedConfig { mut config, mut warnings } = parsed;
+    if let Some(sent) = &checkout.flake_dir {
+        config.flake_dir = directory(sent.clone()).map_err(EvaluateError::FlakeDir)?;
+    }
     warnings.extend(checkout.warnings.iter().cloned());
     if !warnings.is_empty() {
         db.add_warnings(eval, token, &warnings).await?;

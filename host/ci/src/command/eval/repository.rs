@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use harmonia_core::git::is_commit;
+use harmonia_core::git::{FLAKE_DIR_REF, is_commit};
 use harmonia_worker::git::{GitCommand, GitFailure};
 use tempfile::TempDir;
 
@@ -20,7 +20,9 @@ const BUNDLE_REF: &str = "refs/heads/evaluate";
 
 /// One commit of a local repository, ready to be sent.
 pub(crate) struct Snapshot {
-    /// What the folder of the repository is called.
+    /// The folder of the repository.
+    pub(crate) top: PathBuf,
+    /// What it is called.
     pub(crate) name: String,
     /// Folder of the flake in it; empty: the repository's own.
     pub(crate) flake_dir: String,
@@ -77,11 +79,12 @@ pub(crate) async fn snapshot(path: &Path, dirty: bool) -> Result<Snapshot, Failu
     let prefix = line(GitCommand::user(&start, "rev-parse").args(["rev-parse", "--show-prefix"])).await;
     let prefix = prefix.map_err(|failure| failed(&failure))?;
     let flake_dir = clone.flake_dir(&commit, &prefix.to_string_lossy()).await?;
-    let bundle = clone.bundle(&commit).await?;
+    let bundle = clone.bundle(&commit, &flake_dir).await?;
     let title = clone.text("log", &["log", "-1", "--no-show-signature", "--format=%s", &head]).await?;
     let author = clone.text("log", &["log", "-1", "--no-show-signature", "--format=%an", &head]).await?;
     let name = top.file_name().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
     Ok(Snapshot {
+        top: top.clone(),
         name,
         flake_dir,
         dirty: commit != head,
@@ -182,19 +185,27 @@ impl<'a> Clone<'a> {
         Ok(folder.to_owned())
     }
 
-    /// Everything that the commit reaches, as a bundle: gitformat-bundle(5), a header and a pack.
-    async fn bundle(&self, commit: &str) -> Result<PathBuf, Failure> {
+    /// Everything that the commit reaches, and where the flake is that is meant, as a bundle: gitformat-bundle(5), a header and
+    /// a pack.
+    async fn bundle(&self, commit: &str, flake_dir: &str) -> Result<PathBuf, Failure> {
         let path = self.folder.join("commit.bundle");
         let write = |error: std::io::Error| Failure::failed(format!("could not write {}: {error}", path.display()));
         let header = match commit.len() {
             64 => "# v3 git bundle\n@object-format=sha256\n",
             _ => "# v2 git bundle\n",
         };
+        let mut tips = format!("{commit} {BUNDLE_REF}\n");
+        let mut wanted = format!("{commit}\n");
+        if !flake_dir.is_empty() {
+            let command = self.git("hash-object").args(["hash-object", "-w", "--stdin"]);
+            let text = command.input(flake_dir.as_bytes().to_vec()).text().await.map_err(|failure| failed(&failure))?;
+            tips.extend([text.trim(), " ", FLAKE_DIR_REF, "\n"]);
+            wanted.push_str(&text);
+        }
         let mut file = std::fs::File::create(&path).map_err(write)?;
-        file.write_all(format!("{header}{commit} {BUNDLE_REF}\n\n").as_bytes()).map_err(write)?;
+        file.write_all(format!("{header}{tips}\n").as_bytes()).map_err(write)?;
         let pack = ["pack-objects", "--revs", "--stdout", "--quiet", "--delta-base-offset"];
-        let packed =
-            self.git("pack-objects").args(pack).input(format!("{commit}\n").into_bytes()).into_file(file).await;
+        let packed = self.git("pack-objects").args(pack).input(wanted.into_bytes()).into_file(file).await;
         if let Err(failure) = packed {
             return Err(match failure {
                 GitFailure::Failed { message, .. } if self.is_partial().await => {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harmonia_core::forge::CloneCredential;
-use harmonia_core::git::{self, FETCHED_SCHEMES, RefNameFlaw, UrlFlaw};
+use harmonia_core::git::{self, FETCHED_SCHEMES, FLAKE_DIR_REF, RefNameFlaw, UrlFlaw};
 use harmonia_core::project_config::Dialect;
 use harmonia_core::without_credentials;
 use tempfile::TempDir;
@@ -116,6 +116,8 @@ pub(crate) struct Checkout {
     pub(crate) committed_at_s: u64,
     /// What is missing in it.
     pub(crate) warnings: Vec<String>,
+    /// Folder of the flake, when whoever sent the commit says so.
+    pub(crate) flake_dir: Option<String>,
 }
 
 /// Why there is no checkout.
@@ -221,7 +223,8 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
             };
             git.make_bare(wanted.commit).await?;
             let commit = git.fetch_bundle(bundle, wanted.commit, wanted.branch).await?;
-            git.check_out_all(sources, commit, None, wanted, None).await
+            let checkout = git.check_out_all(sources, commit, None, wanted, None).await?;
+            Ok(Checkout { flake_dir: git.sent_flake_dir().await, ..checkout })
         }
         Origin::Url(url) => {
             let parsed = check_url(url, sources.allow_file_urls)?;
@@ -308,6 +311,12 @@ impl Git<'_> {
         self.resolve(&wanted).await.ok_or_else(|| no_commit(commit, branch))
     }
 
+    /// The folder that the sender of a bundle means.
+    async fn sent_flake_dir(&self) -> Option<String> {
+        let text = FLAKE_DIR_REF.replacen("refs/", "refs/bundle/", 1);
+        self.run("cat-file", ["cat-file", "blob", &text]).await.ok()
+    }
+
     /// A commit by its hash, or else out of the ref `from`.
     async fn fetch_url(&self, url: &str, commit: Option<&str>, from: &str, branch: &str) -> Result<String, GitError> {
         if let Some(commit) = commit {
@@ -381,7 +390,7 @@ impl Git<'_> {
             .await
             .map_err(|error| failed(std::io::Error::other(error)))?
             .map_err(failed)?;
-        Ok(Checkout { dir, commit, merged, tree_hash, title, author, committed_at_s, warnings })
+        Ok(Checkout { dir, commit, merged, tree_hash, title, author, committed_at_s, warnings, flake_dir: None })
     }
 
     /// The files of a commit of this repository.

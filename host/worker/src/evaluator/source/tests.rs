@@ -137,6 +137,15 @@ async fn a_commit_comes_from_a_bundle() {
     let checked_out =
         checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect("checks out");
     assert_eq!(std::fs::read_to_string(checked_out.dir.path().join("a")).expect("file"), "bundled");
+    assert_eq!(checked_out.flake_dir, None);
+    // The folder of the flake may come along.
+    std::fs::write(dir.join("where"), "sub/flake").expect("file");
+    let text = world.git("repo", &["hash-object", "-w", "where"]);
+    let sent = harmonia_core::git::FLAKE_DIR_REF;
+    world.git("repo", &["update-ref", sent, &text]);
+    world.git("repo", &["bundle", "create", "--quiet", bundle.to_str().expect("text"), "HEAD", sent]);
+    let found = checkout(&world.sources(false), &origin, &wanted(Some(&commit), "main")).await.expect("checks out");
+    assert_eq!((found.commit, found.flake_dir.as_deref()), (commit.clone(), Some("sub/flake")));
     let other = "0".repeat(40);
     let error = checkout(&world.sources(false), &origin, &wanted(Some(&other), "main")).await.expect_err("not there");
     assert!(matches!(error, GitError::NoCommit { .. }), "{error}");

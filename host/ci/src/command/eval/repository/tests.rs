@@ -160,6 +160,8 @@ async fn a_folder_means_the_nearest_flake_around_it() {
     {
         let found = snap(&world, path, false).await;
         assert_eq!((found.name.as_str(), found.flake_dir.as_str()), ("repo", flake_dir), "{path}");
+        let bundled = world.git(".", &["bundle", "list-heads", found.bundle.to_str().expect("text")]);
+        assert_eq!(bundled.contains(FLAKE_DIR_REF), !flake_dir.is_empty(), "{bundled}");
     }
     // One that is not committed is there in a dirty tree only.
     world.write("repo/sub/flake/deep/flake.nix", "{ }");
