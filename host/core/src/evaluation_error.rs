@@ -114,7 +114,8 @@ mod tests {
         );
         let folded = message_first(FOLDED);
         assert!(
-            folded.starts_with("error: derivation 'badname' does not have valid outputs: invalid derivation name: name"),
+            folded
+                .starts_with("error: derivation 'badname' does not have valid outputs: invalid derivation name: name"),
             "{folded}"
         );
         assert!(folded.ends_with("|                 ^") && folded.contains("(stack trace truncated"), "{folded}");

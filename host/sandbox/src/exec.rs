@@ -67,12 +67,7 @@ pub fn exec(spec: &SandboxSpec) -> Result<Infallible, SandboxError> {
     }
 }
 
-fn monitor(
-    init: Pid,
-    go: OwnedFd,
-    report: OwnedFd,
-    usage_file: Option<File>,
-) -> Result<Infallible, SandboxError> {
+fn monitor(init: Pid, go: OwnedFd, report: OwnedFd, usage_file: Option<File>) -> Result<Infallible, SandboxError> {
     step(|| "start init".to_owned(), File::from(go).write_all(b"g"))?;
     wait_for_report_or_orphanage(init, report.as_fd());
     let mut message = Vec::new();

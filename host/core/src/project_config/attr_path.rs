@@ -1,5 +1,7 @@
 //! Attribute paths as text: parts joined by dots, a part that needs it in double quotes.
 
+use std::fmt::Write as _;
+
 use sha2::{Digest as _, Sha256};
 
 use crate::limits::ATTR_BYTES_MAX;
@@ -105,8 +107,10 @@ impl AttrName {
         if text.len() <= ATTR_BYTES_MAX {
             return Self { text, too_long_bytes: None };
         }
-        let hash: String =
-            Sha256::digest(&text).iter().take(CUT_HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        let mut hash = String::new();
+        for byte in Sha256::digest(&text).iter().take(CUT_HASH_BYTES) {
+            let _ = write!(hash, "{byte:02x}");
+        }
         let end = text.floor_char_boundary(ATTR_BYTES_MAX - hash.len() - '…'.len_utf8());
         Self { text: format!("{}…{hash}", &text[..end]), too_long_bytes: Some(text.len()) }
     }

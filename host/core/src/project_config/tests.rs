@@ -110,11 +110,7 @@ fn the_file_of_buildbot_nix_is_understood() {
     .expect("parses");
     assert_eq!(
         parsed.config,
-        ProjectConfig {
-            attrs: vec![vec!["packages".to_owned()]],
-            attrs_are_named: true,
-            ..ProjectConfig::default()
-        }
+        ProjectConfig { attrs: vec![vec!["packages".to_owned()]], attrs_are_named: true, ..ProjectConfig::default() }
     );
     assert_eq!(parsed.warnings.len(), 3);
     assert!(parsed.warnings.iter().any(|warning| warning.contains("did you mean 'flake_dir'?")));

@@ -224,7 +224,10 @@ fn options_of_a_wrong_type_are_named() {
         (r#"{"requiredSystemFeatures":null}"#, list),
         (r#"{"preferLocalBuild":"1"}"#, "its attribute preferLocalBuild must be true or false"),
         (r#"{"allowSubstitutes":1}"#, "its attribute allowSubstitutes must be true or false"),
-        (&format!(r#"{{"allowSubstitutes":{}{}}}"#, "[".repeat(1_000), "]".repeat(1_000)), "its attribute allowSubstitutes must be true or false"),
+        (
+            &format!(r#"{{"allowSubstitutes":{}{}}}"#, "[".repeat(1_000), "]".repeat(1_000)),
+            "its attribute allowSubstitutes must be true or false",
+        ),
     ] {
         derivation.env.insert("__json".into(), json.into());
         assert_eq!(derivation.options().expect_err(json).to_string(), expected, "{json:.60}");
