@@ -9,6 +9,7 @@ pub mod api;
 pub mod branches;
 pub mod clock;
 mod error_chain;
+pub mod evaluation_error;
 pub mod forge;
 pub mod frontend_api;
 pub mod git;

@@ -14,7 +14,7 @@ use toml::Value;
 
 use crate::limits::ATTR_BYTES_MAX;
 
-pub use attr_path::{ParseAttrPathError, parse_attr_path, print_attr_path};
+pub use attr_path::{AttrName, ParseAttrPathError, parse_attr_path, print_attr_path};
 pub use text::{nearest_name, parse_duration};
 
 /// Name of our own file, at the root of the repository.
@@ -39,6 +39,8 @@ const COMPAT_KEYS_IGNORED: [&str; 3] = ["effects_on_pull_requests", "effects_bra
 pub struct ProjectConfig {
     /// Flake output prefixes to build, as attribute paths.
     pub attrs: Vec<Vec<String>>,
+    /// The file names them, so that each must be there; otherwise they are the default.
+    pub attrs_are_named: bool,
     /// How long evaluations are kept.
     pub retention: Option<Duration>,
     /// Whether evaluating may build.
@@ -61,6 +63,7 @@ impl Default for ProjectConfig {
     fn default() -> Self {
         Self {
             attrs: vec![vec!["checks".to_owned()]],
+            attrs_are_named: false,
             retention: None,
             allow_ifd: true,
             eval_timeout: None,
@@ -152,7 +155,10 @@ pub fn parse(dialect: Dialect, bytes: &[u8]) -> Result<ParsedConfig, ProjectConf
 fn apply(parsed: &mut ParsedConfig, key: &str, value: Value) -> Result<(), String> {
     let config = &mut parsed.config;
     match key {
-        "attrs" => config.attrs = attr_paths(strings(value)?)?,
+        "attrs" => {
+            config.attrs = attr_paths(strings(value)?)?;
+            config.attrs_are_named = true;
+        }
         "retention" => config.retention = Some(duration(value, RETENTION_MAX)?),
         "allow-ifd" => config.allow_ifd = boolean(&value)?,
         "eval-timeout" => config.eval_timeout = Some(duration(value, EVAL_TIMEOUT_MAX)?),
@@ -168,7 +174,10 @@ fn apply(parsed: &mut ParsedConfig, key: &str, value: Value) -> Result<(), Strin
 
 fn apply_compat(parsed: &mut ParsedConfig, key: &str, value: Value) -> Result<(), String> {
     match key {
-        "attribute" => parsed.config.attrs = attr_paths(vec![string(value)?])?,
+        "attribute" => {
+            parsed.config.attrs = attr_paths(vec![string(value)?])?;
+            parsed.config.attrs_are_named = true;
+        }
         "flake_dir" => parsed.config.flake_dir = directory(string(value)?)?,
         "lock_file" => {
             let lock_file = string(value)?;

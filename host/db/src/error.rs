@@ -140,6 +140,21 @@ impl DbError {
     }
 }
 
+impl DbError {
+    /// Whether the values are refused: the same call with others may succeed, and with these it never will.
+    pub fn refuses_values(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Query { source, .. } => {
+                let code = source.as_database_error().and_then(DatabaseError::code);
+                // Data exceptions, constraints, limits of the program (such as the size of a key).
+                code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Whether the statement lost against a concurrent one (deadlock, serialization failure, lock timeout) and had no effect.
 pub(crate) fn lost_to_another_transaction(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);

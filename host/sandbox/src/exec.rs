@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::PipeFlags;
@@ -46,6 +47,11 @@ pub fn exec(spec: &SandboxSpec) -> Result<Infallible, SandboxError> {
         return Err(SandboxError::Threads);
     }
     let was_root = rustix::process::geteuid().is_root();
+    // Before this process sees another file system.
+    let usage_file = match &spec.usage_file {
+        None => None,
+        Some(path) => Some(step(|| format!("open {}", path.display()), File::options().write(true).open(path))?),
+    };
     let (go_read, go_write) = pipe()?;
     let (report_read, report_write) = pipe()?;
     namespaces::enter(spec.user, spec.network)?;
@@ -56,17 +62,22 @@ pub fn exec(spec: &SandboxSpec) -> Result<Infallible, SandboxError> {
         }
         Some(init) => {
             drop((go_read, report_write));
-            monitor(init, go_write, report_read)
+            monitor(init, go_write, report_read, usage_file)
         }
     }
 }
 
-fn monitor(init: Pid, go: OwnedFd, report: OwnedFd) -> Result<Infallible, SandboxError> {
+fn monitor(init: Pid, go: OwnedFd, report: OwnedFd, usage_file: Option<File>) -> Result<Infallible, SandboxError> {
     step(|| "start init".to_owned(), File::from(go).write_all(b"g"))?;
     wait_for_report_or_orphanage(init, report.as_fd());
     let mut message = Vec::new();
     step(|| "hear from init".to_owned(), File::from(report).take(64 << 10).read_to_end(&mut message))?;
+    // Of init and, through it, of everything that it reaped.
     let waited = step(|| "wait for init".to_owned(), rustix::process::waitpid(Some(init), WaitOptions::empty()))?;
+    if let Some(mut file) = usage_file {
+        // Whoever finds nothing in it knows nothing; that is no reason to lose how the program ended.
+        drop(write!(file, "{}", peak_of_children_bytes()));
+    }
     match message.split_first() {
         Some((&REPORT_FAILED, text)) => Err(SandboxError::Inside(String::from_utf8_lossy(text).into_owned())),
         Some((&REPORT_ENDED, status)) if status.len() == 8 => {
@@ -79,6 +90,23 @@ fn monitor(init: Pid, go: OwnedFd, report: OwnedFd) -> Result<Infallible, Sandbo
             end_as(-1, status.and_then(WaitStatus::terminating_signal).unwrap_or(libc::SIGKILL))
         }
     }
+}
+
+/// The largest resident set of any descendant that ended, in bytes.
+fn peak_of_children_bytes() -> u64 {
+    // SAFETY: all of its fields are integers, for which zero is a value.
+    #[expect(unsafe_code, reason = "no safe form exists")]
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a whole `rusage` that lives until the call has returned.
+    #[expect(unsafe_code, reason = "no safe form exists")]
+    let outcome = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    if outcome == 0 { u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10 } else { 0 }
+}
+
+/// The memory that the program of a sandbox used at most, in bytes, as its `usage_file` says; `None` when it does not.
+pub fn read_usage(usage_file: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(usage_file).ok()?;
+    text.parse().ok().filter(|bytes| *bytes > 0)
 }
 
 /// Returns when init has something to say, or was killed because nobody listens to us any more: the caller holds the

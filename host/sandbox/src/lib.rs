@@ -22,5 +22,5 @@ mod walls;
 
 pub use abilities::{Abilities, abilities};
 pub use error::SandboxError;
-pub use exec::{SETUP_FAILED_EXIT_CODE, exec, helper_main};
+pub use exec::{SETUP_FAILED_EXIT_CODE, exec, helper_main, read_usage};
 pub use spec::{Bind, Limits, PrivateDirectory, SandboxSpec, TextFile, User};

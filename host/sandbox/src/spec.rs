@@ -45,6 +45,10 @@ pub struct SandboxSpec {
     /// Resource limits.
     #[serde(default)]
     pub limits: Limits,
+    /// A file on the host that tells, once the program has ended, how much memory it used ([`crate::read_usage`]). The
+    /// program cannot reach it.
+    #[serde(default)]
+    pub usage_file: Option<PathBuf>,
     /// Who it is.
     pub user: User,
 }

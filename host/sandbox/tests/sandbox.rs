@@ -239,3 +239,24 @@ fn the_walls_of_this_kernel_are_known() {
     let status = ok(&shell("grep '^Seccomp:' /proc/self/status"));
     assert_eq!(abilities.seccomp, status.contains('2'));
 }
+
+#[test]
+fn how_much_memory_it_used_is_told_by_the_kernel() {
+    let dir = tempfile::tempdir().expect("directory");
+    let used = |script: &str| {
+        let file = dir.path().join("usage");
+        std::fs::write(&file, "").expect("file");
+        let output = run(&SandboxSpec { usage_file: Some(file.clone()), ..shell(script) });
+        (output.status, harmonia_sandbox::read_usage(&file))
+    };
+    let (status, little) = used("exit 7");
+    assert_eq!(status.code(), Some(7));
+    let (status, much) = used("dd if=/dev/zero of=/dev/null bs=150M count=1 2>/dev/null; kill -9 $$");
+    assert_eq!(status.signal(), Some(9), "also of what was killed");
+    let (little, much) = (little.expect("told"), much.expect("told"));
+    assert!(little < 100 << 20 && (150 << 20..250 << 20).contains(&much), "{little}, {much}");
+    // What the program prints is no evidence, and the file is out of its reach.
+    let file = dir.path().join("usage");
+    let (_, printed) = used(&format!("echo 999999999999; echo 999999999999 > {}; exit 0", file.display()));
+    assert!(printed.expect("told") < 100 << 20);
+}

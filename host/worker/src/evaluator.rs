@@ -63,6 +63,21 @@ pub enum EngineChoice {
     NixEvalJobs(PathBuf),
 }
 
+/// How much one attribute may need; more is its error.
+#[derive(Debug, Clone, Copy)]
+pub struct AttributeBounds {
+    /// Derivations below it that are not built yet.
+    pub derivations_max: usize,
+    /// One source, as a NAR, in bytes.
+    pub source_bytes_max: u64,
+}
+
+impl Default for AttributeBounds {
+    fn default() -> Self {
+        Self { derivations_max: 1_000_000, source_bytes_max: 4 << 30 }
+    }
+}
+
 /// What an evaluator needs to know.
 #[derive(Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent setting of the operator")]
@@ -114,6 +129,8 @@ pub struct EvaluatorOptions {
     pub silent_after: Duration,
     /// How long an evaluation waits for a forge, a frontend or a signer that is away.
     pub waits: WaitPolicy,
+    /// What one attribute may need.
+    pub bounds: AttributeBounds,
 }
 
 /// Why the evaluator cannot start, or stopped by itself.

@@ -12,7 +12,7 @@ use harmonia_db::{Db, DbOptions};
 use harmonia_nix::{PublicKey, SecretKey};
 use harmonia_worker::binary_cache::BinaryCache;
 use harmonia_worker::builder::BuilderOptions;
-use harmonia_worker::evaluator::{self, EvaluatorOptions, MirrorLimits};
+use harmonia_worker::evaluator::{self, AttributeBounds, EvaluatorOptions, MirrorLimits};
 use harmonia_worker::signer_client::SignerClient;
 use url::Url;
 
@@ -289,6 +289,7 @@ impl Parts {
             substituters: self.substituters.clone(),
             silent_after: config.intervals.node_dead_after.0,
             waits: WaitPolicy { total_max: config.eval.wait_max.0, ..WaitPolicy::default() },
+            bounds: AttributeBounds::default(),
         })
     }
 }

@@ -1,5 +1,9 @@
 //! Attribute paths as text: parts joined by dots, a part that needs it in double quotes.
 
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
 use crate::limits::ATTR_BYTES_MAX;
 
 /// Most parts of one path.
@@ -84,9 +88,56 @@ pub fn print_attr_path<S: AsRef<str>>(parts: &[S]) -> String {
     text
 }
 
+/// Bytes of a hash that tell names apart that are cut.
+const CUT_HASH_BYTES: usize = 8;
+
+/// The text under which an attribute is kept, never longer than [`ATTR_BYTES_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttrName {
+    /// The path as text; of one that is too long its beginning, with a hash of the whole.
+    pub text: String,
+    /// The length in bytes of a path that is too long.
+    pub too_long_bytes: Option<usize>,
+}
+
+impl AttrName {
+    /// The name of the attribute at this path.
+    pub fn of<S: AsRef<str>>(parts: &[S]) -> Self {
+        let text = print_attr_path(parts);
+        if text.len() <= ATTR_BYTES_MAX {
+            return Self { text, too_long_bytes: None };
+        }
+        let mut hash = String::new();
+        for byte in Sha256::digest(&text).iter().take(CUT_HASH_BYTES) {
+            let _ = write!(hash, "{byte:02x}");
+        }
+        let end = text.floor_char_boundary(ATTR_BYTES_MAX - hash.len() - '…'.len_utf8());
+        Self { text: format!("{}…{hash}", &text[..end]), too_long_bytes: Some(text.len()) }
+    }
+
+    /// What is wrong with a path that is too long.
+    pub fn problem(&self) -> Option<String> {
+        self.too_long_bytes.map(|bytes| {
+            format!("the path of this attribute has {bytes} bytes, at most {ATTR_BYTES_MAX} are allowed: give it a shorter name")
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_are_too_long_are_cut_and_stay_different() {
+        let fits = AttrName::of(&["checks", &"a".repeat(ATTR_BYTES_MAX - 7)]);
+        assert_eq!((fits.text.len(), fits.too_long_bytes, fits.problem()), (ATTR_BYTES_MAX, None, None));
+        let long = |last: &str| AttrName::of(&["checks", &format!("{}{last}", "ü名".repeat(500))]);
+        let (one, other) = (long("1"), long("2"));
+        assert_ne!(one.text, other.text);
+        assert!(one.text.len() <= ATTR_BYTES_MAX && one.text.starts_with("checks.ü名ü"), "{}", one.text);
+        assert_eq!(one.too_long_bytes, Some(2_508));
+        assert!(one.problem().expect("too long").contains("2508 bytes, at most 1024"));
+    }
 
     #[test]
     fn paths_survive_their_text() {

@@ -39,6 +39,7 @@ allow-empty = true
                 vec!["checks".to_owned()],
                 vec!["packages".to_owned(), "x86_64-linux".to_owned(), "a.b".to_owned()]
             ],
+            attrs_are_named: true,
             retention: Some(Duration::from_hours(30 * 24)),
             allow_ifd: false,
             eval_timeout: Some(Duration::from_secs(90)),
@@ -107,7 +108,10 @@ fn the_file_of_buildbot_nix_is_understood() {
         b"attribute = \"packages\"\nflake_dir = \".\"\nlock_file = \"other.lock\"\nflake_dirs = 1\neffects_branches = []\n",
     )
     .expect("parses");
-    assert_eq!(parsed.config, ProjectConfig { attrs: vec![vec!["packages".to_owned()]], ..ProjectConfig::default() });
+    assert_eq!(
+        parsed.config,
+        ProjectConfig { attrs: vec![vec!["packages".to_owned()]], attrs_are_named: true, ..ProjectConfig::default() }
+    );
     assert_eq!(parsed.warnings.len(), 3);
     assert!(parsed.warnings.iter().any(|warning| warning.contains("did you mean 'flake_dir'?")));
     assert!(parsed.warnings.iter().any(|warning| warning.contains("other.lock")));

@@ -1,6 +1,7 @@
 //! Remarks at lines of the repository's files, found in evaluation errors. Start at [`of_error`].
 
 use crate::api::AttrState;
+use crate::evaluation_error::message_first;
 use crate::forge::{Annotation, AnnotationLevel};
 
 use super::AttrReport;
@@ -39,14 +40,11 @@ pub(super) fn of_attributes<'a>(
     annotations
 }
 
-/// The first place behind the last `error:` with a message, or else the last one named at all: what is deepest.
+/// The first place of the repository behind the message: what is deepest.
 fn position(error: &str, source_path: &str) -> Option<(String, u32)> {
     let start = format!("{}/", source_path.trim_end_matches('/'));
-    let places: Vec<(usize, (String, u32))> =
-        error.match_indices(&start).filter_map(|(at, _)| Some((at, place(&error[at + start.len()..])?))).collect();
-    let last_error = error.rfind("error: ").unwrap_or(0);
-    let behind = places.iter().find(|(at, _)| *at >= last_error).or(places.last());
-    behind.map(|(_, place)| place.clone())
+    let error = message_first(error);
+    error.match_indices(&start).find_map(|(at, _)| place(&error[at + start.len()..]))
 }
 
 /// Reads `FILE:LINE` at the start of a text.

@@ -1,6 +1,7 @@
 //! One line for people, short enough for every forge. Start at [`line`].
 
 use crate::api::AttrState;
+use crate::evaluation_error::message_line;
 use crate::state::FailureKind;
 
 use super::{AttrReport, EvaluationReport};
@@ -65,24 +66,11 @@ pub(super) fn attributes(count: u64) -> String {
     if count == 1 { "1 attribute".to_owned() } else { format!("{count} attributes") }
 }
 
-/// The sentence of an evaluation error that says what is wrong: behind the last `error:`, since what is above it is how
-/// the evaluator came there.
+/// The sentence of an evaluation error that says what is wrong.
 pub(super) fn headline(error: &str) -> String {
-    let mut lines = error.lines().map(str::trim).filter(|line| !line.is_empty());
-    let mut found: Option<String> = None;
-    let mut first = None;
-    while let Some(line) = lines.next() {
-        first = first.or(Some(line));
-        if let Some(rest) = line.strip_prefix("error:") {
-            let rest = rest.trim();
-            // Some versions put the text on the next line, or begin a trace there.
-            let text = if rest.is_empty() { lines.next().unwrap_or_default() } else { rest };
-            if !text.is_empty() && !text.starts_with('…') {
-                found = Some(text.to_owned());
-            }
-        }
-    }
-    found.or_else(|| first.map(str::to_owned)).unwrap_or_else(|| "no message".to_owned())
+    let line = message_line(error);
+    let text = line.strip_prefix("error:").unwrap_or(&line).trim();
+    if text.is_empty() { "no message".to_owned() } else { text.to_owned() }
 }
 
 /// Why an attribute is not built, in a few words.
@@ -163,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headline_is_behind_the_last_error() {
+    fn the_headline_is_the_message() {
         for (error, expected) in [
             ("error: attribute 'x' missing\n\n       at /nix/store/a-source/flake.nix:3:5:", "attribute 'x' missing"),
             ("error:\n       … while calling 'f'\n\n       error: boom\n       at x:1:1:", "boom"),

@@ -41,8 +41,8 @@ pub enum AtermProblem {
     #[error("a derivation has at most {TEXT_BYTES_MAX} bytes")]
     TooLarge,
     /// A list is longer than its bound.
-    #[error("more than {0} entries in one list")]
-    TooMany(usize),
+    #[error("more than {0} {1}")]
+    TooMany(usize, &'static str),
     /// A derivation that depends on outputs of derivations which do not exist yet.
     #[error("dynamic derivations ('DrvWithVersion', an experiment of later Nix versions) are not supported")]
     Dynamic,
@@ -93,7 +93,7 @@ impl Derivation {
         }
         cursor.expect("Derive(")?;
         let mut outputs = BTreeMap::new();
-        cursor.list(OUTPUTS_MAX, |cursor| {
+        cursor.list(OUTPUTS_MAX, "outputs", |cursor| {
             cursor.expect("(")?;
             let start = cursor.offset;
             let name = cursor.output_name()?;
@@ -106,7 +106,7 @@ impl Derivation {
         })?;
         cursor.expect(",")?;
         let mut input_drvs = BTreeMap::new();
-        cursor.list(INPUT_DRVS_MAX, |cursor| {
+        cursor.list(INPUT_DRVS_MAX, "input derivations", |cursor| {
             cursor.expect("(")?;
             let start = cursor.offset;
             let path = cursor.store_path()?;
@@ -115,7 +115,7 @@ impl Derivation {
             }
             cursor.expect(",")?;
             let mut output_names = BTreeSet::new();
-            cursor.list(OUTPUTS_MAX, |cursor| {
+            cursor.list(OUTPUTS_MAX, "outputs", |cursor| {
                 let start = cursor.offset;
                 let name = cursor.output_name()?;
                 add_next(&mut output_names, name, start)
@@ -125,7 +125,7 @@ impl Derivation {
         })?;
         cursor.expect(",")?;
         let mut input_srcs = BTreeSet::new();
-        cursor.list(INPUT_SRCS_MAX, |cursor| {
+        cursor.list(INPUT_SRCS_MAX, "input sources", |cursor| {
             let start = cursor.offset;
             let path = cursor.store_path()?;
             add_next(&mut input_srcs, path, start)
@@ -140,13 +140,13 @@ impl Derivation {
         let builder = cursor.string()?;
         cursor.expect(",")?;
         let mut args = Vec::new();
-        cursor.list(ARGS_MAX, |cursor| {
+        cursor.list(ARGS_MAX, "arguments", |cursor| {
             args.push(cursor.string()?);
             Ok(())
         })?;
         cursor.expect(",")?;
         let mut env = BTreeMap::new();
-        cursor.list(ENV_MAX, |cursor| {
+        cursor.list(ENV_MAX, "environment variables", |cursor| {
             cursor.expect("(")?;
             let start = cursor.offset;
             let key = cursor.string()?;
@@ -305,6 +305,7 @@ impl Cursor<'_> {
     fn list(
         &mut self,
         count_max: usize,
+        what: &'static str,
         mut item: impl FnMut(&mut Self) -> Result<(), ParseDerivationError>,
     ) -> Result<(), ParseDerivationError> {
         self.expect("[")?;
@@ -314,7 +315,7 @@ impl Cursor<'_> {
                 self.expect(",")?;
             }
             if count == count_max {
-                return Err(self.problem(AtermProblem::TooMany(count_max)));
+                return Err(self.problem(AtermProblem::TooMany(count_max, what)));
             }
             item(self)?;
             count += 1;

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use bstr::{BStr, ByteSlice as _};
+use serde_json::value::RawValue;
 
 use super::Derivation;
 
@@ -24,51 +25,76 @@ pub struct DerivationOptions {
 /// Why the attributes cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DerivationOptionsError {
-    /// `__json` is no JSON object, or an attribute in it has another type than it must have.
-    #[error("the derivation's __json is not valid")]
+    /// `__json` is no JSON object.
+    #[error("its __json is no JSON object")]
     Json(#[source] serde_json::Error),
+    /// An attribute has another type than it must have; Nix refuses to build that, too.
+    #[error("its attribute {attribute} must be {expected}")]
+    Type {
+        /// Name of the attribute.
+        attribute: &'static str,
+        /// What would be right.
+        expected: &'static str,
+    },
     /// The names of features are not UTF-8.
-    #[error("requiredSystemFeatures of the derivation is not UTF-8")]
+    #[error("its attribute requiredSystemFeatures is not UTF-8")]
     NotUtf8,
 }
 
-/// The attributes that we need of `__json`. serde_json bounds the depth of all others.
+/// The attributes that we need of `__json`. Others may be anything, of any depth: they are skipped without recursion.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct StructuredAttrs {
-    #[serde(default)]
-    required_system_features: BTreeSet<String>,
-    #[serde(default)]
-    prefer_local_build: bool,
-    #[serde(default = "yes")]
-    allow_substitutes: bool,
+struct StructuredAttrs<'a> {
+    #[serde(borrow, default, deserialize_with = "also_null")]
+    required_system_features: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "also_null")]
+    prefer_local_build: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "also_null")]
+    allow_substitutes: Option<&'a RawValue>,
 }
 
-impl StructuredAttrs {
-    fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
+impl<'a> StructuredAttrs<'a> {
+    fn parse(json: &'a [u8]) -> Result<Self, serde_json::Error> {
         // serde would also fill the fields from an array, in their order.
         if json.trim_ascii_start().first() == Some(&b'[') {
             return Err(serde::de::Error::custom("expected an object, found an array"));
         }
         serde_json::from_slice(json)
     }
+
+    fn options(&self) -> Result<DerivationOptions, DerivationOptionsError> {
+        let features = value(self.required_system_features, "requiredSystemFeatures", "a list of strings")?;
+        let prefer_local_build = value(self.prefer_local_build, "preferLocalBuild", "true or false")?;
+        let allow_substitutes = value(self.allow_substitutes, "allowSubstitutes", "true or false")?;
+        Ok(DerivationOptions {
+            required_system_features: features.unwrap_or_default(),
+            prefer_local_build: prefer_local_build.unwrap_or(false),
+            allow_substitutes: allow_substitutes.unwrap_or(true),
+            has_structured_attrs: true,
+        })
+    }
 }
 
-fn yes() -> bool {
-    true
+/// What is null is there, and of a wrong type.
+fn also_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    serde::Deserialize::deserialize(deserializer).map(Some)
+}
+
+fn value<'a, T: serde::Deserialize<'a>>(
+    raw: Option<&'a RawValue>,
+    attribute: &'static str,
+    expected: &'static str,
+) -> Result<Option<T>, DerivationOptionsError> {
+    raw.map(|raw| serde_json::from_str(raw.get()))
+        .transpose()
+        .map_err(|_| DerivationOptionsError::Type { attribute, expected })
 }
 
 impl Derivation {
     /// Reads the attributes. Prefer it to the two short forms when more than one is needed.
     pub fn options(&self) -> Result<DerivationOptions, DerivationOptionsError> {
         if let Some(json) = self.variable("__json") {
-            let attrs = StructuredAttrs::parse(json).map_err(DerivationOptionsError::Json)?;
-            return Ok(DerivationOptions {
-                required_system_features: attrs.required_system_features,
-                prefer_local_build: attrs.prefer_local_build,
-                allow_substitutes: attrs.allow_substitutes,
-                has_structured_attrs: true,
-            });
+            return StructuredAttrs::parse(json).map_err(DerivationOptionsError::Json)?.options();
         }
         let features = self.variable("requiredSystemFeatures").unwrap_or_default();
         let features = features.to_str().map_err(|_| DerivationOptionsError::NotUtf8)?;

@@ -204,9 +204,33 @@ fn options_from_the_environment() {
     assert_eq!(derivation.required_system_features().expect("valid"), BTreeSet::from(["nixos-test".to_owned()]));
     let options = derivation.options().expect("valid");
     assert!(options.prefer_local_build && options.allow_substitutes && options.has_structured_attrs);
-    for json in ["", "[]", r#"{"preferLocalBuild":"1"}"#, &format!("{{\"x\":{}", "[".repeat(100_000))] {
+    for json in ["", "[]", "5", &format!("{{\"x\":{}", "[".repeat(100_000))] {
         derivation.env.insert("__json".into(), json.into());
         assert!(matches!(derivation.prefer_local(), Err(DerivationOptionsError::Json(_))), "{json:.40}");
+    }
+    // What is not asked for may be as deep as it likes.
+    let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+    derivation.env.insert("__json".into(), format!(r#"{{"deep":{open}{close},"preferLocalBuild":true}}"#).into());
+    assert!(derivation.prefer_local().expect("valid"));
+}
+
+#[test]
+fn options_of_a_wrong_type_are_named() {
+    let mut derivation = example();
+    let list = "its attribute requiredSystemFeatures must be a list of strings";
+    for (json, expected) in [
+        (r#"{"requiredSystemFeatures":"kvm"}"#, list),
+        (r#"{"requiredSystemFeatures":["kvm",1]}"#, list),
+        (r#"{"requiredSystemFeatures":null}"#, list),
+        (r#"{"preferLocalBuild":"1"}"#, "its attribute preferLocalBuild must be true or false"),
+        (r#"{"allowSubstitutes":1}"#, "its attribute allowSubstitutes must be true or false"),
+        (
+            &format!(r#"{{"allowSubstitutes":{}{}}}"#, "[".repeat(1_000), "]".repeat(1_000)),
+            "its attribute allowSubstitutes must be true or false",
+        ),
+    ] {
+        derivation.env.insert("__json".into(), json.into());
+        assert_eq!(derivation.options().expect_err(json).to_string(), expected, "{json:.60}");
     }
 }
 

@@ -3,6 +3,7 @@
 use askama::Template;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use harmonia_core::api::{Attr, AttrState, EvaluationDetail, Verdict};
+use harmonia_core::evaluation_error::message_line;
 use harmonia_core::{EvalId, EvalStatus};
 use serde::Deserialize;
 
@@ -176,40 +177,15 @@ fn urgency(state: AttrState) -> u8 {
     }
 }
 
-/// Nix 2.8 puts the message first, newer ones last, behind an `error:` with nothing after it.
-fn message_of(error: &str) -> String {
-    let says = |line: &str| line.trim().strip_prefix("error:").is_some_and(|rest| !rest.trim().is_empty());
-    let mut lines = error.lines().filter(|line| !line.trim().is_empty());
-    let found = error.lines().rev().find(|line| says(line)).or_else(|| lines.next());
-    found.unwrap_or_default().trim().to_owned()
-}
-
 fn row(attr: Attr, project: &str) -> AttrRow {
     let error = attr.error.map(|error| log_text::clean(&error));
     AttrRow {
         badge: format::attr(attr.state),
         page: attr.job.map(|job| build_path(project, job)),
-        eval_error: error.as_deref().filter(|_| attr.state == AttrState::Error).map(message_of),
+        eval_error: error.as_deref().filter(|_| attr.state == AttrState::Error).map(message_line),
         error,
         attr: attr.attr,
         name: attr.name,
         system: attr.system,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_message_of_an_error_is_found_in_old_and_new_traces() {
-        for (error, message) in [
-            ("error: nope\n\n       … while evaluating 'a'\n\n           92|       };", "error: nope"),
-            ("error:\n       … while evaluating 'a'\n\n       error: nope", "error: nope"),
-            ("\nthe process died\nlater", "the process died"),
-            ("", ""),
-        ] {
-            assert_eq!(message_of(error), message);
-        }
     }
 }

@@ -1,14 +1,20 @@
-//! Running Nix over a flake. Start at [`Engine`]; `engine/nix.rs` drives plain Nix, `engine/eval_jobs.rs` drives
-//! nix-eval-jobs. Both speak the JSON lines of nix-eval-jobs, read by `engine/line.rs`.
+//! Running Nix over a flake. Start at [`Engine`]: names first (`engine/enumerate.rs`), then values: `engine/nix.rs` for
+//! plain Nix, `engine/eval_jobs.rs` for nix-eval-jobs. `engine/expression.rs` is what both are given, `engine/driver.rs`
+//! runs plain Nix process after process.
+//!
+//! Whatever is wrong with an attribute is its own error: an engine ends in an error of its own only when the flake as a
+//! whole cannot be evaluated, or the machine fails.
 
+mod driver;
+mod enumerate;
 mod eval_jobs;
 mod expression;
 mod line;
+mod names;
 mod nix;
 mod output;
 mod process;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -16,8 +22,9 @@ use tokio::sync::mpsc;
 
 use super::source::PinnedFlake;
 
-pub(crate) use line::{EngineLine, LineError, shorten_error};
-pub(crate) use nix::Enumeration;
+pub(crate) use enumerate::Enumeration;
+pub(crate) use line::{EngineLine, Evaluated, shorten_error};
+pub(crate) use names::{Missing, Task};
 pub(crate) use process::Confinement;
 
 /// Most attributes of one evaluation.
@@ -47,8 +54,24 @@ pub(crate) struct Engine {
 /// What a run tells while it goes on.
 #[derive(Debug)]
 pub(crate) enum EngineEvent {
+    /// Names of attributes, before any is evaluated: each gets a line, or is said to be a set or left out.
+    Expected(Vec<Vec<String>>),
     /// An attribute's result or error.
     Line(EngineLine),
+    /// This one is a set: its members get lines.
+    Set {
+        /// The set.
+        path: Vec<String>,
+        /// Its members.
+        members: Vec<Vec<String>>,
+    },
+    /// This one is nothing to build.
+    LeftOut {
+        /// The attribute.
+        path: Vec<String>,
+        /// For the evaluation's page.
+        warning: Option<String>,
+    },
     /// Something the engine printed, for the log.
     Log(String),
     /// Something for the evaluation's page.
@@ -76,12 +99,6 @@ pub(crate) enum EngineError {
     /// It failed before it came to any attribute: the text is its own.
     #[error("{0}")]
     Failed(String),
-    /// It printed something that is no valid line.
-    #[error("the engine printed something that is no valid line")]
-    Line(#[source] LineError),
-    /// More attributes than an evaluation may have.
-    #[error("the flake has more than {ATTRS_MAX} attributes to build: name fewer in 'attrs'")]
-    TooMany,
     /// Whoever listens is gone.
     #[error("the evaluation was given up")]
     GivenUp,
@@ -91,29 +108,29 @@ impl Engine {
     /// The names of all attributes below these prefixes, without evaluating the attributes themselves.
     pub(crate) async fn enumerate(
         &self,
-        prefixes: &[Vec<String>],
+        prefixes: Vec<Task>,
         systems: Option<&[String]>,
         events: &mpsc::Sender<EngineEvent>,
     ) -> Result<Enumeration, EngineError> {
-        nix::enumerate(self, prefixes, systems, events).await
+        enumerate::enumerate(self, prefixes, systems, events).await
     }
 
-    /// Evaluates these attributes, and the sets among them recursively. Every one gets a line or is warned of; returned
-    /// are those that got a line.
+    /// Evaluates these attributes, and the sets among them recursively. Every one gets a line, is said to be a set of
+    /// others, or is left out.
     pub(crate) async fn evaluate(
         &self,
-        attrs: Vec<Vec<String>>,
+        tasks: Vec<Task>,
         events: &mpsc::Sender<EngineEvent>,
-    ) -> Result<BTreeSet<Vec<String>>, EngineError> {
+    ) -> Result<(), EngineError> {
         match &self.nix_eval_jobs {
-            Some(program) => eval_jobs::evaluate(self, program, attrs, events).await,
-            None => nix::evaluate(self, attrs, events).await,
+            Some(program) => eval_jobs::evaluate(self, program, tasks, events).await,
+            None => nix::evaluate(self, tasks, events).await,
         }
     }
 
     /// Whether it runs at all.
     pub(crate) async fn try_out(&self) -> Result<(), EngineError> {
-        nix::try_out(self).await
+        driver::try_out(self).await
     }
 
     fn nix_arguments(&self) -> Vec<OsString> {
@@ -134,7 +151,7 @@ impl Engine {
     }
 }
 
-async fn tell(events: &mpsc::Sender<EngineEvent>, event: EngineEvent) -> Result<(), EngineError> {
+pub(super) async fn tell(events: &mpsc::Sender<EngineEvent>, event: EngineEvent) -> Result<(), EngineError> {
     events.send(event).await.map_err(|_| EngineError::GivenUp)
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::credential::{CredentialError, clone_credential};
-use super::engine::{Engine, EngineError, Enumeration};
+use super::engine::{Engine, EngineError, EngineEvent, EngineLine, Enumeration, Missing, Task, tell};
 use super::insert::{InsertError, Inserter};
 use super::source::{self, AddTreeError, Checkout, GitError, MergeWanted, Origin, ReadConfigError, Wanted};
 use super::traces::TraceSearch;
@@ -123,7 +123,10 @@ impl EvaluateError {
             Self::Insert(InsertError::Upload(UploadError::Signer(error))) if error.is_transient() => {
                 Fate::PutOff { asked: None }
             }
-            Self::Connect(_) => Fate::PutOff { asked: None },
+            // What the daemon refuses is the error of an attribute; anything else is that it is not there any more.
+            Self::Connect(_) | Self::Insert(InsertError::Daemon(_) | InsertError::Upload(UploadError::Daemon(_))) => {
+                Fate::PutOff { asked: None }
+            }
             _ => Fate::Fail,
         }
     }
@@ -202,7 +205,7 @@ pub(super) async fn evaluate(
         )
         .await?;
         let engine = settings.engine(flake, config.allow_ifd);
-        let prefixes = match &claimed.attrs {
+        let prefixes: Vec<Vec<String>> = match &claimed.attrs {
             None => config.attrs.clone(),
             Some(attrs) => attrs
                 .iter()
@@ -215,7 +218,9 @@ pub(super) async fn evaluate(
         let traces = may_be_reused(claimed)
             .then(|| Traces::of(&checkout.commit, checkout.committed_at_s))
             .and_then(|traces| TraceSearch::new(&traces, options.store_root.clone()));
-        let run = Run { settings, claimed, token, engine, prefixes, allow_empty: config.allow_empty, traces };
+        let is_named = config.attrs_are_named || claimed.attrs.is_some();
+        let allow_empty = config.allow_empty;
+        let run = Run { settings, claimed, token, engine, prefixes, is_named, allow_empty, traces };
         run.run(config.systems.clone(), connection).await
     };
     // What the operator allows is for all of it, fetching included; what the tree asks for, for what it can know of.
@@ -286,6 +291,8 @@ struct Run<'a> {
     token: &'a ClaimToken,
     engine: Engine,
     prefixes: Vec<Vec<String>>,
+    /// Somebody named them: each must be there.
+    is_named: bool,
     allow_empty: bool,
     traces: Option<TraceSearch>,
 }
@@ -295,6 +302,7 @@ impl Run<'_> {
         let (db, eval) = (&self.settings.options.db, self.claimed.id);
         let mut warnings = Vec::new();
         let built = db.builder_systems(self.settings.options.silent_after).await?;
+        let named_systems = systems.clone().unwrap_or_default();
         let reuse_key = self.traces.is_some().then(|| reuse::key(&self.settings.engine_id, &built));
         let systems = if systems.is_some() {
             systems
@@ -307,22 +315,34 @@ impl Run<'_> {
         let (events, received) = mpsc::channel(EVENTS_MAX);
         let mut inserter = Inserter::new(self.settings, eval, self.token, connection, self.traces.take());
         let work = async {
-            let names = self.engine.enumerate(&self.prefixes, systems.as_deref(), &events).await?;
-            warnings.extend(remarks(&names, systems.as_deref()));
+            let prefixes = self.prefixes.iter().cloned().map(|path| self.task(path)).collect();
+            let mut names = self.engine.enumerate(prefixes, systems.as_deref(), &events).await?;
+            warnings.extend(left_out(&names, systems.as_deref()));
             if !warnings.is_empty() {
                 db.add_warnings(eval, self.token, &warnings).await?;
             }
-            if names.attrs.is_empty() {
-                self.nothing(&names, systems.as_deref())?;
+            if names.tasks.is_empty() && names.refused.is_empty() {
+                self.nothing(&mut names, systems.as_deref())?;
             }
-            let done = self.engine.evaluate(names.attrs, &events).await?;
+            let mut lines = std::mem::take(&mut names.refused);
+            lines.append(&mut names.failed);
+            if self.is_named {
+                lines.extend(names.missing.iter().map(|missing| in_error(&missing.path, &missing.sentence())));
+            }
+            lines.extend(missing_systems(&names, &self.prefixes, &named_systems));
+            let expected = names.tasks.iter().map(|task| &task.path).chain(lines.iter().map(|line| &line.attr_path));
+            tell(&events, EngineEvent::Expected(expected.cloned().collect())).await?;
+            for line in lines {
+                tell(&events, EngineEvent::Line(line)).await?;
+            }
+            self.engine.evaluate(names.tasks, &events).await?;
             drop(events);
-            Ok::<_, EvaluateError>(done)
+            Ok::<_, EvaluateError>(())
         };
         let insert = async { inserter.take_all(received).await.map_err(EvaluateError::from) };
         // Whichever fails first ends the other.
-        let (done, ()) = tokio::try_join!(work, insert)?;
-        let names: Vec<String> = done.iter().map(|path| print_attr_path(path)).collect();
+        tokio::try_join!(work, insert)?;
+        let names: Vec<String> = inserter.expected().iter().cloned().collect();
         for chunk in names.chunks(5_000) {
             db.expect_attrs(eval, self.token, chunk).await?;
         }
@@ -345,14 +365,23 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn task(&self, path: Vec<String>) -> Task {
+        if self.is_named { Task::named(path) } else { Task::found(path) }
+    }
+
     /// An error that says why there is nothing, unless nothing is fine.
-    fn nothing(&self, names: &Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
+    fn nothing(&self, names: &mut Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
+        // Nothing could be completed: what the engine said is the evaluation's error.
+        if let Some(Err(error)) = names.failed.pop().map(|line| line.result) {
+            return Err(EngineError::Failed(error).into());
+        }
+        // What was named and is not there is an error of its own.
         if self.allow_empty {
             return Ok(());
         }
         let asked: Vec<String> = self.prefixes.iter().map(|prefix| print_attr_path(prefix)).collect();
         let mut text = format!("nothing to build: no attributes below '{}'", asked.join("', '"));
-        for remark in remarks(names, systems) {
+        for remark in names.missing.iter().map(Missing::sentence).chain(left_out(names, systems)) {
             text.push_str("; ");
             text.push_str(&remark);
         }
@@ -361,25 +390,37 @@ impl Run<'_> {
     }
 }
 
-/// What the page says about names that were not found or left out.
-fn remarks(names: &Enumeration, systems: Option<&[String]>) -> Vec<String> {
-    let mut remarks = Vec::new();
-    if !names.left_out.is_empty() {
-        let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
-        remarks.push(format!(
+/// What the page says about systems that are not built.
+fn left_out(names: &Enumeration, systems: Option<&[String]>) -> Option<String> {
+    let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
+    (!left_out.is_empty()).then(|| {
+        format!(
             "left out, since they are not among the systems to build ({}): {}",
             systems.unwrap_or_default().join(", "),
             left_out.join(", ")
-        ));
-    }
-    for prefix in &names.missing {
-        remarks.push(format!(
-            "the flake has no output '{}' that holds derivations (it has: {})",
-            print_attr_path(prefix),
-            names.outputs.join(", ")
-        ));
-    }
-    remarks
+        )
+    })
+}
+
+/// Systems that the tree names although none of its outputs has them. (Of outputs that are not ordered by system nothing can
+/// be said.)
+fn missing_systems(names: &Enumeration, prefixes: &[Vec<String>], named: &[String]) -> Vec<EngineLine> {
+    let there: Vec<&str> = names.systems.iter().chain(&names.left_out).map(String::as_str).collect();
+    let Some(prefix) = prefixes.iter().find(|prefix| prefix.len() == 1).filter(|_| !there.is_empty()) else {
+        return Vec::new();
+    };
+    let missing = named.iter().filter(|system| !names.systems.contains(*system));
+    missing
+        .map(|system| {
+            let path: Vec<String> = prefix.iter().cloned().chain([system.clone()]).collect();
+            let problem = format!("'systems' names {system}, but the outputs to build have only {}", there.join(", "));
+            in_error(&path, &problem)
+        })
+        .collect()
+}
+
+fn in_error(path: &[String], problem: &str) -> EngineLine {
+    EngineLine { attr_path: path.to_vec(), result: Err(format!("error: {problem}")) }
 }
 
 /// A bundle is put together on disk first; the file lives as long as what is returned.

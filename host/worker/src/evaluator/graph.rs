@@ -1,11 +1,12 @@
 //! The derivations below attributes: read natively, walked as far as the database says, in an order in which
-//! dependencies come first. Start at [`Walker::walk`].
+//! dependencies come first. Start at [`Walker::walk`]. What is wrong with a derivation is the error of every attribute that
+//! leads to it, and of nothing else.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harmonia_core::limits::DRV_BYTES_MAX;
+use harmonia_core::limits::{DRV_BYTES_MAX, REFERENCES_MAX};
 use harmonia_core::{ClaimToken, EvalId};
 use harmonia_db::{Db, DbError, GraphDerivation, GraphOutput, Walk};
 use harmonia_nix::{Derivation, StorePath};
@@ -15,16 +16,45 @@ use crate::pack::physical_path;
 
 /// Derivations asked of the database at once.
 const CLASSIFY_MAX: usize = 2_000;
-/// Derivations of one walk; more are refused rather than held in memory.
-const WALK_MAX: usize = 1_000_000;
 /// Derivations remembered as settled, over all walks of an evaluation. Beyond that they are simply asked for again.
 const SETTLED_MAX: usize = 400_000;
-/// Newer evaluators may say a `.drv` path a moment before they have written the file.
-const DRV_PATIENCE: Duration = Duration::from_secs(2);
+/// Newer evaluators may say a `.drv` path a moment before they have written the file. Over the whole evaluation, since it
+/// may also be one that nobody ever writes.
+const DRV_PATIENCE: Duration = Duration::from_secs(10);
+const DRV_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a derivation cannot be used.
+/// Longest name of a system, and of a feature, in bytes; most features, and how long they may be together.
+const WORD_BYTES_MAX: usize = 256;
+const FEATURES_MAX: usize = 64;
+const FEATURES_BYTES_MAX: usize = 1_024;
+
+/// Why a walk cannot be finished.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GraphError {
+    /// One derivation cannot be used.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    /// More than a walk holds.
+    #[error("it depends on more than {0} derivations that are not built yet")]
+    TooMany(usize),
+    /// The database.
+    #[error("could not look up derivations")]
+    Database(#[from] DbError),
+}
+
+impl GraphError {
+    /// Whether another graph would do.
+    pub(super) fn is_about_content(&self) -> bool {
+        match self {
+            Self::Unusable(_) | Self::TooMany(_) => true,
+            Self::Database(error) => error.refuses_values(),
+        }
+    }
+}
+
+/// Why a derivation cannot be built, whoever needs it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
     /// It is not in the node's store.
     #[error("could not read the derivation {path} in the node's store")]
     Read {
@@ -36,25 +66,37 @@ pub(crate) enum GraphError {
     #[error("the derivation {0} is larger than {DRV_BYTES_MAX} bytes")]
     TooLarge(StorePath),
     /// Not a derivation.
-    #[error("the derivation {path} is malformed")]
+    #[error("the derivation {path} cannot be read")]
     Parse {
         path: StorePath,
         #[source]
         cause: harmonia_nix::derivation::DerivationFileError,
     },
-    /// Its requirements cannot be read.
-    #[error("the requirements of the derivation {path} cannot be read")]
+    /// What it says of itself is of a wrong type.
+    #[error("the derivation {path} cannot be built by anybody")]
     Options {
         path: StorePath,
         #[source]
         cause: harmonia_nix::derivation::DerivationOptionsError,
     },
-    /// More than a walk holds.
-    #[error("an attribute depends on more than {WALK_MAX} derivations that are not built yet")]
-    TooMany,
-    /// The database.
-    #[error("could not look up derivations")]
-    Database(#[from] DbError),
+    /// A feature that is no word.
+    #[error(
+        "the derivation {path} requires the system feature '{feature}' (requiredSystemFeatures), which no machine can offer: \
+         a feature is a word of at most {WORD_BYTES_MAX} bytes without blanks"
+    )]
+    Feature { path: StorePath, feature: String },
+    /// Too many features.
+    #[error(
+        "the derivation {0} requires too many system features (requiredSystemFeatures): at most {FEATURES_MAX}, together \
+         of at most {FEATURES_BYTES_MAX} bytes, are allowed"
+    )]
+    Features(StorePath),
+    /// A system that cannot be one.
+    #[error("the system of the derivation {0} is longer than {WORD_BYTES_MAX} bytes")]
+    System(StorePath),
+    /// More than a store path may refer to.
+    #[error("the derivation {0} has more than {REFERENCES_MAX} inputs")]
+    References(StorePath),
 }
 
 /// What a walk found.
@@ -65,6 +107,8 @@ pub(crate) struct Walked {
     /// Further derivations whose files signers need to check those: below what upstream caches have. Dependencies first,
     /// to be uploaded before the others.
     pub(crate) only_files: Vec<StorePath>,
+    /// Roots that cannot be built, and why. Nothing that only they need is in the above.
+    pub(crate) refused: HashMap<StorePath, String>,
 }
 
 /// Walks for one evaluation.
@@ -74,10 +118,26 @@ pub(crate) struct Walker<'a> {
     token: &'a ClaimToken,
     store_root: Option<PathBuf>,
     upstream: &'a Upstream,
+    /// Derivations of one walk; more are refused rather than held in memory.
+    walk_max: usize,
+    /// How long to wait yet, over the whole evaluation, for files that are not there.
+    patience_left: Duration,
     /// Inserted, or found to need nothing.
     settled: HashSet<StorePath>,
     /// Uploaded although they are in no batch.
     files_known: HashSet<StorePath>,
+    /// Those that cannot be built, and why.
+    unusable: HashMap<StorePath, String>,
+}
+
+/// One look at a graph.
+#[derive(Default)]
+struct Look {
+    found: HashMap<StorePath, GraphDerivation>,
+    /// Below what upstream caches have.
+    files: HashMap<StorePath, GraphDerivation>,
+    /// Something of it cannot be built.
+    has_unusable: bool,
 }
 
 impl<'a> Walker<'a> {
@@ -87,8 +147,20 @@ impl<'a> Walker<'a> {
         token: &'a ClaimToken,
         store_root: Option<PathBuf>,
         upstream: &'a Upstream,
+        walk_max: usize,
     ) -> Self {
-        Self { db, eval, token, store_root, upstream, settled: HashSet::new(), files_known: HashSet::new() }
+        Self {
+            db,
+            eval,
+            token,
+            store_root,
+            upstream,
+            walk_max,
+            patience_left: DRV_PATIENCE,
+            settled: HashSet::new(),
+            files_known: HashSet::new(),
+            unusable: HashMap::new(),
+        }
     }
 
     /// What has to be inserted for these derivations. `again`: the database says that they are missing, whatever we
@@ -99,10 +171,27 @@ impl<'a> Walker<'a> {
                 self.settled.remove(root);
             }
         }
-        if self.settled.len() > SETTLED_MAX {
-            self.settled.clear();
+        for memo in [&mut self.settled, &mut self.files_known] {
+            if memo.len() > SETTLED_MAX {
+                memo.clear();
+            }
         }
-        let mut found: HashMap<StorePath, GraphDerivation> = HashMap::new();
+        let look = self.look(roots).await?;
+        let refused = if look.has_unusable { self.refused(roots, &look) } else { HashMap::new() };
+        let look = if refused.is_empty() {
+            look
+        } else {
+            // Once more without them: what the others need is not to be told apart otherwise.
+            let good: Vec<StorePath> = roots.iter().filter(|root| !refused.contains_key(*root)).cloned().collect();
+            self.look(&good).await?
+        };
+        let only_files = in_order(look.files).into_iter().map(|derivation| derivation.drv_path).collect::<Vec<_>>();
+        self.files_known.extend(only_files.iter().cloned());
+        Ok(Walked { derivations: in_order(look.found), only_files, refused })
+    }
+
+    async fn look(&mut self, roots: &[StorePath]) -> Result<Look, GraphError> {
+        let mut look = Look::default();
         let mut below_available: Vec<StorePath> = Vec::new();
         let mut seen: HashSet<StorePath> = HashSet::new();
         let mut frontier: Vec<StorePath> = Vec::new();
@@ -118,10 +207,10 @@ impl<'a> Walker<'a> {
             for (path, walk) in self.db.classify_derivations(self.eval, self.token, &asked).await? {
                 match walk {
                     Walk::Stop => drop(self.settled.insert(path)),
-                    Walk::Descend => {
-                        let derivation = self.read(&path).await?;
-                        descend.push((describe(path.clone(), &derivation)?, path));
-                    }
+                    Walk::Descend => match self.described(&path).await {
+                        Some(derivation) => descend.push((derivation, path)),
+                        None => look.has_unusable = true,
+                    },
                 }
             }
             let available = self.upstream.available(descend.iter().map(|(derivation, _)| derivation)).await;
@@ -133,14 +222,37 @@ impl<'a> Walker<'a> {
                 } else {
                     frontier.extend(inputs.filter(|input| !self.settled.contains(input) && seen.insert(input.clone())));
                 }
-                found.insert(path, derivation);
-                if found.len() > WALK_MAX {
-                    return Err(GraphError::TooMany);
+                look.found.insert(path, derivation);
+                if look.found.len() > self.walk_max {
+                    return Err(GraphError::TooMany(self.walk_max));
                 }
             }
         }
-        let only_files = self.files_below(below_available, &found).await?;
-        Ok(Walked { derivations: in_order(found), only_files })
+        self.look_at_files(below_available, &mut look).await?;
+        Ok(look)
+    }
+
+    /// The roots that lead to something that cannot be built.
+    fn refused(&self, roots: &[StorePath], look: &Look) -> HashMap<StorePath, String> {
+        let all = look.found.iter().chain(&look.files).map(|(path, derivation)| (path.clone(), derivation.clone()));
+        // What is wrong with each, dependencies first.
+        let mut wrong: HashMap<StorePath, &StorePath> = HashMap::new();
+        for derivation in in_order(all.collect()) {
+            let reason = derivation.inputs.iter().find_map(|(input, _)| {
+                self.unusable.get_key_value(input).map(|(path, _)| path).or_else(|| wrong.get(input).copied())
+            });
+            if let Some(reason) = reason {
+                wrong.insert(derivation.drv_path, reason);
+            }
+        }
+        let reason = |root: &StorePath| {
+            if let Some(reason) = self.unusable.get(root) {
+                return Some(reason.clone());
+            }
+            let below = self.unusable.get(*wrong.get(root)?)?;
+            Some(format!("something that it needs cannot be built: {below}"))
+        };
+        roots.iter().filter_map(|root| Some((root.clone(), reason(root)?))).collect()
     }
 
     /// These are in the database now.
@@ -148,72 +260,87 @@ impl<'a> Walker<'a> {
         self.settled.extend(derivations.iter().map(|derivation| derivation.drv_path.clone()));
     }
 
-    async fn files_below(
-        &mut self,
-        roots: Vec<StorePath>,
-        found: &HashMap<StorePath, GraphDerivation>,
-    ) -> Result<Vec<StorePath>, GraphError> {
-        let mut graph: HashMap<StorePath, GraphDerivation> = HashMap::new();
+    async fn look_at_files(&mut self, roots: Vec<StorePath>, look: &mut Look) -> Result<(), GraphError> {
         let mut todo = roots;
         while let Some(path) = todo.pop() {
-            if found.contains_key(&path) || self.settled.contains(&path) || !self.files_known.insert(path.clone()) {
+            let is_known = look.found.contains_key(&path) || look.files.contains_key(&path);
+            if is_known || self.settled.contains(&path) || self.files_known.contains(&path) {
                 continue;
             }
-            if self.files_known.len() > WALK_MAX {
-                return Err(GraphError::TooMany);
+            if look.files.len() >= self.walk_max {
+                return Err(GraphError::TooMany(self.walk_max));
             }
-            let derivation = describe(path.clone(), &self.read(&path).await?)?;
+            let Some(derivation) = self.described(&path).await else {
+                look.has_unusable = true;
+                continue;
+            };
             // The hash of a fixed output does not depend on inputs.
             if derivation.outputs.iter().all(|output| output.fixed_hash.is_none()) {
                 todo.extend(derivation.inputs.iter().map(|(input, _)| input.clone()));
             }
-            graph.insert(path, derivation);
+            look.files.insert(path, derivation);
         }
-        Ok(in_order(graph).into_iter().map(|derivation| derivation.drv_path).collect())
+        Ok(())
     }
 
-    async fn read(&self, path: &StorePath) -> Result<Derivation, GraphError> {
+    /// What a derivation is; `None` when it cannot be used, with the reason remembered.
+    async fn described(&mut self, path: &StorePath) -> Option<GraphDerivation> {
+        if self.unusable.contains_key(path) {
+            return None;
+        }
+        match self.read(path).await.and_then(|derivation| describe(path.clone(), &derivation)) {
+            Ok(derivation) => Some(derivation),
+            Err(reason) => {
+                self.unusable.insert(path.clone(), harmonia_core::chain(&reason));
+                None
+            }
+        }
+    }
+
+    async fn read(&mut self, path: &StorePath) -> Result<Derivation, Unusable> {
         let bytes = self.read_file(path).await?;
-        Derivation::from_file(path, &bytes).map_err(|cause| GraphError::Parse { path: path.clone(), cause })
+        Derivation::from_file(path, &bytes).map_err(|cause| Unusable::Parse { path: path.clone(), cause })
     }
 
-    /// Whether that is a derivation in the store at all.
-    pub(crate) async fn check(&self, path: &StorePath) -> Result<(), GraphError> {
-        if self.settled.contains(path) {
-            return Ok(());
+    /// Why an attribute's derivation cannot be used, whatever the database knows of it: it must be in the node's store.
+    pub(crate) async fn check(&mut self, path: &StorePath) -> Option<String> {
+        if self.settled.contains(path) || self.described(path).await.is_some() {
+            return None;
         }
-        describe(path.clone(), &self.read(path).await?).map(drop)
+        self.unusable.get(path).cloned()
     }
 
     /// The bytes of a `.drv` file.
-    pub(crate) async fn read_file(&self, path: &StorePath) -> Result<Vec<u8>, GraphError> {
+    pub(crate) async fn read_file(&mut self, path: &StorePath) -> Result<Vec<u8>, Unusable> {
         let file = physical_path(self.store_root.as_deref(), path);
-        let deadline = tokio::time::Instant::now() + DRV_PATIENCE;
         let length = loop {
             match tokio::fs::symlink_metadata(&file).await {
                 Ok(metadata) if metadata.is_file() => break metadata.len(),
                 Ok(_) => {
                     let cause = std::io::Error::other("it is not a file");
-                    return Err(GraphError::Read { path: path.clone(), cause });
+                    return Err(Unusable::Read { path: path.clone(), cause });
                 }
-                Err(error)
-                    if error.kind() == std::io::ErrorKind::NotFound && tokio::time::Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.patience_left.is_zero() => {
+                    self.patience_left = self.patience_left.saturating_sub(DRV_PAUSE);
+                    tokio::time::sleep(DRV_PAUSE).await;
                 }
-                Err(cause) => return Err(GraphError::Read { path: path.clone(), cause }),
+                Err(cause) => return Err(Unusable::Read { path: path.clone(), cause }),
             }
         };
         if length > DRV_BYTES_MAX as u64 {
-            return Err(GraphError::TooLarge(path.clone()));
+            return Err(Unusable::TooLarge(path.clone()));
         }
-        tokio::fs::read(&file).await.map_err(|cause| GraphError::Read { path: path.clone(), cause })
+        tokio::fs::read(&file).await.map_err(|cause| Unusable::Read { path: path.clone(), cause })
     }
 }
 
-fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation, GraphError> {
+fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation, Unusable> {
     let features =
-        derivation.required_system_features().map_err(|cause| GraphError::Options { path: path.clone(), cause })?;
+        derivation.required_system_features().map_err(|cause| Unusable::Options { path: path.clone(), cause })?;
+    check_words(&path, &derivation.platform, &features)?;
+    if derivation.input_drvs.len() + derivation.input_srcs.len() > REFERENCES_MAX {
+        return Err(Unusable::References(path));
+    }
     let outputs = derivation.outputs.iter().map(|(name, output)| GraphOutput {
         name: name.clone(),
         path: output.path().cloned(),
@@ -237,6 +364,26 @@ fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation,
         path_length: 1,
         drv_path: path,
     })
+}
+
+/// Systems and features are compared with those of nodes, and are keys in the database.
+fn check_words(path: &StorePath, system: &str, features: &BTreeSet<String>) -> Result<(), Unusable> {
+    let is_word = |feature: &String| {
+        !feature.is_empty()
+            && feature.len() <= WORD_BYTES_MAX
+            && !feature.contains(|character: char| character.is_whitespace() || character.is_control())
+    };
+    if let Some(feature) = features.iter().find(|feature| !is_word(feature)) {
+        let feature = feature.chars().take(WORD_BYTES_MAX).collect();
+        return Err(Unusable::Feature { path: path.clone(), feature });
+    }
+    if features.len() > FEATURES_MAX || features.iter().map(String::len).sum::<usize>() > FEATURES_BYTES_MAX {
+        return Err(Unusable::Features(path.clone()));
+    }
+    if system.len() > WORD_BYTES_MAX {
+        return Err(Unusable::System(path.clone()));
+    }
+    Ok(())
 }
 
 /// Dependencies first, and otherwise by path, so that equal graphs give equal batches.

@@ -1,11 +1,14 @@
 //! From the engine's events to the database, in batches, so that builds start while evaluation goes on. Start at
 //! [`Inserter::take_all`].
+//!
+//! What is wrong with an attribute is its own error, whoever finds it: a batch that is refused for what it says is queued
+//! again attribute by attribute, and only those that are refused alone have the refusal as their error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use harmonia_core::project_config::print_attr_path;
-use harmonia_core::{ClaimToken, EvalId};
+use harmonia_core::project_config::AttrName;
+use harmonia_core::{ClaimToken, EvalId, chain};
 use harmonia_db::{AttrResult, Db, DbError, GraphAttr, GraphBatch, GraphDerivation};
 use harmonia_nix::StorePath;
 use harmonia_nix::worker_protocol::ClientError;
@@ -13,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Settings;
-use super::engine::{EngineEvent, EngineLine};
+use super::engine::{EngineEvent, EngineLine, Evaluated, shorten_error};
 use super::graph::{GraphError, Walker};
 use super::traces::TraceSearch;
 use super::upload::{UploadError, Uploader};
@@ -49,6 +52,9 @@ pub(super) enum InsertError {
     /// The daemon does not hold what was instantiated.
     #[error("could not keep derivations from the store's garbage collector")]
     Daemon(#[source] ClientError),
+    /// Something below cannot be built.
+    #[error("{0}")]
+    Unusable(String),
     /// The database goes on asking.
     #[error("inputs of derivations are missing again and again ({0}, for one)")]
     Missing(StorePath),
@@ -63,6 +69,39 @@ impl From<DbError> for InsertError {
     }
 }
 
+impl InsertError {
+    /// Whether it is about what was to be queued, and not about whom that was said to: then the same attribute would be
+    /// refused again, and others need not be.
+    fn is_about_content(&self) -> bool {
+        match self {
+            Self::Lost => false,
+            Self::Database(error) => error.refuses_values(),
+            Self::Upload(error) => error.is_about_content(),
+            Self::Graph(error) => error.is_about_content(),
+            Self::Daemon(error) => matches!(error, ClientError::Daemon(_)),
+            Self::Unusable(_) | Self::Missing(_) => true,
+        }
+    }
+}
+
+/// What an attribute evaluated to, under the name by which it is kept.
+#[derive(Clone)]
+struct Answer {
+    attr: String,
+    result: Result<Evaluated, String>,
+}
+
+impl Answer {
+    fn of(line: EngineLine) -> Self {
+        let name = AttrName::of(&line.attr_path);
+        let result = match name.problem() {
+            Some(problem) => Err(format!("error: {problem}")),
+            None => line.result,
+        };
+        Self { attr: name.text, result }
+    }
+}
+
 /// Inserts for one evaluation.
 pub(super) struct Inserter<'a> {
     db: &'a Db,
@@ -74,9 +113,12 @@ pub(super) struct Inserter<'a> {
     uploader: Uploader<'a>,
     /// Where results may be shown for other commits.
     traces: Option<TraceSearch>,
-    lines: Vec<EngineLine>,
+    answers: Vec<Answer>,
     log: String,
     warnings: Vec<String>,
+    /// Names that must have a result or an error in the end: told before any is evaluated, and taken back only when the
+    /// engine says that they are sets, or nothing to build.
+    expected: BTreeSet<String>,
 }
 
 impl<'a> Inserter<'a> {
@@ -94,18 +136,39 @@ impl<'a> Inserter<'a> {
             eval,
             token,
             connection,
-            walker: Walker::new(&options.db, eval, token, root.clone(), &settings.upstream),
-            uploader: Uploader::new(&options.db, &options.signer, eval, token, root, settings.scratch_dir()),
+            walker: Walker::new(
+                &options.db,
+                eval,
+                token,
+                root.clone(),
+                &settings.upstream,
+                options.bounds.derivations_max,
+            ),
+            uploader: Uploader::new(
+                &options.db,
+                &options.signer,
+                eval,
+                token,
+                root,
+                settings.scratch_dir(),
+                options.bounds.source_bytes_max,
+            ),
             traces,
-            lines: Vec::new(),
+            answers: Vec::new(),
             log: String::new(),
             warnings: Vec::new(),
+            expected: BTreeSet::new(),
         }
     }
 
     /// Whether something of what was inserted contains the commit's hash or date, if that was looked for and is known.
     pub(super) fn embeds_commit(&self) -> Option<bool> {
         self.traces.as_ref()?.embeds_commit()
+    }
+
+    /// Names for which there must be a result or an error.
+    pub(super) fn expected(&self) -> &BTreeSet<String> {
+        &self.expected
     }
 
     /// Takes events until the engine is done, and inserts everything.
@@ -121,24 +184,39 @@ impl<'a> Inserter<'a> {
                     continue;
                 }
                 () = tokio::time::sleep_until(batch_due) => {
-                    self.flush_lines().await?;
+                    self.flush_answers().await?;
                     batch_due = Instant::now() + far;
                     continue;
                 }
             };
             match event {
                 None => break,
+                Some(EngineEvent::Expected(names)) => self.expect(&names),
+                Some(EngineEvent::Set { path, members }) => {
+                    self.expected.remove(&AttrName::of(&path).text);
+                    self.expect(&members);
+                }
+                Some(EngineEvent::LeftOut { path, warning }) => {
+                    self.expected.remove(&AttrName::of(&path).text);
+                    self.warnings.extend(warning);
+                    log_due = log_due.min(Instant::now() + LOG_AGE);
+                }
                 Some(EngineEvent::Line(line)) => {
-                    if let Ok(found) = &line.result {
+                    let mut answer = Answer::of(line);
+                    if let Ok(found) = &answer.result {
                         // At once: the process that instantiated it may end any moment, and its own roots with it.
-                        self.connection.add_temp_root(&found.drv_path).await.map_err(InsertError::Daemon)?;
+                        match self.connection.add_temp_root(&found.drv_path).await {
+                            Ok(()) => {}
+                            Err(ClientError::Daemon(error)) => answer.result = Err(format!("error: {}", chain(&error))),
+                            Err(error) => return Err(InsertError::Daemon(error)),
+                        }
                     }
-                    if self.lines.is_empty() {
+                    if self.answers.is_empty() {
                         batch_due = Instant::now() + BATCH_AGE;
                     }
-                    self.lines.push(line);
-                    if self.lines.len() >= BATCH_ATTRS {
-                        self.flush_lines().await?;
+                    self.answers.push(answer);
+                    if self.answers.len() >= BATCH_ATTRS {
+                        self.flush_answers().await?;
                         batch_due = Instant::now() + far;
                     }
                 }
@@ -161,7 +239,11 @@ impl<'a> Inserter<'a> {
             }
         }
         self.flush_log().await?;
-        self.flush_lines().await
+        self.flush_answers().await
+    }
+
+    fn expect(&mut self, names: &[Vec<String>]) {
+        self.expected.extend(names.iter().map(|path| AttrName::of(path).text));
     }
 
     async fn flush_log(&mut self) -> Result<(), InsertError> {
@@ -176,43 +258,63 @@ impl<'a> Inserter<'a> {
         Ok(())
     }
 
-    async fn flush_lines(&mut self) -> Result<(), InsertError> {
-        let lines = std::mem::take(&mut self.lines);
-        let mut roots: Vec<StorePath> = Vec::new();
-        let mut attrs = Vec::with_capacity(lines.len());
-        let mut timeouts = Vec::new();
-        for line in lines {
-            let attr = print_attr_path(&line.attr_path);
-            let result = match line.result {
-                // What an attribute calls its derivation need not be one.
-                Ok(found) if self.walker.check(&found.drv_path).await.is_err() => {
-                    AttrResult::Error(format!("error: {} is no derivation in the store", found.drv_path))
-                }
-                Ok(found) => {
-                    roots.push(found.drv_path.clone());
-                    if found.timeout_s.is_some() || found.max_silent_s.is_some() {
-                        timeouts.push(found.clone());
-                    }
-                    AttrResult::Derivation { drv_path: found.drv_path }
-                }
-                Err(error) => AttrResult::Error(error),
-            };
-            attrs.push(GraphAttr { attr, result });
+    async fn flush_answers(&mut self) -> Result<(), InsertError> {
+        let answers = std::mem::take(&mut self.answers);
+        let refusal = match self.queue(&answers).await {
+            Err(error) if error.is_about_content() => error,
+            other => return other,
+        };
+        if let [answer] = &answers[..] {
+            return self.queue(&[refused(answer, &refusal)]).await;
         }
-        if attrs.is_empty() {
+        for answer in &answers {
+            match self.queue(std::slice::from_ref(answer)).await {
+                Err(error) if error.is_about_content() => self.queue(&[refused(answer, &error)]).await?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Attributes with everything below them; all or, apart from what is below, none.
+    async fn queue(&mut self, answers: &[Answer]) -> Result<(), InsertError> {
+        if answers.is_empty() {
             return Ok(());
+        }
+        let mut problems: HashMap<StorePath, String> = HashMap::new();
+        let mut roots: Vec<StorePath> = Vec::new();
+        for found in answers.iter().filter_map(|answer| answer.result.as_ref().ok()) {
+            // What an attribute calls its derivation need not be one.
+            match self.walker.check(&found.drv_path).await {
+                None => roots.push(found.drv_path.clone()),
+                Some(problem) => drop(problems.insert(found.drv_path.clone(), problem)),
+            }
+        }
+        let mut walked = self.walker.walk(&roots, false).await?;
+        problems.extend(walked.refused);
+        roots.retain(|root| !problems.contains_key(root));
+        let mut attrs = Vec::with_capacity(answers.len());
+        for Answer { attr, result } in answers {
+            let result = match result {
+                Err(error) => AttrResult::Error(error.clone()),
+                Ok(found) => match problems.get(&found.drv_path) {
+                    Some(problem) => AttrResult::Error(format!("error: {problem}")),
+                    None => AttrResult::Derivation { drv_path: found.drv_path.clone() },
+                },
+            };
+            attrs.push(GraphAttr { attr: attr.clone(), result });
         }
         if let Some(traces) = &mut self.traces {
             traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
         }
-        let mut walked = self.walker.walk(&roots, false).await?;
-        for found in timeouts {
+        let limited = answers.iter().filter_map(|answer| answer.result.as_ref().ok());
+        for found in limited.filter(|found| found.timeout_s.is_some() || found.max_silent_s.is_some()) {
             for derivation in walked.derivations.iter_mut().filter(|derivation| derivation.drv_path == found.drv_path) {
                 derivation.timeout_s = found.timeout_s;
                 derivation.max_silent_s = found.max_silent_s;
             }
         }
-        self.uploader.derivations(&self.walker, walked.only_files.iter()).await?;
+        self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
         let mut rest = walked.derivations;
         while rest.len() > BATCH_DERIVATIONS {
             let tail = rest.split_off(BATCH_DERIVATIONS);
@@ -238,10 +340,13 @@ impl<'a> Inserter<'a> {
             };
             // Something was available when it was asked for and is not any more (or a job was withdrawn meanwhile).
             let more = self.walker.walk(&outcome.missing, true).await?;
+            if let Some((_, problem)) = more.refused.into_iter().next() {
+                return Err(InsertError::Unusable(problem));
+            }
             if more.derivations.is_empty() {
                 return Err(InsertError::Missing(missing));
             }
-            self.uploader.derivations(&self.walker, more.only_files.iter()).await?;
+            self.uploader.derivations(&mut self.walker, more.only_files.iter()).await?;
             self.upload(&more.derivations).await?;
             let known: BTreeSet<StorePath> =
                 more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
@@ -253,7 +358,7 @@ impl<'a> Inserter<'a> {
     }
 
     async fn upload(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
-        self.uploader.derivations(&self.walker, derivations.iter().map(|derivation| &derivation.drv_path)).await?;
+        self.uploader.derivations(&mut self.walker, derivations.iter().map(|derivation| &derivation.drv_path)).await?;
         let sources: BTreeSet<StorePath> = derivations
             .iter()
             .filter(|derivation| !derivation.available)
@@ -261,6 +366,10 @@ impl<'a> Inserter<'a> {
             .collect();
         Ok(self.uploader.sources(&mut self.connection, sources).await?)
     }
+}
+
+fn refused(answer: &Answer, refusal: &InsertError) -> Answer {
+    Answer { attr: answer.attr.clone(), result: Err(shorten_error(&format!("error: {}", chain(refusal)))) }
 }
 
 /// A line by which Nix or nixpkgs warns.

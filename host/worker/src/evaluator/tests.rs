@@ -1,6 +1,7 @@
 //! Whole evaluations: real PostgreSQL, git, Nix, store daemon and sandbox. Only the signer is a server that takes what it
 //! is given, after checking the order it comes in; the true one is tested with the whole binary.
 
+mod alone;
 mod forge;
 mod reuse;
 mod waiting;
@@ -45,6 +46,11 @@ async fn signer(taken: Arc<Mutex<Taken>>) -> TestServer {
         match request.path.as_str() {
             "/api/drv-upload" => {
                 let call: DrvUpload = serde_json::from_slice(&request.body).expect("JSON");
+                if let Some(refused) = call.drvs.iter().find(|drv| drv.path.contains("refused-by-the-signer")) {
+                    let message = format!("{} is not to its taste", refused.path);
+                    let error = serde_json::json!({ "code": "odd", "message": message });
+                    return Answer { status: 422, ..Answer::json(&error) };
+                }
                 for drv in &call.drvs {
                     let path = StorePath::parse(&drv.path).expect("store path");
                     let text = base64::engine::general_purpose::STANDARD.decode(&drv.aterm_base64).expect("base64");
@@ -167,6 +173,7 @@ impl World {
             substituters: Vec::new(),
             silent_after: Duration::from_mins(10),
             waits: WaitPolicy::default(),
+            bounds: AttributeBounds::default(),
         };
         change(&mut options);
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
@@ -174,9 +181,12 @@ impl World {
         Self { database, daemon, repositories, taken, project, drain, abort, evaluator, _kept: (server, state) }
     }
 
-    /// Commits these files to a new repository and queues an evaluation of them.
+    /// Commits these files, beside those that a repository of this name has already, and queues an evaluation of them.
     async fn queue(&self, name: &str, files: &[(&str, &str)], attrs: Option<&[&str]>) -> EvalId {
-        let dir = self.repositories.create(name);
+        let dir = self.repositories.dir.path().join(name);
+        if !dir.exists() {
+            self.repositories.create(name);
+        }
         for (file, text) in files {
             match text.strip_prefix("-> ") {
                 Some(target) => std::os::unix::fs::symlink(target, dir.join(file)).expect("symlink"),
@@ -350,7 +360,7 @@ async fn bad_input_of_every_kind_gives_one_clear_error() {
             "unknown",
             &[("flake.nix", &good)],
             Some(&["nosuch"]),
-            &["nothing to build", "no output 'nosuch'", "it has: checks"],
+            &["nothing to build", "no output 'nosuch'", "it has checks"],
         ),
         ("hostile-attr", &[("flake.nix", &good)], Some(&["a..b"]), &["'a..b' has an empty part"]),
         (
@@ -501,6 +511,7 @@ async fn without_a_sandbox_it_does_not_start_where_one_is_required() {
         substituters: Vec::new(),
         silent_after: Duration::from_mins(1),
         waits: WaitPolicy::default(),
+        bounds: AttributeBounds::default(),
     };
     let error = run(options, CancellationToken::new(), CancellationToken::new()).await.expect_err("refuses");
     assert!(matches!(error, EvaluatorError::Sandbox { .. }), "{error}");

@@ -1,6 +1,6 @@
 //! What builders elsewhere need besides outputs: `.drv` files and input sources. Start at [`Uploader`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -18,9 +18,7 @@ use crate::store_daemon::Connection;
 
 /// Sources packed and uploaded together.
 const SOURCES_AT_ONCE: usize = 16;
-/// Largest source, as a NAR, in bytes.
-const SOURCE_BYTES_MAX: u64 = 4 << 30;
-/// Sources of one evaluation, references included.
+/// Sources of one batch, references included; about as many are remembered.
 const SOURCES_MAX: usize = 100_000;
 /// Base64 and JSON around the bytes of a call.
 const CALL_BYTES_MAX: usize = SIGNER_BODY_BYTES_MAX / 2;
@@ -41,14 +39,35 @@ pub(crate) enum UploadError {
     #[error("the source {0} is not in the node's store (was it collected as garbage?)")]
     NoSource(StorePath),
     /// A source cannot be packed.
-    #[error("could not pack a source")]
-    Pack(#[from] PackError),
+    #[error("could not pack the source {path}")]
+    Pack {
+        path: StorePath,
+        #[source]
+        cause: PackError,
+    },
+    /// A source that could not be packed before.
+    #[error("{0}")]
+    Unusable(String),
     /// Too many.
-    #[error("the evaluation has more than {SOURCES_MAX} sources")]
+    #[error("it needs more than {SOURCES_MAX} sources")]
     TooMany,
     /// The database.
     #[error("could not look up sources")]
     Database(#[from] DbError),
+}
+
+impl UploadError {
+    /// Whether it is about what was to be uploaded: trying again cannot help, and other things need not be affected.
+    pub(super) fn is_about_content(&self) -> bool {
+        match self {
+            Self::Graph(error) => error.is_about_content(),
+            Self::Signer(error) => matches!(error, SignerError::Refused { .. } | SignerError::PutRefused { .. }),
+            Self::Daemon(error) => matches!(error, ClientError::Daemon(_)),
+            Self::Pack { cause, .. } => matches!(cause, PackError::TooLarge { .. } | PackError::Tree { .. }),
+            Self::NoSource(_) | Self::Unusable(_) | Self::TooMany => true,
+            Self::Database(error) => error.refuses_values(),
+        }
+    }
 }
 
 /// Uploads for one evaluation; remembers what is done.
@@ -59,7 +78,11 @@ pub(crate) struct Uploader<'a> {
     token: &'a ClaimToken,
     store_root: Option<PathBuf>,
     spool_dir: PathBuf,
+    /// Largest source, as a NAR, in bytes.
+    source_bytes_max: u64,
     sources_done: HashSet<StorePath>,
+    /// Those that cannot be packed, and why: reading them again would take as long.
+    unusable: HashMap<StorePath, String>,
 }
 
 impl<'a> Uploader<'a> {
@@ -70,20 +93,31 @@ impl<'a> Uploader<'a> {
         token: &'a ClaimToken,
         store_root: Option<PathBuf>,
         spool_dir: PathBuf,
+        source_bytes_max: u64,
     ) -> Self {
-        Self { db, signer, eval, token, store_root, spool_dir, sources_done: HashSet::new() }
+        Self {
+            db,
+            signer,
+            eval,
+            token,
+            store_root,
+            spool_dir,
+            source_bytes_max,
+            sources_done: HashSet::new(),
+            unusable: HashMap::new(),
+        }
     }
 
     /// Uploads `.drv` files, which come dependencies first.
     pub(crate) async fn derivations(
         &self,
-        walker: &Walker<'_>,
+        walker: &mut Walker<'_>,
         paths: impl Iterator<Item = &StorePath>,
     ) -> Result<(), UploadError> {
         let mut drvs = Vec::new();
         let mut bytes = 0;
         for path in paths {
-            let text = walker.read_file(path).await?;
+            let text = walker.read_file(path).await.map_err(GraphError::from)?;
             bytes += text.len().div_ceil(3) * 4 + 200;
             if drvs.len() >= DRVS_PER_CALL_MAX || (bytes > CALL_BYTES_MAX && !drvs.is_empty()) {
                 self.send(std::mem::take(&mut drvs)).await?;
@@ -112,8 +146,7 @@ impl<'a> Uploader<'a> {
             let (mut infos, mut files): (Vec<PathInfo>, Vec<UploadSource>) = (Vec::new(), Vec::new());
             let mut kept: Vec<Packed> = Vec::new();
             for source in chunk {
-                let options = PackOptions::new(self.spool_dir.clone(), SOURCE_BYTES_MAX);
-                let packed = pack(physical_path(self.store_root.as_deref(), &source.path), options).await?;
+                let packed = self.pack(&source.path).await?;
                 infos.push(packed.path_info(
                     &source.path,
                     source.info.references.iter().cloned(),
@@ -134,12 +167,27 @@ impl<'a> Uploader<'a> {
         Ok(())
     }
 
+    async fn pack(&mut self, path: &StorePath) -> Result<Packed, UploadError> {
+        let options = PackOptions::new(self.spool_dir.clone(), self.source_bytes_max);
+        let packed = pack(physical_path(self.store_root.as_deref(), path), options).await;
+        packed.map_err(|cause| {
+            let error = UploadError::Pack { path: path.clone(), cause };
+            if error.is_about_content() {
+                self.unusable.insert(path.clone(), harmonia_core::chain(&error));
+            }
+            error
+        })
+    }
+
     /// The closure of the sources without what the cache has, references first.
     async fn missing(
         &mut self,
         connection: &mut Connection,
         wanted: BTreeSet<StorePath>,
     ) -> Result<Vec<Source>, UploadError> {
+        if self.sources_done.len() > SOURCES_MAX {
+            self.sources_done.clear();
+        }
         let mut found: BTreeMap<StorePath, Source> = BTreeMap::new();
         let mut frontier: Vec<StorePath> =
             wanted.into_iter().filter(|path| !self.sources_done.contains(path)).collect();
@@ -148,6 +196,9 @@ impl<'a> Uploader<'a> {
                 self.db.canonical_paths(&frontier).await?.into_iter().map(|known| known.path).collect();
             let mut next = BTreeSet::new();
             for path in std::mem::take(&mut frontier) {
+                if let Some(problem) = self.unusable.get(&path) {
+                    return Err(UploadError::Unusable(problem.clone()));
+                }
                 if published.contains(&path) {
                     self.sources_done.insert(path);
                     continue;
@@ -158,7 +209,7 @@ impl<'a> Uploader<'a> {
                 next.extend(info.references.iter().filter(|reference| **reference != path).filter(new).cloned());
                 found.insert(path.clone(), Source { path, info });
             }
-            if found.len() + self.sources_done.len() > SOURCES_MAX {
+            if found.len() > SOURCES_MAX {
                 return Err(UploadError::TooMany);
             }
             frontier = next.into_iter().filter(|path| !found.contains_key(path)).collect();

@@ -90,6 +90,6 @@ fn values_are_checked() {
 fn bounds() {
     let many = |count: usize| TEXT.replace("[\"-c\",", &format!("[{}", "\"\",".repeat(count)));
     assert!(Derivation::parse("m", many(ARGS_MAX - 1).as_bytes()).is_ok());
-    assert_eq!(refusal(&many(ARGS_MAX)).1, AtermProblem::TooMany(ARGS_MAX));
+    assert_eq!(refusal(&many(ARGS_MAX)).1, AtermProblem::TooMany(ARGS_MAX, "arguments"));
     assert_eq!(refusal(&" ".repeat(TEXT_BYTES_MAX + 1)), (0, AtermProblem::TooLarge));
 }

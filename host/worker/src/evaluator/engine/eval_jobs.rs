@@ -1,97 +1,111 @@
 //! nix-eval-jobs as the engine. Start at [`evaluate`].
 //!
-//! A worker of it that dies ends its whole run and loses what lies behind, so runs are repeated with what is missing:
-//! first everything below a prefix, then all that is missing, then each missing attribute alone.
+//! It is given an expression of ours (`expression.rs`) and evaluates that purely, in every run. Each attribute gives a
+//! line: what is neither a derivation nor a set comes as an error that only that expression can have written. So a line
+//! that is not there was lost. A worker that dies ends a whole run and loses what lies behind, so runs are repeated with
+//! what is missing: first all of it, then each attribute alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 
-use harmonia_core::project_config::print_attr_path;
 use tokio::sync::mpsc;
 
-use super::line::{EngineLine, parse_line, shorten_error};
-use super::process::{Ended, Process};
-use super::{ATTRS_MAX, Engine, EngineError, EngineEvent, expression, tell};
+use super::driver::{log, nonce};
+use super::line::{EngineLine, Evaluated, parse_line};
+use super::names::{Members, NoDerivation, Task, empty, judge_value, read_json, too_deep, too_many};
+use super::output::{Output, presentable};
+use super::process::{HowEnded, Process};
+use super::{ATTRS_MAX, DEPTH_MAX, Engine, EngineError, EngineEvent, expression, tell};
+
+/// Names in one command line, in bytes: Linux takes 128 KiB as one argument.
+const NAMES_BYTES_MAX: usize = 80 << 10;
+/// The member of a set under which it tells its names,
+const NAMES_MEMBER: &str = "!";
+/// and what stands before the names of all others.
+const MEMBER_PREFIX: char = '_';
 
 pub(super) async fn evaluate(
     engine: &Engine,
     program: &Path,
-    attrs: Vec<Vec<String>>,
+    tasks: Vec<Task>,
     events: &mpsc::Sender<EngineEvent>,
-) -> Result<BTreeSet<Vec<String>>, EngineError> {
-    let mut runs = Runs { engine, program, events, done: BTreeSet::new() };
-    let mut groups: BTreeMap<Vec<String>, Vec<Vec<String>>> = BTreeMap::new();
-    for attr in attrs {
-        let parent = attr.split_last().map(|(_, parent)| parent.to_vec()).unwrap_or_default();
-        groups.entry(parent).or_default().push(attr);
-    }
-    for (parent, members) in groups {
-        let inner: &[&str] = if engine.flake.is_wrapped { &["target", "outputs"] } else { &[] };
-        let fragment: Vec<&str> = inner.iter().copied().chain(parent.iter().map(String::as_str)).collect();
-        let flake = format!("{}#{}", engine.flake.reference, print_attr_path(&fragment));
-        let wanted: BTreeSet<&Vec<String>> = members.iter().collect();
-        let place = |path: Vec<String>| {
-            let full: Vec<String> = parent.iter().cloned().chain(path).collect();
-            // Names that were left out on purpose (systems) are below the same prefix.
-            wanted.iter().any(|attr| full.starts_with(attr)).then_some(full)
-        };
-        let first = runs.run(vec!["--flake".into(), flake.into()], place).await?;
-        let missing = runs.missing(&members);
-        if !missing.is_empty() && !first.is_clean {
-            runs.run_selected(&missing).await?;
-        }
-        for attr in runs.missing(&members) {
-            let end =
-                if first.is_clean { first.clone() } else { runs.run_selected(std::slice::from_ref(&attr)).await? };
-            if !runs.missing(std::slice::from_ref(&attr)).is_empty() {
-                runs.give_up(attr, &end).await?;
-            }
+) -> Result<(), EngineError> {
+    let asked: HashSet<Vec<String>> = tasks.iter().map(|task| task.path.clone()).collect();
+    let open = tasks.into_iter().map(|task| (task.path.clone(), task)).collect();
+    let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new() };
+    for _ in 0..2 {
+        for chunk in chunks(runs.open.values().cloned().collect()) {
+            runs.run(&chunk).await?;
         }
     }
-    Ok(runs.done)
+    while let Some(task) = runs.open.values().next().cloned() {
+        let end = runs.run(std::slice::from_ref(&task)).await?;
+        if let Some(task) = runs.open.remove(&task.path) {
+            runs.line(task.path, Err(presentable(&end.error()))).await?;
+        }
+    }
+    Ok(())
 }
 
-#[derive(Clone)]
+/// As many as one command line holds.
+fn chunks(tasks: Vec<Task>) -> Vec<Vec<Task>> {
+    let mut chunks: Vec<Vec<Task>> = Vec::new();
+    let mut bytes = NAMES_BYTES_MAX;
+    for task in tasks {
+        // Escapes double a name at most; the rest is what stands around it.
+        let more = task.path.iter().map(|name| 2 * name.len() + 3).sum::<usize>() + 40;
+        if bytes + more > NAMES_BYTES_MAX {
+            chunks.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += more;
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.push(task);
+        }
+    }
+    chunks
+}
+
 struct RunEnd {
     /// Exit code 0.
     is_clean: bool,
     last_words: String,
 }
 
+impl RunEnd {
+    /// Of an attribute that had a run of its own and got no line.
+    fn error(&self) -> String {
+        if self.is_clean {
+            "error: nix-eval-jobs gave neither a result nor an error for this attribute, also when it was asked for it alone"
+                .to_owned()
+        } else {
+            format!("error: nix-eval-jobs died while this was evaluated alone\n{}", self.last_words)
+        }
+    }
+}
+
 struct Runs<'a> {
     engine: &'a Engine,
     program: &'a Path,
     events: &'a mpsc::Sender<EngineEvent>,
-    done: BTreeSet<Vec<String>>,
+    /// What is evaluated under its own name, so not once more as a member.
+    asked: HashSet<Vec<String>>,
+    /// All attributes so far.
+    count: usize,
+    /// Without an answer.
+    open: BTreeMap<Vec<String>, Task>,
+    done: HashSet<Vec<String>>,
 }
 
 impl Runs<'_> {
-    fn missing(&self, attrs: &[Vec<String>]) -> Vec<Vec<String>> {
-        let answered =
-            |attr: &&Vec<String>| !self.done.range((*attr).clone()..).next().is_some_and(|done| done.starts_with(attr));
-        attrs.iter().filter(answered).cloned().collect()
-    }
-
-    async fn run_selected(&mut self, attrs: &[Vec<String>]) -> Result<RunEnd, EngineError> {
-        let text = expression::selection(&self.engine.flake, attrs);
-        let place = |path: Vec<String>| {
-            let (index, rest) = path.split_first()?;
-            let attr = attrs.get(index.parse::<usize>().ok()?)?;
-            Some(attr.iter().chain(rest).cloned().collect())
-        };
-        self.run(vec!["--expr".into(), text.into()], place).await
-    }
-
-    async fn run(
-        &mut self,
-        what: Vec<OsString>,
-        place: impl Fn(Vec<String>) -> Option<Vec<String>>,
-    ) -> Result<RunEnd, EngineError> {
+    async fn run(&mut self, tasks: &[Task]) -> Result<RunEnd, EngineError> {
+        let nonce = nonce();
+        let text = expression::selection(&nonce, &self.engine.flake, DEPTH_MAX, tasks);
         let mut arguments = self.arguments();
-        arguments.extend(what);
+        arguments.extend(["--expr".into(), text.into()]);
         let mut process = Process::start(self.engine, self.program, arguments, String::new())?;
-        let mut tail = String::new();
+        let mut output = Output::hiding(&nonce);
         let mut number = 0;
         let (mut stdout_open, mut stderr_open) = (true, true);
         while stdout_open || stderr_open {
@@ -104,41 +118,100 @@ impl Runs<'_> {
                 (false, None) => stderr_open = false,
                 (true, Some(line)) => {
                     number += 1;
-                    let line = parse_line(number, &line).map_err(EngineError::Line)?;
-                    let Some(attr_path) = place(line.attr_path) else { continue };
-                    if self.done.len() >= ATTRS_MAX {
-                        return Err(EngineError::TooMany);
-                    }
-                    if self.done.insert(attr_path.clone()) {
-                        tell(self.events, EngineEvent::Line(EngineLine { attr_path, result: line.result })).await?;
+                    match parse_line(number, &line) {
+                        Ok(line) => self.take(&nonce, tasks, line).await?,
+                        // Whichever attribute it was of is missing, and asked for again.
+                        Err(error) => {
+                            let text = format!("nix-eval-jobs: {}", harmonia_core::chain(&error));
+                            tell(self.events, EngineEvent::Warning(text)).await?;
+                        }
                     }
                 }
-                (false, Some(line)) => {
-                    let text =
-                        format!("{}\n", harmonia_nix::worker_protocol::strip_ansi(&String::from_utf8_lossy(&line)));
-                    tail.push_str(&text);
-                    if tail.len() > 64 << 10 {
-                        tail.drain(..tail.ceil_char_boundary(tail.len() - (32 << 10)));
-                    }
-                    tell(self.events, EngineEvent::Log(text)).await?;
-                }
+                (false, Some(line)) => log(self.events, output.take(&line).log).await?,
             }
         }
-        let last_words = tail.find("error:").map_or(tail.as_str(), |start| &tail[start..]).trim().to_owned();
-        let ended = process.ended(&tail).await?;
-        Ok(RunEnd { is_clean: matches!(ended, Ended::Exited(0)), last_words })
+        log(self.events, output.release()).await?;
+        let last_words = output.last_words();
+        let ended = process.ended(&last_words).await?;
+        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words })
     }
 
-    async fn give_up(&mut self, attr: Vec<String>, end: &RunEnd) -> Result<(), EngineError> {
-        if end.is_clean {
-            let warning =
-                format!("{} is neither a derivation nor a set of some: it is left out", print_attr_path(&attr));
-            return tell(self.events, EngineEvent::Warning(warning)).await;
+    async fn take(&mut self, nonce: &str, tasks: &[Task], line: EngineLine) -> Result<(), EngineError> {
+        let mut path = line.attr_path.into_iter();
+        let root = path.next().and_then(|index| tasks.get(index.parse::<usize>().ok()?));
+        let Some(root) = root else { return Ok(()) };
+        let mut names: Vec<String> = path.collect();
+        if names.last().is_some_and(|name| name == NAMES_MEMBER) {
+            names.pop();
         }
-        let error =
-            shorten_error(&format!("error: nix-eval-jobs died while this was evaluated alone\n{}", end.last_words));
-        self.done.insert(attr.clone());
-        tell(self.events, EngineEvent::Line(EngineLine { attr_path: attr, result: Err(error) })).await
+        let names = names.iter().map(|name| name.strip_prefix(MEMBER_PREFIX).unwrap_or(name).to_owned());
+        let path: Vec<String> = root.path.iter().cloned().chain(names).collect();
+        // Lines of several workers are in no order: what lies below an open set may come before the set's own line.
+        let is_wanted = (0..=path.len()).rev().any(|length| self.open.contains_key(&path[..length]));
+        if !is_wanted || self.done.contains(&path) {
+            return Ok(());
+        }
+        let task = self.open.remove(&path).unwrap_or_else(|| Task::found(path.clone()));
+        self.done.insert(path.clone());
+        match line.result {
+            Ok(found) => self.line(path, Ok(found)).await,
+            Err(error) => match said(nonce, &error) {
+                Some((tag, json)) => self.no_derivation(task, tag, json.as_bytes()).await,
+                None => self.line(path, Err(presentable(&error))).await,
+            },
+        }
+    }
+
+    async fn no_derivation(&mut self, task: Task, tag: char, json: &[u8]) -> Result<(), EngineError> {
+        let path = task.path.clone();
+        match tag {
+            'n' => match read_json::<Vec<String>>(json) {
+                Ok((names, is_utf8)) => self.set(task, names, is_utf8).await,
+                Err(error) => self.line(path, Err(format!("error: its names cannot be read: {error}"))).await,
+            },
+            'd' => self.line(path, Err(too_deep(&task))).await,
+            'v' => match judge_value(&task, &read_json::<String>(json).unwrap_or_default().0) {
+                NoDerivation::Error(error) => self.line(path, Err(error)).await,
+                NoDerivation::Warning(warning) => self.leave_out(path, Some(warning)).await,
+                NoDerivation::Silent => self.leave_out(path, None).await,
+            },
+            _ => self.leave_out(path, None).await,
+        }
+    }
+
+    async fn set(&mut self, task: Task, names: Vec<String>, is_utf8: bool) -> Result<(), EngineError> {
+        if names.is_empty() {
+            let warning = empty(&task);
+            return self.leave_out(task.path, Some(warning)).await;
+        }
+        if self.count + names.len() > ATTRS_MAX {
+            let error = too_many(&task, names.len());
+            return self.line(task.path, Err(error)).await;
+        }
+        self.count += names.len();
+        let Members { tasks, refused } = Members::of(&task.path, names, is_utf8, &self.asked);
+        let members =
+            tasks.iter().map(|task| &task.path).chain(refused.iter().map(|(path, _)| path)).cloned().collect();
+        tell(self.events, EngineEvent::Set { path: task.path, members }).await?;
+        for task in tasks {
+            if !self.done.contains(&task.path) {
+                self.open.insert(task.path.clone(), task);
+            }
+        }
+        for (path, error) in refused {
+            if self.done.insert(path.clone()) {
+                self.line(path, Err(error)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn line(&self, attr_path: Vec<String>, result: Result<Evaluated, String>) -> Result<(), EngineError> {
+        tell(self.events, EngineEvent::Line(EngineLine { attr_path, result })).await
+    }
+
+    async fn leave_out(&self, path: Vec<String>, warning: Option<String>) -> Result<(), EngineError> {
+        tell(self.events, EngineEvent::LeftOut { path, warning }).await
     }
 
     fn arguments(&self) -> Vec<OsString> {
@@ -150,6 +223,15 @@ impl Runs<'_> {
         arguments.extend(["--max-memory-size".into(), (self.engine.memory_bytes_max >> 20).to_string().into()]);
         let ifd = if self.engine.allow_ifd { "true" } else { "false" };
         arguments.extend(["--option", "allow-import-from-derivation", ifd].map(OsString::from));
+        // It is pure of itself for `--flake` only.
+        arguments.extend(["--option", "pure-eval", "true"].map(OsString::from));
         arguments
     }
+}
+
+/// What our expression said in an error: only it knows the nonce.
+fn said<'a>(nonce: &str, error: &'a str) -> Option<(char, &'a str)> {
+    let (_, rest) = error.split_once(nonce)?;
+    let (tag, json) = rest.lines().next()?.split_once(' ')?;
+    Some((tag.chars().next()?, json.trim_end()))
 }

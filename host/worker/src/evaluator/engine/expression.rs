@@ -1,10 +1,15 @@
-//! The Nix expressions that plain Nix is given. Start at [`worker`].
+//! The Nix expressions that engines are given. Start at [`worker`]; [`selection`] is its twin for nix-eval-jobs.
 //!
-//! Results leave the process as traces: one line on standard error for each, `trace: <nonce><tag> <JSON>`. The nonce
-//! is random and known to this expression alone, which evaluated code cannot read (evaluation is pure), so that its own
-//! traces cannot pass for results. Traces come out as evaluation proceeds, and what was said before an error stays
+//! Results leave a plain Nix process as traces: one line on standard error for each, `trace: <nonce><tag> <JSON>`. The
+//! nonce is random and known to this expression alone, which evaluated code cannot read (evaluation is pure), so that its
+//! own traces cannot pass for results. Traces come out as evaluation proceeds, and what was said before an error stays
 //! said: an attribute is never evaluated for its name, then for its derivation, then for its error.
+//!
+//! JSON is put together here and not by `builtins.toJSON`, which newer versions let fail for strings that are not UTF-8.
 
+use std::fmt::Write as _;
+
+use super::Task;
 use crate::evaluator::source::PinnedFlake;
 
 /// A string as Nix reads it.
@@ -34,14 +39,19 @@ fn nix_list<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
     out
 }
 
-fn nix_paths(paths: impl IntoIterator<Item = impl AsRef<[String]>>) -> String {
+/// A list of `ask path isNamed isSet`.
+fn nix_tasks<'a>(tasks: impl IntoIterator<Item = &'a Task>) -> String {
     let mut out = String::from("[\n");
-    for path in paths {
-        out.push_str(&nix_list(path.as_ref()));
+    for task in tasks {
+        out.push_str(&nix_task(task));
         out.push('\n');
     }
     out.push(']');
     out
+}
+
+fn nix_task(task: &Task) -> String {
+    format!("(ask {} {} {})", nix_list(&task.path), task.is_named, task.is_set)
 }
 
 fn outputs(flake: &PinnedFlake) -> String {
@@ -49,120 +59,155 @@ fn outputs(flake: &PinnedFlake) -> String {
     format!("(builtins.getFlake {}).{path}", nix_string(&flake.reference))
 }
 
+/// What all expressions share: JSON, what a value is, what its `meta` says.
 fn head(nonce: &str, flake: &PinnedFlake) -> String {
+    let escaped = ['\\', '"'].into_iter().chain('\u{1}'..' ');
+    let (plain, json): (Vec<String>, Vec<String>) = escaped
+        .map(|character| {
+            let code = u32::from(character);
+            let json = if character < ' ' { format!("\\u{code:04x}") } else { format!("\\{character}") };
+            (character.to_string(), json)
+        })
+        .unzip();
     format!(
         r#"let
   nonce = {nonce};
   outputs = {outputs};
-  emit = tag: value: next:
-    builtins.trace (nonce + tag + " " + builtins.unsafeDiscardStringContext (builtins.toJSON value)) next;
-  isDerivation = value: builtins.isAttrs value && (value.type or null) == "derivation";
+  ask = path: isNamed: isSet: {{ inherit path isNamed isSet; }};
+  get = path: builtins.foldl' (set: name: set.${{name}}) outputs path;
+  quote = text:
+    "\"" + builtins.replaceStrings {plain} {json} (builtins.unsafeDiscardStringContext text) + "\"";
+  list = texts: "[" + builtins.concatStringsSep "," (map quote texts) + "]";
+  succeeds = value: let found = builtins.tryEval value; in found.success && found.value;
+  # A set with an attribute called "type" may be a set of checks one of which is called so: what cannot be evaluated there
+  # is that attribute's error, unless the set looks like a derivation otherwise. Errors that nobody can catch show in
+  # `careful`.
+  isDerivation = careful: task: value:
+    !task.isSet && value ? type && (
+      if value ? drvPath then value.type == "derivation" else careful (succeeds (value.type == "derivation")));
+  isLeftAlone = careful: task: value:
+    !task.isNamed && !task.isSet && value ? recurseForDerivations
+    && careful (succeeds (value.recurseForDerivations == false));
+  limits = value:
+    let
+      meta = builtins.tryEval (let meta = value.meta or {{ }}; in if builtins.isAttrs meta then meta else {{ }});
+      limit = name:
+        let
+          found = builtins.tryEval (
+            let limit = meta.value.${{name}} or null; in if builtins.isInt limit && limit > 0 then limit else null);
+        in if meta.success && found.success then found.value else null;
+    in {{ timeout = limit "timeout"; maxSilent = limit "maxSilent"; }};
 "#,
         nonce = nix_string(nonce),
         outputs = outputs(flake),
+        plain = nix_list(plain),
+        json = nix_list(json),
     )
 }
 
-/// Names below the prefixes, each prefix and each wanted system set forced to be a set, nothing below them forced.
-/// Emits one `e` marker: `{ outputs, prefixes = [ { kind, names, systems } ] }`.
-pub(super) fn enumerator(
+/// For plain Nix, how it tells something before it goes on.
+const EMIT: &str = r#"  emit = tag: text: next: builtins.trace (nonce + tag + " " + text) next;
+  all = tasks: builtins.foldl' (_: task: each task) null tasks;
+"#;
+
+/// Names below the prefixes. Each prefix and each wanted system set is forced to be a set, nothing below them. Markers: `b`
+/// (begins), then one of `p` names (`{ names, systems, leftOut }`; the systems follow), `o` (to be evaluated as it is),
+/// `m` (missing: `{ found, names }`).
+pub(super) fn enumerator<'a>(
     nonce: &str,
     flake: &PinnedFlake,
-    prefixes: &[Vec<String>],
     systems: Option<&[String]>,
+    prefixes: impl IntoIterator<Item = &'a Task>,
 ) -> String {
     let wanted = systems.map_or("null".to_owned(), nix_list);
     format!(
-        r#"{head}  wanted = {wanted};
+        r#"{head}{EMIT}  wanted = {wanted};
   isSystem = name: builtins.match "(aarch64|arm|armv[5-7][a-z]*|avr|i[3-6]86|loongarch64|m68k|microblaze(el)?|mips[a-z0-9]*|powerpc[a-z0-9]*|riscv(32|64)|s390x?|sparc64|wasm(32|64)|x86_64)-(cygwin|darwin|freebsd|genode|ghcjs|linux|mmixware|netbsd|none|openbsd|redox|solaris|wasi|windows)" name != null;
-  kindOf = value:
-    if isDerivation value then "derivation" else if builtins.isAttrs value then "set" else builtins.typeOf value;
-  find = path: builtins.foldl'
-    (found: name: if found.there && builtins.isAttrs found.value && builtins.hasAttr name found.value
-      then {{ there = true; value = found.value.${{name}}; }} else {{ there = false; value = null; }})
-    {{ there = true; value = outputs; }} path;
-  describe = path:
-    let
-      found = find path;
+  isWanted = name: wanted == null || builtins.elem name wanted;
+  find = value: found: rest:
+    if rest == [ ] then {{ there = true; inherit value; }}
+    else if builtins.isAttrs value && builtins.hasAttr (builtins.head rest) value
+    then find value.${{builtins.head rest}} (found ++ [ (builtins.head rest) ]) (builtins.tail rest)
+    else {{ there = false; inherit found; names = if builtins.isAttrs value then builtins.attrNames value else [ ]; }};
+  each = task: emit "b" "0" (
+    let found = find outputs [ ] task.path; in
+    if !found.there then emit "m" "{{\"found\":${{list found.found}},\"names\":${{list found.names}}}}" null
+    else if !(builtins.isAttrs found.value) || found.value ? type then emit "o" "0" null
+    else let
       names = builtins.attrNames found.value;
-      kind = if found.there then kindOf found.value else "missing";
-      systemNames = if builtins.length path == 1 then builtins.filter isSystem names else [ ];
-      isWanted = name: wanted == null || builtins.elem name wanted;
-      below = name:
-        let value = found.value.${{name}}; kind = kindOf value;
-        in {{ inherit name kind; names = if kind == "set" then builtins.attrNames value else [ ]; }};
-    in
-    if kind != "set" then {{ inherit kind; names = [ ]; systems = [ ]; leftOut = [ ]; }} else {{
-      inherit kind;
-      names = builtins.filter (name: !(builtins.elem name systemNames)) names;
-      systems = map below (builtins.filter isWanted systemNames);
+      systemNames = if builtins.length task.path == 1 then builtins.filter isSystem names else [ ];
+      others = builtins.filter (name: !(builtins.elem name systemNames)) names;
+      wantedNames = builtins.filter isWanted systemNames;
       leftOut = builtins.filter (name: !(isWanted name)) systemNames;
-    }};
-  answer = {{ outputs = builtins.attrNames outputs; prefixes = map describe {prefixes}; }};
-in emit "e" answer null
+    in emit "p" "{{\"names\":${{list others}},\"systems\":${{list wantedNames}},\"leftOut\":${{list leftOut}}}}"
+      (all (map (name: ask (task.path ++ [ name ]) false false) wantedNames)));
+in builtins.seq outputs (all {prefixes})
 "#,
         head = head(nonce, flake),
-        prefixes = nix_paths(prefixes),
+        prefixes = nix_tasks(prefixes),
     )
 }
 
-/// Evaluates the attributes one after the other, sets recursively. Markers: `b` path (begins), then one of `r` line
-/// (derivation), `n` names (a set, whose members follow), `s` reason (neither).
+/// Evaluates the attributes one after the other, sets recursively. Markers: `b` (begins), then one of `r` path (derivation;
+/// `l` with its limits follows), `n` names (a set, whose members follow), `x` (a set that is to be left alone), `d` (a set
+/// that is nested too deeply), `v` type (any other value). `t` and `u` are around
+/// something that is forced and no part of what is wanted: an error between them says that the set is to be asked for as a
+/// set.
 pub(super) fn worker<'a>(
     nonce: &str,
     flake: &PinnedFlake,
     depth_max: usize,
-    attrs: impl IntoIterator<Item = &'a Vec<String>>,
+    tasks: impl IntoIterator<Item = &'a Task>,
 ) -> String {
     format!(
-        r#"{head}  get = path: builtins.foldl' (set: name: set.${{name}}) outputs path;
-  # Each by itself: what stands beside a limit, and cannot be evaluated, takes nothing away from it. Only what is used.
-  meta = value:
-    let
-      tried = builtins.tryEval (let all = value.meta or {{ }}; in if builtins.isAttrs all then all else {{ }});
-      all = if tried.success then tried.value else {{ }};
-      # Not everything can be caught; then the error says where it came from.
-      number = name: builtins.addErrorContext "while evaluating 'meta.${{name}}'" (
-        let found = builtins.tryEval (let given = all.${{name}} or null; in if builtins.isInt given then given else null);
-        in if found.success then found.value else null);
-    in {{ timeout = number "timeout"; maxSilent = number "maxSilent"; }};
-  describe = path: value: {{
-    attr = builtins.concatStringsSep "." path;
-    attrPath = path;
-    inherit (value) drvPath;
-    name = value.name or null;
-    system = value.system or null;
-    meta = meta value;
-  }};
-  each = path: emit "b" path (
-    let value = get path; in
-    if isDerivation value then
-      let line = describe path value; in builtins.deepSeq line (emit "r" line null)
-    else if builtins.isAttrs value then
-      if builtins.length path >= {depth_max} then emit "s" "is nested too deeply" null
-      else let names = builtins.attrNames value; in
-        emit "n" names (all (map (name: path ++ [ name ]) names))
-    else emit "s" "is ${{builtins.typeOf value}}, not a derivation" null);
-  all = paths: builtins.foldl' (_: path: each path) null paths;
-in all {attrs}
+        r#"{head}{EMIT}  careful = value: emit "t" "0" (builtins.seq value (emit "u" "0" value));
+  number = limit: if limit == null then "null" else toString limit;
+  each = task: emit "b" "0" (
+    let value = get task.path; in
+    if !(builtins.isAttrs value) then emit "v" (quote (builtins.typeOf value)) null
+    else if isDerivation careful task value then
+      emit "r" (quote value.drvPath) (
+        let found = limits value; in
+        emit "l" "{{\"timeout\":${{number found.timeout}},\"maxSilent\":${{number found.maxSilent}}}}" null)
+    else if isLeftAlone careful task value then emit "x" "0" null
+    else if builtins.length task.path >= {depth_max} then emit "d" "0" null
+    else let names = builtins.attrNames value; in
+      emit "n" (list names) (all (map (name: ask (task.path ++ [ name ]) false false) names)));
+in builtins.seq outputs (all {tasks})
 "#,
         head = head(nonce, flake),
-        attrs = nix_paths(attrs),
+        tasks = nix_tasks(tasks),
     )
 }
 
-/// For nix-eval-jobs: a set of just these attributes, each under its index.
-pub(super) fn selection(flake: &PinnedFlake, attrs: &[Vec<String>]) -> String {
-    let mut out = format!("let outputs = {}; in {{\n", outputs(flake));
-    for (index, path) in attrs.iter().enumerate() {
-        out.push_str("  \"");
-        out.push_str(&index.to_string());
-        out.push_str("\" = outputs");
-        for part in path {
-            out.push('.');
-            out.push_str(&nix_string(part));
-        }
-        out.push_str(";\n");
+/// For nix-eval-jobs, which knows derivations and sets of them only: each attribute under its index, and what is neither
+/// as an error that says `<nonce><tag> <JSON>`, with the tags of [`worker`]. So each attribute gives a line at least, and
+/// one that gives none was lost. A set tells its names under `!`, its members are `_` and their names (an empty name
+/// would never end).
+pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, tasks: &[Task]) -> String {
+    let mut out = format!(
+        r#"{head}  careful = value: value;
+  say = tag: text: throw (nonce + tag + " " + text);
+  look = task: value:
+    if !(builtins.isAttrs value) then say "v" (quote (builtins.typeOf value))
+    else if isDerivation careful task value then
+      value // {{ meta = builtins.addErrorContext "while reading its meta.timeout and meta.maxSilent" (limits value); }}
+    else if isLeftAlone careful task value then say "x" "0"
+    else if builtins.length task.path >= {depth_max} then say "d" "0"
+    else let names = builtins.attrNames value; in
+      builtins.listToAttrs (
+        [ {{ name = "!"; value = say "n" (list names); }} ]
+        ++ map (name: {{
+          name = "_" + name;
+          value = look (ask (task.path ++ [ name ]) false false) value.${{name}};
+        }}) names);
+  at = task: look task (get task.path);
+in {{
+"#,
+        head = head(nonce, flake),
+    );
+    for (index, task) in tasks.iter().enumerate() {
+        let _ = writeln!(out, "  \"{index}\" = at {};", nix_task(task));
     }
     out.push('}');
     out
@@ -175,6 +220,7 @@ mod tests {
     #[test]
     fn strings_cannot_break_out() {
         assert_eq!(nix_string("a\"${x}\\\n\r"), r#""a\"\${x}\\\n\r""#);
-        assert_eq!(nix_paths([vec!["a".to_owned(), "\"".to_owned()]]), "[\n[ \"a\" \"\\\"\" ]\n]");
+        let task = Task { path: vec!["a".to_owned(), "\"".to_owned()], is_named: true, is_set: false };
+        assert_eq!(nix_tasks([&task]), "[\n(ask [ \"a\" \"\\\"\" ] true false)\n]");
     }
 }

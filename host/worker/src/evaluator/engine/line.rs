@@ -1,7 +1,7 @@
 //! The JSON lines of nix-eval-jobs. Start at [`parse_line`]. Unknown fields are left alone: each version adds some.
 
-use harmonia_core::limits::{ATTR_BYTES_MAX, ERROR_BYTES_MAX};
-use harmonia_core::project_config::{parse_attr_path, print_attr_path};
+use harmonia_core::limits::ERROR_BYTES_MAX;
+use harmonia_core::project_config::parse_attr_path;
 use harmonia_nix::StorePath;
 use serde::Deserialize;
 
@@ -41,14 +41,17 @@ enum LineProblem {
     Json(#[source] serde_json::Error),
     #[error("it names no attribute")]
     NoAttribute,
-    #[error("the attribute's path is longer than {ATTR_BYTES_MAX} bytes")]
-    LongAttribute,
+}
+
+/// What an attribute calls its derivation is none.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DerivationProblem {
     #[error("it has neither a derivation nor an error")]
-    NoResult,
-    #[error("its derivation is no store path")]
-    StorePath(#[source] harmonia_nix::store_path::StorePathError),
-    #[error("its derivation does not end in .drv")]
-    NoDerivation,
+    Nothing,
+    #[error("its drvPath '{}' is no store path", .0.chars().take(200).collect::<String>())]
+    StorePath(String),
+    #[error("its drvPath {0} does not end in .drv")]
+    Name(StorePath),
 }
 
 #[derive(Deserialize)]
@@ -58,11 +61,19 @@ struct Raw {
     attr_path: Option<Vec<String>>,
     drv_path: Option<String>,
     error: Option<String>,
-    meta: Option<serde_json::Value>,
+    meta: Option<Limits>,
 }
 
-/// Reads line `number` (from 1) of an engine's output.
-pub(crate) fn parse_line(number: u64, line: &[u8]) -> Result<EngineLine, LineError> {
+/// What of `meta` counts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Limits {
+    timeout: Option<serde_json::Value>,
+    max_silent: Option<serde_json::Value>,
+}
+
+/// Reads line `number` (from 1) of an engine's output. The error of an attribute is left as it was printed.
+pub(super) fn parse_line(number: u64, line: &[u8]) -> Result<EngineLine, LineError> {
     parse(line).map_err(|cause| LineError {
         number,
         shown: String::from_utf8_lossy(&line[..line.len().min(120)]).into_owned(),
@@ -77,24 +88,31 @@ fn parse(line: &[u8]) -> Result<EngineLine, LineProblem> {
         (None, Some(attr)) => parse_attr_path(&attr).map_err(|_| LineProblem::NoAttribute)?,
         (None, None) => return Err(LineProblem::NoAttribute),
     };
-    if print_attr_path(&attr_path).len() > ATTR_BYTES_MAX {
-        return Err(LineProblem::LongAttribute);
-    }
-    // A broken aggregate has both: it is broken.
-    if let Some(error) = raw.error {
-        return Ok(EngineLine { attr_path, result: Err(shorten_error(&error)) });
-    }
-    let drv_path = StorePath::parse(&raw.drv_path.ok_or(LineProblem::NoResult)?).map_err(LineProblem::StorePath)?;
-    if !drv_path.is_derivation() {
-        return Err(LineProblem::NoDerivation);
-    }
-    let seconds = |name: &str| raw.meta.as_ref()?.get(name)?.as_u64().filter(|seconds| *seconds > 0);
-    let evaluated = Evaluated { timeout_s: seconds("timeout"), max_silent_s: seconds("maxSilent"), drv_path };
-    Ok(EngineLine { attr_path, result: Ok(evaluated) })
+    let result = match (raw.error, raw.drv_path) {
+        // A broken aggregate has both: it is broken.
+        (Some(error), _) => Err(error),
+        (None, drv_path) => evaluated(drv_path, &raw.meta.unwrap_or_default()).map_err(no_derivation),
+    };
+    Ok(EngineLine { attr_path, result })
 }
 
-/// Keeps head and end of an error that is too long: the head says what, the end where (or the other way round,
-/// depending on Nix's version).
+/// A derivation with what `meta` says of it.
+pub(super) fn evaluated(drv_path: Option<String>, limits: &Limits) -> Result<Evaluated, DerivationProblem> {
+    let drv_path = drv_path.ok_or(DerivationProblem::Nothing)?;
+    let drv_path = StorePath::parse(&drv_path).map_err(|_| DerivationProblem::StorePath(drv_path))?;
+    if !drv_path.is_derivation() {
+        return Err(DerivationProblem::Name(drv_path));
+    }
+    let seconds = |value: &Option<serde_json::Value>| value.as_ref()?.as_u64().filter(|seconds| *seconds > 0);
+    Ok(Evaluated { timeout_s: seconds(&limits.timeout), max_silent_s: seconds(&limits.max_silent), drv_path })
+}
+
+/// The error of an attribute whose derivation is none.
+pub(super) fn no_derivation(problem: DerivationProblem) -> String {
+    format!("error: not a derivation: {problem}")
+}
+
+/// Keeps head and end of an error that is too long.
 pub(crate) fn shorten_error(text: &str) -> String {
     let text = text.trim();
     if text.len() <= ERROR_BYTES_MAX {
@@ -128,7 +146,7 @@ mod tests {
                     }
                     Err(error) => {
                         errors += 1;
-                        assert_eq!(raw["error"].as_str().map(str::trim), Some(error.as_str()));
+                        assert_eq!(raw["error"].as_str(), Some(error.as_str()));
                     }
                 }
                 assert_eq!(raw["attrPath"], serde_json::json!(parsed.attr_path));
@@ -138,18 +156,35 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_an_error_with_its_number() {
-        for (line, cause) in [
-            (&b"warning: x"[..], "not the JSON"),
-            (b"[]", "not the JSON"),
-            (b"{}", "names no attribute"),
-            (br#"{"attrPath":["a"]}"#, "neither a derivation nor an error"),
-            (br#"{"attrPath":["a"],"drvPath":"/etc/passwd"}"#, "no store path"),
+    fn recorded_errors_are_shown_by_their_message() {
+        let recorded = recording(Archive::NixEvalJobs);
+        let mut shown = std::collections::BTreeMap::new();
+        for line in recorded["b-errors/base/stdout.jsonl"].split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+        {
+            let parsed = parse_line(1, line).expect("reads");
+            if let Err(error) = parsed.result {
+                let error = super::super::output::presentable(&error);
+                shown.insert(parsed.attr_path.join("."), error.lines().next().unwrap_or_default().to_owned());
+            }
+        }
+        for (attr, message) in [
+            ("aborts", "error: evaluation aborted with the following error message: 'this one aborts'"),
+            ("assertion", "error: an integer with value '1' is not equal to an integer with value '2'"),
             (
-                br#"{"attrPath":["a"],"drvPath":"/nix/store/00000000000000000000000000000000-a"}"#,
-                "does not end in .drv",
+                "badsystem",
+                "error: derivation 'badsystem' does not have valid outputs: required attribute 'system' missing",
             ),
         ] {
+            assert_eq!(shown.get(attr).map(String::as_str), Some(message));
+        }
+        assert!(shown.values().all(|line| !line.ends_with("error:")), "{shown:#?}");
+    }
+
+    #[test]
+    fn what_names_no_attribute_is_an_error_with_its_number() {
+        for (line, cause) in
+            [(&b"warning: x"[..], "not the JSON"), (b"[]", "not the JSON"), (b"{}", "names no attribute")]
+        {
             let error = parse_line(7, line).expect_err(cause);
             let source = std::error::Error::source(&error).expect("a cause").to_string();
             assert!(
@@ -157,8 +192,20 @@ mod tests {
                 "{error}: {source}"
             );
         }
-        let long = format!(r#"{{"attrPath":["{}"],"error":"x"}}"#, "a".repeat(2_000));
-        parse_line(1, long.as_bytes()).expect_err("too long");
+    }
+
+    #[test]
+    fn what_names_one_is_its_result_or_its_error() {
+        for (line, cause) in [
+            (r#"{"attrPath":["a"]}"#, "neither a derivation nor an error"),
+            (r#"{"attrPath":["a"],"drvPath":"/etc/passwd"}"#, "its drvPath '/etc/passwd' is no store path"),
+            (r#"{"attrPath":["a"],"drvPath":"/nix/store/00000000000000000000000000000000-a"}"#, "does not end in .drv"),
+        ] {
+            let parsed = parse_line(7, line.as_bytes()).expect("an attribute's");
+            assert_eq!(parsed.attr_path, ["a"]);
+            let error = parsed.result.expect_err(line);
+            assert!(error.starts_with("error: not a derivation: ") && error.contains(cause), "{error}");
+        }
     }
 
     #[test]

@@ -1,92 +1,161 @@
-//! What a plain Nix process prints, taken apart: markers, errors, the rest. Start at [`Output`]. Pure.
+//! What an engine's process prints on its standard error, taken apart: markers, the error it ended with, the rest. Start
+//! at [`Output`]. Pure.
+//!
+//! Nix ends with its error: a line that begins with `error:`, and lines below it that are empty or indented. Builds and
+//! traces print such lines, too. So they are held until it is clear what they were: when anything follows they go to the
+//! log, all of them and in order.
 
-use harmonia_core::limits::ERROR_BYTES_MAX;
+use harmonia_core::evaluation_error::message_first;
 use harmonia_nix::worker_protocol::strip_ansi;
-use serde::Deserialize;
 
 use super::line::shorten_error;
+
+/// The head and the end that are kept of a text that may be an error.
+const HEAD_BYTES: usize = 96 << 10;
+const END_BYTES: usize = 32 << 10;
+/// Held lines; beyond, they go to the log at once, whatever they turn out to be.
+const HELD_BYTES_MAX: usize = 256 << 10;
+/// What is kept of everything else, for failures that say no error.
+const TAIL_BYTES: usize = 8 << 10;
+/// Lines below an error are indented by its length.
+const INDENTATION: &str = "       ";
 
 /// Reads the lines of one process.
 #[derive(Debug)]
 pub(super) struct Output {
-    prefix: String,
-    /// What follows the first `error:` since the last marker: the engine's last words, unless a marker follows.
-    error: String,
-    /// The end of everything else, for failures without an `error:`.
+    /// How markers begin, if there are any.
+    prefix: Option<String>,
+    /// Errors with this in them are none: results that were printed twice.
+    hidden: Option<String>,
+    /// The last text that may be an error, since the last marker.
+    error: Option<Excerpt>,
+    /// Lines of it that are in no log yet.
+    held: Vec<String>,
+    held_bytes: usize,
+    /// Whether the next line may belong to it.
+    is_open: bool,
     tail: String,
 }
 
-/// What one line is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Printed {
+/// What one line gave.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Printed {
+    /// For the log.
+    pub(super) log: Vec<String>,
     /// A result: its tag and its JSON.
-    Marker(char, String),
-    /// For the log; may be several lines.
-    Log(String),
-    /// Kept: perhaps part of an error.
-    Held,
+    pub(super) marker: Option<(char, Vec<u8>)>,
 }
 
-/// What an enumeration's marker says.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Names {
-    pub(super) outputs: Vec<String>,
-    pub(super) prefixes: Vec<PrefixNames>,
+/// Head and end of a text.
+#[derive(Debug, Default)]
+struct Excerpt {
+    head: String,
+    end: String,
+    is_cut: bool,
 }
 
-/// Names below one prefix.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PrefixNames {
-    pub(super) kind: String,
-    pub(super) names: Vec<String>,
-    pub(super) systems: Vec<SystemNames>,
-    #[serde(default)]
-    pub(super) left_out: Vec<String>,
-}
+impl Excerpt {
+    fn push(&mut self, line: &str) {
+        let text = if self.end.is_empty() && self.head.len() + line.len() <= HEAD_BYTES {
+            &mut self.head
+        } else {
+            &mut self.end
+        };
+        text.push_str(line);
+        text.push('\n');
+        if self.end.len() > 2 * END_BYTES {
+            self.is_cut = true;
+            let start = self.end.ceil_char_boundary(self.end.len() - END_BYTES);
+            self.end.drain(..start);
+        }
+    }
 
-/// Names below one system of a prefix.
-#[derive(Debug, Deserialize)]
-pub(super) struct SystemNames {
-    pub(super) name: String,
-    pub(super) kind: String,
-    pub(super) names: Vec<String>,
+    fn text(&self) -> String {
+        format!("{}{}{}", self.head, if self.is_cut { "\n[…]\n" } else { "" }, self.end)
+    }
 }
 
 impl Output {
+    /// Of a process whose results begin with this nonce.
     pub(super) fn new(nonce: &str) -> Self {
-        Self { prefix: format!("trace: {nonce}"), error: String::new(), tail: String::new() }
+        Self { prefix: Some(format!("trace: {nonce}")), ..Self::plain() }
+    }
+
+    /// Of a process that prints its results elsewhere, and those with this nonce here, too.
+    pub(super) fn hiding(nonce: &str) -> Self {
+        Self { hidden: Some(nonce.to_owned()), ..Self::plain() }
+    }
+
+    /// Of a process without results in it.
+    pub(super) fn plain() -> Self {
+        Self {
+            prefix: None,
+            hidden: None,
+            error: None,
+            held: Vec::new(),
+            held_bytes: 0,
+            is_open: false,
+            tail: String::new(),
+        }
     }
 
     pub(super) fn take(&mut self, line: &[u8]) -> Printed {
+        if let Some(marker) = self.marker(line) {
+            // Evaluation went on, so what looked like an error was printed by something else.
+            self.error = None;
+            return Printed { log: self.release(), marker: Some(marker) };
+        }
         let text = strip_ansi(&String::from_utf8_lossy(line));
-        if let Some((tag, json)) = text.strip_prefix(&self.prefix).and_then(|rest| rest.split_once(' '))
-            && let Some(tag) = tag.chars().next()
-        {
-            // Evaluation went on, so what looked like an error was printed by a trace of several lines.
-            self.error.clear();
-            return Printed::Marker(tag, json.to_owned());
-        }
-        if !self.error.is_empty() || text.starts_with("error:") {
-            if self.error.len() < 2 * ERROR_BYTES_MAX {
-                self.error.push_str(&text);
-                self.error.push('\n');
+        let mut log = Vec::new();
+        if text.starts_with("error:") {
+            log = self.release();
+            self.error = Some(Excerpt::default());
+            self.is_open = true;
+        } else if !(self.is_open && (text.trim().is_empty() || text.starts_with(INDENTATION))) {
+            log = self.release();
+            self.tail.push_str(&text);
+            self.tail.push('\n');
+            if self.tail.len() > 2 * TAIL_BYTES {
+                let start = self.tail.ceil_char_boundary(self.tail.len() - TAIL_BYTES);
+                self.tail.drain(..start);
             }
-            return Printed::Held;
+            log.push(text);
+            return Printed { log, marker: None };
         }
-        self.tail.push_str(&text);
-        self.tail.push('\n');
-        if self.tail.len() > 16 << 10 {
-            let start = self.tail.ceil_char_boundary(self.tail.len() - (8 << 10));
-            self.tail.drain(..start);
+        if let Some(error) = &mut self.error {
+            error.push(&text);
         }
-        Printed::Log(format!("{text}\n"))
+        self.held_bytes += text.len() + 1;
+        self.held.push(text);
+        if self.held_bytes > HELD_BYTES_MAX {
+            log.append(&mut self.held);
+            self.held_bytes = 0;
+        }
+        Printed { log, marker: None }
     }
 
-    /// The error it ended with, if it said one.
+    fn marker(&self, line: &[u8]) -> Option<(char, Vec<u8>)> {
+        let rest = line.strip_prefix(self.prefix.as_ref()?.as_bytes())?;
+        let (tag, json) = rest.split_first()?;
+        Some((char::from(*tag), json.strip_prefix(b" ")?.to_vec()))
+    }
+
+    /// The lines that were held back, for the log: they are no error after all, or the error is not used.
+    pub(super) fn release(&mut self) -> Vec<String> {
+        (self.held_bytes, self.is_open) = (0, false);
+        let held = std::mem::take(&mut self.held);
+        match &self.hidden {
+            Some(nonce) if held.iter().any(|line| line.contains(nonce.as_str())) => {
+                self.error = None;
+                Vec::new()
+            }
+            _ => held,
+        }
+    }
+
+    /// The error it ended with, if it said one; the message first.
     pub(super) fn error(&self) -> Option<String> {
-        (!self.error.is_empty()).then(|| shorten_error(&without_our_frames(&self.error)))
+        self.error.as_ref().map(|error| presentable(&error.text()))
     }
 
     /// The error, or else the last it printed.
@@ -95,7 +164,12 @@ impl Output {
     }
 }
 
-/// Leaves out what a trace says of our own expression, which is «stdin» to Nix: it would only confuse.
+/// An error of an engine as people see it: the message first, nothing of our own expression, not too long.
+pub(super) fn presentable(error: &str) -> String {
+    shorten_error(&without_our_frames(&message_first(error)))
+}
+
+/// Leaves out what a trace says of our own expression, which is «stdin» or «string» to Nix: it would only confuse.
 fn without_our_frames(error: &str) -> String {
     let mut frames: Vec<String> = vec![String::new()];
     for line in error.lines() {
@@ -108,7 +182,7 @@ fn without_our_frames(error: &str) -> String {
             frame.push('\n');
         }
     }
-    let ours = |frame: &str| frame.contains("at «stdin»:") || frame.contains("at (stdin):");
+    let ours = |frame: &str| ["at «stdin»:", "at (stdin):", "at «string»:"].iter().any(|place| frame.contains(place));
     let mut kept = String::new();
     for frame in frames {
         if !ours(&frame) {
@@ -128,51 +202,127 @@ fn without_our_frames(error: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Everything that reaches the log, then what it ended with.
+    fn read(output: &mut Output, lines: &[&str]) -> (String, Option<String>) {
+        let mut log = Vec::new();
+        for line in lines {
+            log.extend(output.take(line.as_bytes()).log);
+        }
+        (log.join("|"), output.error())
+    }
+
     #[test]
     fn markers_need_the_nonce() {
         let mut output = Output::new("N0NCE");
-        assert_eq!(output.take(b"trace: N0NCEb [\"a\"]"), Printed::Marker('b', "[\"a\"]".to_owned()));
-        assert_eq!(output.take(b"trace: OTHERb [\"a\"]"), Printed::Log("trace: OTHERb [\"a\"]\n".to_owned()));
-        assert_eq!(output.take(b"warning: \x1b[31mred\x1b[0m"), Printed::Log("warning: red\n".to_owned()));
+        assert_eq!(output.take(b"trace: N0NCEb [\"a\xff\"]").marker, Some(('b', b"[\"a\xff\"]".to_vec())));
+        for no_marker in ["trace: OTHERb [\"a\"]", "trace: N0NCE", "N0NCEb 0", "trace: N0NCEb"] {
+            assert_eq!(output.take(no_marker.as_bytes()), Printed { log: vec![no_marker.to_owned()], marker: None });
+        }
+        assert_eq!(output.take(b"warning: \x1b[31mred\x1b[0m").log, ["warning: red"]);
         assert_eq!(output.error(), None);
         assert!(output.last_words().ends_with("warning: red"));
+        assert_eq!(Output::plain().take(b"trace: x y").marker, None);
     }
 
     #[test]
     fn an_error_is_kept_without_our_own_frames() {
         let mut output = Output::new("N");
-        for line in [
-            "error: attribute 'foo' missing",
-            "",
-            "       at /nix/store/x-source/flake.nix:13:21:",
-            "           13|       missing = mk ({}.foo);",
-            "",
-            "       … while evaluating the attribute 'name'",
-            "",
-            "       at /nix/store/x-source/flake.nix:3:36:",
-            "",
-            "       … while evaluating 'get'",
-            "",
-            "       at «stdin»:6:9:",
-            "",
-            "            6|   get = path:",
-        ] {
-            assert_eq!(output.take(line.as_bytes()), Printed::Held);
-        }
-        let error = output.error().expect("an error");
+        let (log, error) = read(
+            &mut output,
+            &[
+                "error: attribute 'foo' missing",
+                "",
+                "       at /nix/store/x-source/flake.nix:13:21:",
+                "           13|       missing = mk ({}.foo);",
+                "",
+                "       … while evaluating the attribute 'name'",
+                "",
+                "       at /nix/store/x-source/flake.nix:3:36:",
+                "",
+                "       … while evaluating 'get'",
+                "",
+                "       at «stdin»:6:9:",
+                "",
+                "            6|   get = path:",
+            ],
+        );
+        assert_eq!(log, "");
+        let error = error.expect("an error");
         assert!(error.starts_with("error: attribute 'foo' missing\n") && error.contains("flake.nix:3:36"), "{error}");
         assert!(!error.contains("stdin") && !error.contains("get"), "{error}");
         let mut output = Output::new("N");
         output.take(b"error: attribute 'nope' missing");
         output.take("       at «stdin»:6:43:".as_bytes());
         assert_eq!(output.error().as_deref(), Some("error: attribute 'nope' missing"));
+        // Nix 2.20 and newer.
+        let mut output = Output::new("N");
+        let lines =
+            ["error:", "       … while evaluating 'a'", "         at «stdin»:6:43:", "", "       error: out of order"];
+        assert_eq!(read(&mut output, &lines), (String::new(), Some("error: out of order".to_owned())));
     }
 
     #[test]
-    fn what_only_looks_like_an_error_is_forgotten_when_evaluation_goes_on() {
+    fn what_only_looks_like_an_error_is_in_the_log_with_all_that_follows() {
+        // A build, a trace, and then the true end; both forms.
+        let noise = [
+            "building '/nix/store/x.drv'...",
+            "error: out of memory",
+            "       at the end of the world",
+            "",
+            "warning: beware",
+            "trace: first",
+            "error: this is only a trace",
+            "error: of three lines",
+        ];
+        for end in [
+            &["error: builder failed", "       last 1 log lines:", "       > error: 5"][..],
+            &[
+                "error:",
+                "       … while calling the 'readFile' builtin",
+                "       error: builder failed",
+                "       last 1 log lines:",
+                "       > error: 5",
+            ],
+        ] {
+            let mut output = Output::new("N");
+            let (log, error) = read(&mut output, &[&noise[..], end].concat());
+            assert_eq!(log, noise.join("|"));
+            assert!(error.expect("an error").starts_with("error: builder failed\n       last 1 log lines:"));
+        }
         let mut output = Output::new("N");
-        assert_eq!(output.take(b"error: printed by a trace of several lines"), Printed::Held);
-        assert_eq!(output.take(b"trace: Nr {}"), Printed::Marker('r', "{}".to_owned()));
-        assert_eq!(output.error(), None);
+        let (log, error) = read(&mut output, &[&noise[..], &["trace: Nr {}"]].concat());
+        assert_eq!((log, error), (noise.join("|"), None), "evaluation went on");
+        // What is said behind the error does not hide it.
+        let mut output = Output::new("N");
+        let (log, error) = read(&mut output, &["error: boom", "       at /x:1:1:", "GC Warning: bye"]);
+        assert_eq!(
+            (log.as_str(), error.as_deref()),
+            ("error: boom|       at /x:1:1:|GC Warning: bye", Some("error: boom\n       at /x:1:1:"))
+        );
+    }
+
+    #[test]
+    fn results_that_are_printed_as_errors_are_in_no_log() {
+        let mut output = Output::hiding("N0NCE");
+        let lines =
+            ["building", "error:", "       … while calling 'throw'", "       error: N0NCEn []", "error: boom", "  x"];
+        assert_eq!(read(&mut output, &lines), ("building|error: boom|  x".to_owned(), Some("error: boom".to_owned())));
+        output.take(b"error: N0NCEx 0");
+        assert_eq!((output.release(), output.error()), (Vec::new(), None));
+    }
+
+    #[test]
+    fn held_lines_are_bounded_and_none_is_lost() {
+        let mut output = Output::new("N");
+        let mut log = output.take(b"error: begins").log;
+        for index in 0..20_000 {
+            log.extend(output.take(format!("       line {index}, {}", "x".repeat(50)).as_bytes()).log);
+            assert!(output.held_bytes <= HELD_BYTES_MAX);
+        }
+        let error = output.error().expect("an error");
+        assert!(error.starts_with("error: begins\n") && error.contains("line 19999,"), "both ends");
+        log.extend(output.release());
+        assert_eq!(log.len(), 20_001);
+        assert!(log[20_000].starts_with("       line 19999"));
     }
 }

@@ -43,13 +43,22 @@ pub(crate) struct Confinement {
 pub(super) struct Process {
     child: Child,
     group: Option<rustix::process::Pid>,
+    /// Where the sandbox says how much memory was used.
+    usage: Option<tempfile::NamedTempFile>,
     pub(super) stdout: Lines<ChildStdout>,
     pub(super) stderr: Lines<ChildStderr>,
 }
 
 /// How a process ended.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) struct Ended {
+    pub(super) how: HowEnded,
+    /// What it used of memory at most, in bytes, by the kernel's account; known of processes in a sandbox.
+    pub(super) peak_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HowEnded {
     Exited(i32),
     Signal(i32),
 }
@@ -67,8 +76,12 @@ impl Process {
             |cause: io::Error| EngineError::Start { program, cause }
         };
         let mut header = Vec::new();
+        let mut usage = None;
         let mut command = if let Some(helper) = &engine.confinement.helper {
-            let spec = specification(engine, program, &arguments);
+            let mut spec = specification(engine, program, &arguments);
+            let file = tempfile::NamedTempFile::new_in(&engine.confinement.scratch_dir).map_err(failed(program))?;
+            spec.usage_file = Some(file.path().to_owned());
+            usage = Some(file);
             header = spec.header().map_err(|error| EngineError::Sandbox(error.to_string()))?;
             let mut command = Command::new(&helper[0]);
             command.args(&helper[1..]).env_clear();
@@ -96,18 +109,19 @@ impl Process {
                 drop(stdin.shutdown().await);
             }
         });
-        Ok(Self { child, group, stdout: Lines::new(stdout), stderr: Lines::new(stderr) })
+        Ok(Self { child, group, usage, stdout: Lines::new(stdout), stderr: Lines::new(stderr) })
     }
 
     /// Waits for its end. A sandbox that could not be set up is an error, for which `last_words` is the reason.
     pub(super) async fn ended(&mut self, last_words: &str) -> Result<Ended, EngineError> {
         let status: ExitStatus = self.child.wait().await.map_err(EngineError::Pipe)?;
+        let peak_bytes = self.usage.as_ref().and_then(|file| harmonia_sandbox::read_usage(file.path()));
         match (status.code(), status.signal()) {
             (Some(SETUP_FAILED_EXIT_CODE), _) if last_words.contains("sandbox: ") => {
                 Err(EngineError::Sandbox(last_words.replace("sandbox: ", "").trim().to_owned()))
             }
-            (Some(code), _) => Ok(Ended::Exited(code)),
-            (None, signal) => Ok(Ended::Signal(signal.unwrap_or_default())),
+            (Some(code), _) => Ok(Ended { how: HowEnded::Exited(code), peak_bytes }),
+            (None, signal) => Ok(Ended { how: HowEnded::Signal(signal.unwrap_or_default()), peak_bytes }),
         }
     }
 }
@@ -128,7 +142,7 @@ fn environment(engine: &Engine, program: &Path, socket: &str, home: &str) -> Vec
     }
     let config = format!(
         "experimental-features = nix-command flakes\nuse-registries = false\naccept-flake-config = false\n\
-         connect-timeout = 15\nallow-import-from-derivation = {}\n",
+         pure-eval = true\nconnect-timeout = 15\nallow-import-from-derivation = {}\n",
         engine.allow_ifd
     );
     [

@@ -1,0 +1,144 @@
+//! nix-eval-jobs as the engine. The real one is not installed here; what it prints was recorded (see `line.rs`). Where it
+//! matters what the expression means, stock Nix evaluates it ([`StandIn`]).
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// Does with stock Nix what nix-eval-jobs does with its expression and its options: each derivation in a set of sets gets a
+/// line, whatever throws gets an error, other values get nothing.
+pub(super) struct StandIn {
+    dir: tempfile::TempDir,
+}
+
+const STAND_IN: &str = r#"#!/bin/sh
+options="--option pure-eval false"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --option) options="$options --option $2 $3"; shift 3 ;;
+    --expr) expression=$2; shift 2 ;;
+    --workers|--max-memory-size|--gc-roots-dir) shift 2 ;;
+    *) shift ;;
+  esac
+done
+visit() { # nix selection, JSON of the path
+  if found=$(nix-instantiate --eval --strict --json --read-write-mode --show-trace $options --expr "let v = ($expression)$1; in
+      if !(builtins.isAttrs v) then null
+      else if (v.type or null) == \"derivation\" then { inherit (v) drvPath; meta = v.meta or null; } else builtins.attrNames v" 2>/tmp/error); then
+    case "$found" in
+      '{'*) printf '%s\n' "{\"attr\":\"x\",\"attrPath\":[$2],${found#?}" ;;
+      '['*) for name in $(echo "$found" | tr -d '[]"' | tr ',' ' '); do
+              (visit "$1.\"$name\"" "$2${2:+,}\"$name\"")
+            done ;;
+    esac
+  else
+    cat /tmp/error >&2
+    error=$(nix-instantiate --eval --json --option pure-eval false --expr 'builtins.readFile /tmp/error' 2>/dev/null)
+    printf '%s\n' "{\"attr\":\"x\",\"attrPath\":[$2],\"error\":$error}"
+  fi
+}
+MODE
+visit "" ""
+"#;
+
+impl StandIn {
+    /// `dies_first`: it ends by a signal, without a line, when it is asked for more than one attribute.
+    pub(super) fn new(dies_first: bool) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let mode = if dies_first { r#"case "$expression" in *'"1" = '*) kill -9 $$ ;; esac"# } else { "" };
+        write_program(&dir.path().join("nix-eval-jobs"), &STAND_IN.replace("MODE", mode));
+        Self { dir }
+    }
+
+    pub(super) fn program(&self) -> PathBuf {
+        self.dir.path().join("nix-eval-jobs")
+    }
+}
+
+fn write_program(file: &std::path::Path, text: &str) {
+    std::fs::write(file, text).expect("file");
+    for path in [file.parent().expect("a directory"), file] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("mode");
+    }
+}
+
+#[tokio::test]
+async fn both_engines_give_the_same() {
+    let body = r#"good = mk "good" // { meta = { timeout = 7; maxSilent = throw "none"; description = abort "none"; }; };
+        thrown = throw "my own"; nothing = null; list = [ ]; callable = { __functor = self: x: 1; }; empty = { };
+        nested = { inner = mk "inner"; deeper = { x = mk "x"; bad = throw "inner error"; }; off.recurseForDerivations = false; };
+        private = { recurseForDerivations = false; never = throw "never"; }; text = { value = "a"; };
+        typed = { type = throw "no type"; inner = mk "typed"; }; fake = { type = "derivation"; drvPath = "/etc/passwd"; };
+        unmade = { type = "derivation"; name = "x"; }; ring = let ring = { again = ring; }; in ring;"#;
+    let mut world = World::new(&checks(body)).await;
+    let plain = world.evaluate_all().await;
+    let stand_in = StandIn::new(false);
+    world.engine.nix_eval_jobs = Some(stand_in.program());
+    let jobs = world.evaluate_all().await;
+    assert_eq!(plain.results, jobs.results, "{jobs:?}");
+    assert_eq!(plain.limits, jobs.limits);
+    assert_eq!(plain.limits["good"], (Some(7), None));
+    let messages = |seen: &Seen| -> BTreeMap<String, String> {
+        let line = |text: &String| text.lines().next().unwrap_or_default().to_owned();
+        seen.errors.iter().map(|(name, error)| (name.clone(), line(error))).collect()
+    };
+    assert_eq!(messages(&plain), messages(&jobs));
+    assert_eq!(plain.errors.len(), 8, "{:?}", plain.errors.keys());
+    let sorted = |mut texts: Vec<String>| {
+        texts.sort();
+        texts
+    };
+    assert_eq!(sorted(plain.left_out), sorted(jobs.left_out));
+    assert_eq!(sorted(plain.warnings), sorted(jobs.warnings));
+    assert!(jobs.log.contains("my own") && !jobs.log.contains("listToAttrs"), "{}", jobs.log);
+}
+
+#[tokio::test]
+async fn a_line_that_is_lost_is_never_green_however_well_a_run_ends() {
+    let mut world = World::new(&checks("")).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let program = dir.path().join("nix-eval-jobs");
+    write_program(
+        &program,
+        "#!/bin/sh
+exit 0
+",
+    );
+    world.engine.nix_eval_jobs = Some(program);
+    let seen = world.evaluate(&["a"]).await.expect("evaluates");
+    assert!(seen.errors["a"].contains("gave neither a result nor an error for this attribute"), "{seen:?}");
+}
+
+/// Only about what the driver does when runs die.
+#[tokio::test]
+async fn attributes_lost_behind_a_dead_worker_are_asked_for_again() {
+    let mut world = World::new(&checks("")).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let script = r#"#!/bin/sh
+line() { echo "{\"attr\":\"$1\",\"attrPath\":[\"$1\"],\"drvPath\":\"/nix/store/00000000000000000000000000000000-$2.drv\"}"; }
+case "$*" in
+  *'"2" ='*) line 0 a; line unwanted x; echo "warning: the first run" >&2; echo 'not JSON' ;;
+  *'"1" ='*) line 0 b; echo "warning: all that is missing" >&2 ;;
+  *) echo "error: alone" >&2 ;;
+esac
+exit 1
+"#;
+    let fake = dir.path().join("nix-eval-jobs");
+    write_program(&fake, script);
+    world.engine.nix_eval_jobs = Some(fake);
+    let seen = world.evaluate(&["a", "b", "c"]).await.expect("evaluates");
+    assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert!(seen.results["b"].ends_with("-b.drv"));
+    assert!(
+        seen.errors["c"].contains("died while this was evaluated alone") && seen.errors["c"].contains("error: alone"),
+        "{seen:?}"
+    );
+    for (text, count) in [("the first run", 1), ("all that is missing", 1), ("error: alone", 1)] {
+        assert_eq!(seen.log.matches(text).count(), count, "{}", seen.log);
+    }
+    assert!(
+        seen.warnings.len() == 1 && seen.warnings[0].contains("line 3 is malformed (not JSON)"),
+        "{:?}",
+        seen.warnings
+    );
+}

@@ -1,0 +1,68 @@
+//! What evaluated code can read: its own flake, and nothing of the machine nor of others.
+
+use super::*;
+
+#[tokio::test]
+async fn evaluated_code_cannot_pretend_a_result() {
+    let world = World::new(&checks(
+        r#"forged = builtins.trace "r {\"attrPath\":[\"checks\",\"x86_64-linux\",\"victim\"]}" (builtins.trace "error: not really" (mk "forged"));
+           victim = mk "victim";"#,
+    ))
+    .await;
+    let seen = world.evaluate(&["forged", "victim"]).await.expect("evaluates");
+    assert!(seen.results.contains_key("forged") && seen.results["victim"].ends_with("-victim.drv"), "{seen:?}");
+}
+
+/// A flake that tries to read what is not its own.
+async fn curious() -> World {
+    let daemon = TestDaemon::start().await;
+    let dir = tempfile::tempdir().expect("directory");
+    // The source of another project, on the same node.
+    std::fs::create_dir(dir.path().join("other")).expect("directory");
+    std::fs::write(dir.path().join("other/secret"), "SECRET").expect("file");
+    let mut connection = daemon.client().connect().await.expect("connects");
+    let other = add_tree(&mut connection, &dir.path().join("other")).await.expect("adds").path;
+    std::fs::create_dir(dir.path().join("own")).expect("directory");
+    let body = format!(
+        r#"environment = mk "x${{builtins.getEnv "NIX_DAEMON_SOCKET_PATH"}}${{builtins.getEnv "HOME"}}y";
+           exists = mk (if builtins.pathExists "{other}/secret" || builtins.pathExists "/etc/passwd" then "seen" else "unseen");
+           file = mk (builtins.readFile "/etc/passwd"); store = mk (toString (builtins.attrNames (builtins.readDir "/nix/store")));
+           secret = mk (builtins.readFile "{other}/secret"); path = mk (builtins.readFile "${{/. + "{other}"}}/secret");
+           copied = mk "${{builtins.path {{ path = "{other}"; name = "copied"; }}}}"; imported = import "{other}/secret";
+           stored = mk (builtins.readFile "${{builtins.storePath "{other}"}}/secret");
+           tree = mk (builtins.readFile "${{builtins.fetchTree {{ type = "path"; path = "{other}"; }}}}/secret");
+           flake = (builtins.getFlake "path:{other}").outputs; git = mk (builtins.fetchGit "file:///etc").rev;
+           url = mk (builtins.readFile (builtins.fetchurl "http://127.0.0.1:1/metadata"));
+           tarball = mk (builtins.readFile (builtins.fetchTarball "http://127.0.0.1:1/x.tar.gz"));
+           time = mk (toString builtins.currentTime); system = mk builtins.currentSystem; search = import <nixpkgs>;"#
+    );
+    std::fs::write(dir.path().join("own/flake.nix"), checks(&body)).expect("file");
+    World::with_tree(daemon, &dir.path().join("own"), "").await
+}
+
+fn assert_saw_nothing(seen: &Seen) {
+    assert!(seen.results["environment"].ends_with("-xy.drv"), "{seen:?}");
+    assert!(seen.results["exists"].ends_with("-unseen.drv"), "{seen:?}");
+    assert_eq!(seen.results.len(), 2, "{:?}", seen.results);
+    let pure = ["pure", "missing", "forbidden"];
+    for (name, error) in &seen.errors {
+        let line = error.lines().next().unwrap_or_default();
+        assert!(pure.iter().any(|word| line.contains(word)) && !error.contains("SECRET"), "{name}: {error}");
+    }
+    assert_eq!(seen.errors.len(), 15, "{:?}", seen.errors.keys());
+}
+
+#[tokio::test]
+async fn evaluated_code_sees_nothing_of_the_machine_nor_of_other_projects() {
+    assert_saw_nothing(&curious().await.evaluate_all().await);
+}
+
+#[tokio::test]
+async fn nor_does_it_with_nix_eval_jobs_however_its_runs_end() {
+    let mut world = curious().await;
+    for dies_first in [false, true] {
+        let stand_in = eval_jobs::StandIn::new(dies_first);
+        world.engine.nix_eval_jobs = Some(stand_in.program());
+        assert_saw_nothing(&world.evaluate_all().await);
+    }
+}
