@@ -47,15 +47,4 @@ impl Db {
             .await
             .map_err(|error| DbError::from_sqlx("look for a project", error))
     }
-
-    /// Whether everybody may see this derivation, its log and its file: a public project's evaluation reached it.
-    pub async fn derivation_public(&self, drv: &StorePath) -> Result<bool, DbError> {
-        sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT FROM derivations WHERE drv_path = $1 AND public) AS "exists!""#,
-            drv.as_str()
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| DbError::from_sqlx("look who may see a derivation", error))
-    }
 }

@@ -91,6 +91,6 @@ async fn a_broken_connection_comes_back_with_a_rescan() {
     .expect("terminate");
     assert_eq!(killed, 1);
     assert_eq!(next(&mut listener).await, Notice::Rescan);
-    world.db.set_draining(&world.node, true).await.expect("drain");
+    world.db.set_draining(&world.node, world.run, true).await.expect("drain");
     assert_eq!(next(&mut listener).await, hint(Channel::Nodes, "n"));
 }
