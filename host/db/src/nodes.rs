@@ -117,13 +117,8 @@ impl Db {
     /// run is over, or another process has the name.
     pub async fn set_draining(&self, node: &NodeId, run: Incarnation, draining: bool) -> Result<bool, DbError> {
         self.run("drain the node", || {
-            sqlx::query_scalar!(
-                r#"SELECT set_draining($1, $2, $3) AS "known!""#,
-                node.0,
-                incarnation(run),
-                draining
-            )
-            .fetch_one(&self.pool)
+            sqlx::query_scalar!(r#"SELECT set_draining($1, $2, $3) AS "known!""#, node.0, incarnation(run), draining)
+                .fetch_one(&self.pool)
         })
         .await
     }

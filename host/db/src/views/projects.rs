@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use harmonia_core::EvalId;
 use harmonia_core::api::{Evaluation, Project};
-use harmonia_nix::StorePath;
 
 use crate::{Db, DbError};
 

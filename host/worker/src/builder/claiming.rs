@@ -225,8 +225,7 @@ async fn claim_some(
     known: &Classes,
     wanted: u32,
 ) -> Result<Vec<ClaimedJob>, DbError> {
-    let Claims { jobs, unheard, error, policy, .. } =
-        claimer.claim(&known.ours, wanted, Instant::now()).await;
+    let Claims { jobs, unheard, error, policy, .. } = claimer.claim(&known.ours, wanted, Instant::now()).await;
     node.unheard().extend(unheard);
     if let Some(verdict) = policy {
         node.note_policy_error(verdict).await;
