@@ -10,7 +10,6 @@ CREATE TABLE nodes (
     features text[] NOT NULL DEFAULT '{}',
     max_jobs integer NOT NULL CHECK (max_jobs >= 0),
     max_evals integer NOT NULL CHECK (max_evals >= 0),
-    speed_factor double precision NOT NULL DEFAULT 1,
     registered_at timestamptz NOT NULL DEFAULT now(),
     last_seen timestamptz NOT NULL DEFAULT now(),
     draining boolean NOT NULL DEFAULT false,

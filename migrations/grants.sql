@@ -74,6 +74,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('register_node', '{evaluator,builder,signer,frontend}'::text[]),
     ('heartbeat', '{evaluator,builder,signer,frontend}'),
     ('deregister_node', '{evaluator,builder,signer,frontend}'),
+    ('set_draining', '{evaluator,builder,signer,frontend}'),
     ('report_policy_error', '{builder,frontend}'),
     -- Pure reads that statements of every role use.
     ('drv_available', '{evaluator,builder,signer,frontend}'),
@@ -148,7 +149,6 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('charge_attempts', '{frontend}'),
     ('decay_due', '{frontend}'),
     ('decay_projects', '{frontend}'),
-    ('set_draining', '{frontend}'),
     ('reap_silent_nodes', '{frontend}'),
     ('mark_unsupported', '{frontend}'),
     ('revive_unsupported', '{frontend}'),

@@ -82,10 +82,12 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION set_draining(p_node text, p_draining boolean) RETURNS boolean
+-- A node says that it takes nothing more and ends when its work has ended. It is shown so, others do not count on it, and a claim
+-- of it that is still under way gets nothing.
+CREATE OR REPLACE FUNCTION set_draining(p_node text, p_incarnation bigint, p_draining boolean) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    UPDATE nodes SET draining = p_draining WHERE id = p_node AND NOT stopped;
+    UPDATE nodes SET draining = p_draining WHERE id = p_node AND incarnation = p_incarnation AND NOT stopped;
     IF NOT FOUND THEN
         RETURN false;
     END IF;

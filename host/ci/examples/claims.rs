@@ -184,7 +184,7 @@ async fn measure(claimers: Vec<Warm>, slots: u32, time: Duration) -> Result<(Mea
             let mut measured = Measured::default();
             while Instant::now() < end {
                 let start = Instant::now();
-                let claims = claimer.claim(&classes, 1.0, slots, start).await;
+                let claims = claimer.claim(&classes, slots, start).await;
                 if let Some(error) = claims.error {
                     return Err(error.into());
                 }

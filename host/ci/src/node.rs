@@ -220,7 +220,7 @@ async fn run_roles(
         helpers.spawn(signing::run(signer.clone(), db.clone(), background.clone()));
     }
     let lost =
-        heartbeat::start(&mut helpers, db.clone(), &identity, config.intervals.heartbeat.0, paused, background.clone());
+        heartbeat::start(&mut helpers, &db, &identity, config.intervals.heartbeat.0, paused, &stop.drain, &background);
 
     let app = AppState::new(AppOptions {
         db: db.clone(),

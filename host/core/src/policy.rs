@@ -41,7 +41,7 @@ pub struct AskingNode {
     pub node: NodeId,
     /// How many jobs it wants now.
     pub slots: u32,
-    /// Running mean of its build speed; 1 is average.
+    /// Running mean of its build speed; 1 is average, and what everybody has until somebody measures it.
     pub speed_factor: f64,
 }
 

@@ -113,10 +113,12 @@ impl Db {
         .map(|_| ())
     }
 
-    /// Starts or ends draining; `false` when there is no such node.
-    pub async fn set_draining(&self, node: &NodeId, draining: bool) -> Result<bool, DbError> {
+    /// This node takes nothing more and ends when its work has ended (or goes on after all); it is shown so. `false`: this
+    /// run is over, or another process has the name.
+    pub async fn set_draining(&self, node: &NodeId, run: Incarnation, draining: bool) -> Result<bool, DbError> {
         self.run("drain the node", || {
-            sqlx::query_scalar!(r#"SELECT set_draining($1, $2) AS "known!""#, node.0, draining).fetch_one(&self.pool)
+            sqlx::query_scalar!(r#"SELECT set_draining($1, $2, $3) AS "known!""#, node.0, incarnation(run), draining)
+                .fetch_one(&self.pool)
         })
         .await
     }

@@ -64,16 +64,6 @@ impl Db {
         Ok(ids.into_iter().map(ClassId).collect())
     }
 
-    /// How fast this node builds, against others: 1 is average.
-    pub async fn speed_factor(&self, node: &NodeId) -> Result<f64, DbError> {
-        let factor = self
-            .run("read the node's speed", || {
-                sqlx::query_scalar!("SELECT speed_factor FROM nodes WHERE id = $1", node.0).fetch_optional(&self.pool)
-            })
-            .await?;
-        Ok(factor.unwrap_or(1.0))
-    }
-
     /// The first ready jobs of each project that has any, for these classes, as many as `depths` says, with the projects'
     /// loads. When there are more, as things stood a few milliseconds ago; boosted jobs are always there.
     pub async fn queue_heads(&self, classes: &[ClassId], depths: impl Into<Depths>) -> Result<QueueHeads, DbError> {

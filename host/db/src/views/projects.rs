@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use harmonia_core::EvalId;
 use harmonia_core::api::{Evaluation, Project};
-use harmonia_nix::StorePath;
 
 use crate::{Db, DbError};
 
@@ -46,16 +45,5 @@ impl Db {
             .fetch_one(&self.pool)
             .await
             .map_err(|error| DbError::from_sqlx("look for a project", error))
-    }
-
-    /// Whether everybody may see this derivation, its log and its file: a public project's evaluation reached it.
-    pub async fn derivation_public(&self, drv: &StorePath) -> Result<bool, DbError> {
-        sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT FROM derivations WHERE drv_path = $1 AND public) AS "exists!""#,
-            drv.as_str()
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| DbError::from_sqlx("look who may see a derivation", error))
     }
 }

@@ -90,9 +90,9 @@ async fn an_old_order_is_no_good_while_a_boosted_job_is_ready() {
 #[tokio::test]
 async fn a_node_that_drains_or_lost_its_name_claims_nothing_by_an_old_order() {
     let (world, _eval, order) = queue(2).await;
-    assert!(world.db.set_draining(&world.node, true).await.expect("drain"));
+    assert!(world.db.set_draining(&world.node, world.run, true).await.expect("drain"));
     assert_eq!(numbers(&claim_kept(&world, &order, 1).await), [0; 0]);
-    assert!(world.db.set_draining(&world.node, false).await.expect("stop draining"));
+    assert!(world.db.set_draining(&world.node, world.run, false).await.expect("stop draining"));
     let token = random_token();
     world.db.disown_claims(&world.node, world.run, std::slice::from_ref(&token)).await.expect("disown");
     let late = world.db.claim_kept_jobs(&world.node, world.run, &order, &[token]).await.expect("claim");

@@ -52,11 +52,11 @@ async fn all_listeners_of_a_process_share_one_connection() {
     }
     assert_eq!(listening(&world).await, 1);
     // Each hears what it asked for, and nothing else.
-    world.db.set_draining(&world.node, true).await.expect("drain");
+    world.db.set_draining(&world.node, world.run, true).await.expect("drain");
     for listener in listeners.iter_mut().filter(|listener| listener.channels().contains(&Channel::Nodes)) {
         assert_eq!(next(listener).await, hint(Channel::Nodes, "n"));
     }
-    world.db.set_draining(&world.node, false).await.expect("stop draining");
+    world.db.set_draining(&world.node, world.run, false).await.expect("stop draining");
     let mut evaluations = world.db.listen(&[Channel::Evaluations]).await.expect("listen");
     world.evaluation("other").await;
     assert!(matches!(next(&mut evaluations).await, Notice::Hint { channel: Channel::Evaluations, .. }));
@@ -74,7 +74,7 @@ async fn all_listeners_of_a_process_share_one_connection() {
     drop((listeners, evaluations, slow, last));
     while listening(&world).await > 0 {}
     let mut again = world.db.listen(&[Channel::Nodes]).await.expect("listen");
-    world.db.set_draining(&world.node, true).await.expect("drain");
+    world.db.set_draining(&world.node, world.run, true).await.expect("drain");
     assert_eq!(next(&mut again).await, hint(Channel::Nodes, "n"));
 }
 
@@ -91,6 +91,6 @@ async fn a_broken_connection_comes_back_with_a_rescan() {
     .expect("terminate");
     assert_eq!(killed, 1);
     assert_eq!(next(&mut listener).await, Notice::Rescan);
-    world.db.set_draining(&world.node, true).await.expect("drain");
+    world.db.set_draining(&world.node, world.run, true).await.expect("drain");
     assert_eq!(next(&mut listener).await, hint(Channel::Nodes, "n"));
 }

@@ -83,7 +83,7 @@ async fn saying_goodbye_gives_everything_back() {
     assert!(!world.db.evaluation_held(eval.id, &eval.token).await.expect("held"));
     assert!(world.db.live_signers(MINUTES_2).await.expect("signers").is_empty());
     assert!(world.db.nodes(MINUTES_2).await.expect("nodes").is_empty());
-    assert!(!world.db.set_draining(&world.node, true).await.expect("drain"));
+    assert!(!world.db.set_draining(&world.node, world.run, true).await.expect("drain"));
     world.assert_sound().await;
 }
 

@@ -183,9 +183,9 @@ async fn a_node_claims_only_what_it_offers_and_only_in_its_current_run() {
     assert!(matches!(refused, Err(DbError::Refused { .. })), "{refused:?}");
     let unknown = world.db.claim_jobs(&NodeId("who".to_owned()), world.run, &ids, &tokens).await;
     assert!(matches!(unknown, Err(DbError::Refused { .. })), "{unknown:?}");
-    world.db.set_draining(&world.node, true).await.expect("drain");
+    world.db.set_draining(&world.node, world.run, true).await.expect("drain");
     assert!(world.db.claim_jobs(&world.node, world.run, &ids, &tokens).await.expect("claim").is_empty());
-    world.db.set_draining(&world.node, false).await.expect("undrain");
+    world.db.set_draining(&world.node, world.run, false).await.expect("undrain");
     let claimed = world.db.claim_jobs(&world.node, world.run, &ids, &tokens).await.expect("claim");
     assert_eq!(claimed.iter().map(|c| number_of(c.drv_path.as_str())).collect::<Vec<_>>(), [0, 2, 3]);
     // And each got its own token, in order.

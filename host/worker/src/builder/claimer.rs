@@ -17,6 +17,9 @@ const LOOKS_MAX: u32 = 4;
 /// How many candidates more than it wants a claim tries at first, for each that it wants: others may have the first ones.
 const SPARE_EACH: usize = 32;
 
+/// What policies hear of a node's build speed: nobody measures it yet.
+const SPEED_AVERAGE: f64 = 1.0;
+
 /// Claims for one node.
 pub struct Claimer {
     db: Db,
@@ -54,11 +57,11 @@ impl Claimer {
     /// took for granted. Else, and for the rest: heads of the ready queues → the policy's order → the first that can be
     /// locked. To fill n slots, up to n heads of each queue; more only when others were quicker with those, or when orders
     /// are used up before they are old.
-    pub async fn claim(&mut self, classes: &[ClassId], speed_factor: f64, wanted: u32, now: Instant) -> Claims {
+    pub async fn claim(&mut self, classes: &[ClassId], wanted: u32, now: Instant) -> Claims {
         let mut claims = Claims::default();
         let result = match self.claim_kept(&mut claims, classes, wanted as usize, now).await {
             Ok(()) if claims.jobs.len() < wanted as usize => {
-                self.look_and_claim(&mut claims, classes, speed_factor, wanted as usize, now).await
+                self.look_and_claim(&mut claims, classes, wanted as usize, now).await
             }
             result => result,
         };
@@ -106,7 +109,6 @@ impl Claimer {
         &mut self,
         claims: &mut Claims,
         classes: &[ClassId],
-        speed_factor: f64,
         wanted: usize,
         now: Instant,
     ) -> Result<(), DbError> {
@@ -119,7 +121,7 @@ impl Claimer {
                 self.kept = KeptOrder::default();
                 break;
             }
-            let asking = AskingNode { node: self.node.clone(), slots: slots as u32, speed_factor };
+            let asking = AskingNode { node: self.node.clone(), slots: slots as u32, speed_factor: SPEED_AVERAGE };
             let policy = Arc::clone(&self.policy);
             // A policy is foreign code with a budget of its own: not on this thread.
             let ranked = tokio::task::spawn_blocking(move || {

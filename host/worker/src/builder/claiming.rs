@@ -32,10 +32,8 @@ enum Wake {
     Stop,
 }
 
-/// Classes of jobs, and how fast this node builds.
+/// Classes of jobs.
 struct Classes {
-    /// Against other nodes; 1 is average.
-    speed_factor: f64,
     /// That this node can run.
     ours: Vec<ClassId>,
     /// That it cannot: their hints are not for us.
@@ -90,8 +88,7 @@ async fn claim_until_stopped(
         let listener = persist(|| node.options.db.listen(&[Channel::BuildJobs, Channel::Claims])).await?;
         // Whatever a former process of this node had to say of its policy.
         persist(|| node.options.db.report_policy_error(&node.options.node, node.options.incarnation, None)).await?;
-        let speed_factor = persist(|| node.options.db.speed_factor(&node.options.node)).await?;
-        Ok::<_, DbError>((listener, Classes { speed_factor, ours: classes(node).await?, foreign: HashSet::new() }))
+        Ok::<_, DbError>((listener, Classes { ours: classes(node).await?, foreign: HashSet::new() }))
     };
     let (mut listener, mut known) = tokio::select! {
         started = start => started.map_err(BuilderError::Database)?,
@@ -228,8 +225,7 @@ async fn claim_some(
     known: &Classes,
     wanted: u32,
 ) -> Result<Vec<ClaimedJob>, DbError> {
-    let Claims { jobs, unheard, error, policy, .. } =
-        claimer.claim(&known.ours, known.speed_factor, wanted, Instant::now()).await;
+    let Claims { jobs, unheard, error, policy, .. } = claimer.claim(&known.ours, wanted, Instant::now()).await;
     node.unheard().extend(unheard);
     if let Some(verdict) = policy {
         node.note_policy_error(verdict).await;

@@ -32,7 +32,7 @@ impl World {
     }
 
     async fn claim(&self, claimer: &mut Claimer, wanted: u32, now: Instant) -> Claims {
-        let claims = claimer.claim(&self.classes, 1.0, wanted, now).await;
+        let claims = claimer.claim(&self.classes, wanted, now).await;
         assert!(claims.error.is_none() && claims.unheard.is_empty(), "{claims:?}");
         claims
     }
@@ -123,7 +123,7 @@ async fn what_others_took_is_passed_over_and_nothing_is_claimed_twice() {
         claimers.spawn(async move {
             let mut taken = Vec::new();
             loop {
-                let claims = claimer.claim(&classes, 1.0, 1 + number % 3, Instant::now()).await;
+                let claims = claimer.claim(&classes, 1 + number % 3, Instant::now()).await;
                 assert!(claims.error.is_none(), "{claims:?}");
                 if claims.jobs.is_empty() {
                     return taken;
@@ -194,14 +194,14 @@ async fn a_node_that_drains_claims_nothing_and_one_that_lost_its_name_hears_of_i
     while claimer.kept.left() < 2 {
         assert_eq!(world.claim(&mut claimer, 1, now).await.jobs.len(), 1);
     }
-    assert!(db.set_draining(&node, true).await.expect("drain"));
+    assert!(db.set_draining(&node, Incarnation(1), true).await.expect("drain"));
     assert_eq!(world.claim(&mut claimer, 1, now).await.jobs, []);
-    assert!(db.set_draining(&node, false).await.expect("stop draining"));
+    assert!(db.set_draining(&node, Incarnation(1), false).await.expect("stop draining"));
     while claimer.kept.left() < 2 {
         assert_eq!(world.claim(&mut claimer, 1, now).await.jobs.len(), 1);
     }
     db.register_node(&registration("builder", Incarnation(2))).await.expect("another process takes the name");
-    let claims = claimer.claim(&world.classes, 1.0, 2, now).await;
+    let claims = claimer.claim(&world.classes, 2, now).await;
     assert!(matches!(claims.error, Some(DbError::Refused { .. })), "{claims:?}");
     assert_eq!((claims.jobs.len(), claims.unheard.len(), claimer.kept.left()), (0, 2, 0));
 }
