@@ -288,26 +288,26 @@ impl Run<'_> {
     async fn run(mut self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
         let (db, eval) = (&self.settings.options.db, self.claimed.id);
         let mut warnings = Vec::new();
-        let built = db.builder_systems(self.settings.options.silent_after).await?;
+        let built = db.builder_systems().await?;
         let reuse_key = self.traces.is_some().then(|| reuse::key(&self.settings.engine_id, &built));
-        let systems = if systems.is_some() {
-            systems
-        } else {
-            if built.is_empty() {
-                warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
+        let systems = match systems {
+            Some(named) => Systems::Named(named),
+            None if built.is_empty() => {
+                warnings.push("no builder was here within 30 days: every system of the flake is evaluated".to_owned());
+                Systems::All
             }
-            (!built.is_empty()).then_some(built)
+            None => Systems::Offered(built),
         };
         let (events, received) = mpsc::channel(EVENTS_MAX);
         let mut inserter = Inserter::new(self.settings, eval, self.token, connection, self.traces.take());
         let work = async {
-            let names = self.engine.enumerate(&self.prefixes, systems.as_deref(), &events).await?;
-            warnings.extend(remarks(&names, systems.as_deref()));
+            let names = self.engine.enumerate(&self.prefixes, systems.wanted(), &events).await?;
+            warnings.extend(remarks(&names, &systems));
             if !warnings.is_empty() {
                 db.add_warnings(eval, self.token, &warnings).await?;
             }
             if names.attrs.is_empty() {
-                self.nothing(&names, systems.as_deref())?;
+                self.nothing(&names, &systems)?;
             }
             let done = self.engine.evaluate(names.attrs, &events).await?;
             drop(events);
@@ -340,7 +340,7 @@ impl Run<'_> {
     }
 
     /// An error that says why there is nothing, unless nothing is fine.
-    fn nothing(&self, names: &Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
+    fn nothing(&self, names: &Enumeration, systems: &Systems) -> Result<(), EvaluateError> {
         if self.allow_empty {
             return Ok(());
         }
@@ -355,16 +355,39 @@ impl Run<'_> {
     }
 }
 
+/// Which systems are evaluated.
+enum Systems {
+    /// Those that the tree names.
+    Named(Vec<String>),
+    /// Those that some builder offered lately, there now or not.
+    Offered(Vec<String>),
+    /// Whatever the flake has.
+    All,
+}
+
+impl Systems {
+    fn wanted(&self) -> Option<&[String]> {
+        match self {
+            Self::Named(systems) | Self::Offered(systems) => Some(systems),
+            Self::All => None,
+        }
+    }
+}
+
 /// What the page says about names that were not found or left out.
-fn remarks(names: &Enumeration, systems: Option<&[String]>) -> Vec<String> {
+fn remarks(names: &Enumeration, systems: &Systems) -> Vec<String> {
     let mut remarks = Vec::new();
     if !names.left_out.is_empty() {
         let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
-        remarks.push(format!(
-            "left out, since they are not among the systems to build ({}): {}",
-            systems.unwrap_or_default().join(", "),
-            left_out.join(", ")
-        ));
+        let (left_out, wanted) = (left_out.join(", "), systems.wanted().unwrap_or_default().join(", "));
+        remarks.push(match systems {
+            Systems::Offered(_) => {
+                format!("left out, since no builder offered them within 30 days: {left_out} (offered: {wanted})")
+            }
+            Systems::Named(_) | Systems::All => {
+                format!("left out, since 'systems' in .harmonia-ci.toml names only {wanted}: {left_out}")
+            }
+        });
     }
     for prefix in &names.missing {
         remarks.push(format!(

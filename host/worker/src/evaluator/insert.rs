@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harmonia_core::project_config::print_attr_path;
 use harmonia_core::{ClaimToken, EvalId};
-use harmonia_db::{AttrResult, Db, DbError, GraphAttr, GraphBatch, GraphDerivation};
+use harmonia_db::{AskedLimits, AttrResult, Db, DbError, GraphAttr, GraphBatch, GraphDerivation};
 use harmonia_nix::StorePath;
 use harmonia_nix::worker_protocol::ClientError;
 use tokio::sync::mpsc;
@@ -180,7 +180,7 @@ impl<'a> Inserter<'a> {
         let lines = std::mem::take(&mut self.lines);
         let mut roots: Vec<StorePath> = Vec::new();
         let mut attrs = Vec::with_capacity(lines.len());
-        let mut timeouts = Vec::new();
+        let mut asked: Vec<(StorePath, AskedLimits)> = Vec::new();
         for line in lines {
             let attr = print_attr_path(&line.attr_path);
             let result = match line.result {
@@ -189,11 +189,10 @@ impl<'a> Inserter<'a> {
                     AttrResult::Error(format!("error: {} is no derivation in the store", found.drv_path))
                 }
                 Ok(found) => {
+                    let limits = AskedLimits { timeout_s: found.timeout_s, max_silent_s: found.max_silent_s };
                     roots.push(found.drv_path.clone());
-                    if found.timeout_s.is_some() || found.max_silent_s.is_some() {
-                        timeouts.push(found.clone());
-                    }
-                    AttrResult::Derivation { drv_path: found.drv_path }
+                    asked.push((found.drv_path.clone(), limits));
+                    AttrResult::Derivation { drv_path: found.drv_path, limits }
                 }
                 Err(error) => AttrResult::Error(error),
             };
@@ -205,20 +204,14 @@ impl<'a> Inserter<'a> {
         if let Some(traces) = &mut self.traces {
             traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
         }
-        let mut walked = self.walker.walk(&roots, false).await?;
-        for found in timeouts {
-            for derivation in walked.derivations.iter_mut().filter(|derivation| derivation.drv_path == found.drv_path) {
-                derivation.timeout_s = found.timeout_s;
-                derivation.max_silent_s = found.max_silent_s;
-            }
-        }
+        let walked = self.walker.walk(&roots, &asked, false).await?;
         self.uploader.derivations(&self.walker, walked.only_files.iter()).await?;
         let mut rest = walked.derivations;
         while rest.len() > BATCH_DERIVATIONS {
             let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new()).await?;
+            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &asked).await?;
         }
-        self.insert(rest, attrs).await?;
+        self.insert(rest, attrs, &asked).await?;
         // Nothing waits for this: what was inserted is built meanwhile.
         if let Some(traces) = &mut self.traces {
             traces.search(roots).await;
@@ -227,9 +220,15 @@ impl<'a> Inserter<'a> {
     }
 
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
-    async fn insert(&mut self, derivations: Vec<GraphDerivation>, attrs: Vec<GraphAttr>) -> Result<(), InsertError> {
+    async fn insert(
+        &mut self,
+        derivations: Vec<GraphDerivation>,
+        attrs: Vec<GraphAttr>,
+        asked: &[(StorePath, AskedLimits)],
+    ) -> Result<(), InsertError> {
         self.upload(&derivations).await?;
-        let mut batch = GraphBatch { derivations, attrs, holds: Vec::new() };
+        self.remember_available(&derivations).await?;
+        let mut batch = GraphBatch { derivations, attrs, holds: Vec::new(), asked: asked.to_vec() };
         for _ in 0..MISSING_ROUNDS_MAX {
             let outcome = self.db.insert_batch(self.eval, self.token, &batch).await?;
             let Some(missing) = outcome.missing.first().cloned() else {
@@ -237,12 +236,13 @@ impl<'a> Inserter<'a> {
                 return Ok(());
             };
             // Something was available when it was asked for and is not any more (or a job was withdrawn meanwhile).
-            let more = self.walker.walk(&outcome.missing, true).await?;
+            let more = self.walker.walk(&outcome.missing, asked, true).await?;
             if more.derivations.is_empty() {
                 return Err(InsertError::Missing(missing));
             }
             self.uploader.derivations(&self.walker, more.only_files.iter()).await?;
             self.upload(&more.derivations).await?;
+            self.remember_available(&more.derivations).await?;
             let known: BTreeSet<StorePath> =
                 more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
             batch.derivations.retain(|derivation| !known.contains(&derivation.drv_path));
@@ -250,6 +250,17 @@ impl<'a> Inserter<'a> {
         }
         let first = batch.derivations.swap_remove(0).drv_path;
         Err(InsertError::Missing(first))
+    }
+
+    /// What upstream caches were found to have: a batch says nothing of that, it is looked up.
+    async fn remember_available(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
+        let available = derivations.iter().filter(|derivation| derivation.available);
+        let paths = available.flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.clone());
+        let answers: Vec<(StorePath, bool)> = paths.map(|path| (path, true)).collect();
+        if !answers.is_empty() {
+            self.db.remember_upstream(self.eval, self.token, &answers).await?;
+        }
+        Ok(())
     }
 
     async fn upload(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
