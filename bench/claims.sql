@@ -16,7 +16,8 @@ SELECT n, format('/nix/store/%s-package-%s.drv', substr(translate(md5(n::text) |
     CASE WHEN n <= 1000 OR random() < 0.15 THEN 0 ELSE 1 + floor(random() * 6.2)::integer END AS inputs
 FROM generate_series(1, :jobs) AS n;
 CREATE INDEX ON jobs (n);
-INSERT INTO derivations (drv_path, name, system, public) SELECT drv, 'package-' || n, 'x86_64-linux', true FROM jobs ORDER BY n;
+INSERT INTO derivations (drv_path, name, system, modulo_hash, public)
+SELECT drv, 'package-' || n, 'x86_64-linux', '', true FROM jobs ORDER BY n;
 INSERT INTO derivation_outputs (drv_path, output_name, output_path)
 SELECT drv, 'out', replace(replace(drv, '.drv', ''), 'package', 'output') FROM jobs ORDER BY n;
 INSERT INTO derivation_inputs (referrer, input_drv, outputs)

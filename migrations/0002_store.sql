@@ -1,14 +1,16 @@
 -- Layer 1, the Nix store layer: what derivations are and what the cache holds. It knows nothing of CI; the CI layer
 -- joins it by `drv_path` alone.
 
+-- Derivations, their outputs, inputs and sources are rows of signers alone, who read them from the bytes of `.drv` files that
+-- they checked (`register_derivations`). They come before the graph that links to them.
 CREATE TABLE derivations (
     drv_path text PRIMARY KEY CHECK (drv_path LIKE '/nix/store/%.drv' AND length(drv_path) <= 255),
     hash_part text NOT NULL GENERATED ALWAYS AS (substr(drv_path, 12, 32)) STORED,
     name text NOT NULL,
     system text NOT NULL,
     required_features text[] NOT NULL DEFAULT '{}',
-    -- The evaluator's word for the hash modulo fixed outputs. Signers trust only `drv_modulo`.
-    modulo_hash text,
+    -- The hash modulo fixed outputs: what output paths of derivations above are checked against.
+    modulo_hash text NOT NULL,
     -- A public project's evaluation reached it.
     public boolean NOT NULL DEFAULT false,
     drv_json jsonb, -- reserved
@@ -43,11 +45,12 @@ CREATE TABLE derivation_sources (
 );
 CREATE INDEX derivation_sources_path ON derivation_sources (path);
 
--- Hashes modulo fixed outputs as signers computed them from the bytes they stored: what output paths are checked
--- against. A table of its own, because `.drv` files come before the graph, and because no other role may write it.
-CREATE TABLE drv_modulo (
-    drv_path text PRIMARY KEY,
-    modulo_hash text NOT NULL
+-- A derivation that was to be registered as something else than what it is known as, which should never be.
+CREATE TABLE derivation_findings (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    drv_path text NOT NULL,
+    said jsonb NOT NULL, -- what was to be registered
+    found_at timestamptz NOT NULL DEFAULT now()
 );
 
 -- What the cache holds or is about to hold: one row a store path, whoever produced it.

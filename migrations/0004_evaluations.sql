@@ -28,6 +28,8 @@ CREATE TABLE evaluations (
     is_tag boolean NOT NULL DEFAULT false,
     dirty boolean NOT NULL DEFAULT false,
     attrs_requested text[], -- null: what the tree says
+    -- Of some attributes, or of a tree that is no commit's: it says nothing about the branch, and takes no full one's place.
+    is_part boolean NOT NULL GENERATED ALWAYS AS (dirty OR attrs_requested IS NOT NULL) STORED,
     commit_title text,
     commit_author text,
     pr_number bigint,
@@ -63,7 +65,8 @@ CREATE TABLE evaluations (
     claimed_by text,
     claim_incarnation bigint,
     claim_token_hash bytea CHECK (length(claim_token_hash) = 32),
-    lost_count integer NOT NULL DEFAULT 0,
+    claimed_at timestamptz, -- when an evaluator last took it
+    lost_count integer NOT NULL DEFAULT 0, -- how often its evaluator ended without stopping
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,
     finished_at timestamptz,
@@ -90,6 +93,7 @@ CREATE TABLE evaluations (
 CREATE INDEX evaluations_queued ON evaluations (id) WHERE status = 'queued';
 CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status = 'running';
 CREATE INDEX evaluations_project ON evaluations (project_id, id DESC);
+CREATE INDEX evaluations_served ON evaluations (project_id, claimed_at) WHERE claimed_at IS NOT NULL;
 CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
 CREATE INDEX evaluations_commit ON evaluations (project_id, commit_sha);
 CREATE INDEX evaluations_head ON evaluations (project_id, pr_head_sha) WHERE pr_head_sha IS NOT NULL;
@@ -105,10 +109,13 @@ CREATE TABLE eval_attrs (
     drv_path text REFERENCES derivations,
     error text,
     cached boolean NOT NULL DEFAULT false, -- was available when it was evaluated: no job
+    -- What its `meta` asks for its derivation; null: what the project has.
+    timeout_s bigint CHECK (timeout_s > 0),
+    max_silent_s bigint CHECK (max_silent_s > 0),
     PRIMARY KEY (eval_id, attr),
     CHECK ((drv_path IS NULL) <> (error IS NULL))
 );
-CREATE INDEX eval_attrs_drv ON eval_attrs (drv_path) WHERE drv_path IS NOT NULL;
+CREATE INDEX eval_attrs_drv ON eval_attrs (drv_path, eval_id) WHERE drv_path IS NOT NULL;
 
 -- The names an evaluation is going to answer for.
 CREATE TABLE eval_expected_attrs (

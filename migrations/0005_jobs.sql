@@ -27,6 +27,13 @@ CREATE TABLE nodes (
     disowned_at timestamptz
 );
 
+-- Systems that builders offer, and when one last did: those of the last weeks are evaluated, whether a builder is there now or
+-- not.
+CREATE TABLE builder_systems (
+    system text PRIMARY KEY,
+    last_seen timestamptz NOT NULL
+);
+
 -- (system, sorted required features): what a node must offer. A claim touches jobs of its own classes only.
 CREATE TABLE job_classes (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -63,11 +70,12 @@ CREATE TABLE build_jobs (
     lost_count integer NOT NULL DEFAULT 0,
     not_before timestamptz,
     avoid_node text, -- where it last failed transiently, while another node could take it
-    -- Limits of the most generous project that wants it.
+    -- Limits: the most generous that live evaluations ask for,
     timeout_s bigint NOT NULL,
     max_silent_s bigint NOT NULL,
     output_bytes_max bigint NOT NULL,
     log_bytes_max bigint NOT NULL,
+    limits_of bigint, -- and the evaluation that alone asked for them; null: several did
     created_at timestamptz NOT NULL DEFAULT now(),
     queued_at timestamptz NOT NULL DEFAULT now(), -- inserted or last reset
     started_at timestamptz,
@@ -116,6 +124,13 @@ CREATE INDEX build_attempts_job ON build_attempts (job_id, id DESC);
 -- Invariant 1: one attempt at a time holds a job.
 CREATE UNIQUE INDEX build_attempts_one_running ON build_attempts (job_id) WHERE outcome = 'running';
 CREATE INDEX build_attempts_uncharged ON build_attempts (id) WHERE NOT charged_up;
+
+-- Empty after a crash of the server, which may have forgotten the last claims and with them how far attempts were numbered:
+-- the next claim leaves a gap, so that no number comes again (`skip_forgotten_attempts`).
+CREATE UNLOGGED TABLE since_crash (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row)
+);
+INSERT INTO since_crash DEFAULT VALUES;
 
 -- Tokens of claims whose answer a node did not get. It holds nothing under them and never will, not even when the claim
 -- itself is still on its way here. Forgotten after a day.

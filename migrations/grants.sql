@@ -33,7 +33,7 @@ BEGIN
     -- What every capability may read.
     FOREACH v_table IN ARRAY ARRAY['schema_info', 'derivations', 'derivation_outputs', 'derivation_inputs', 'derivation_sources',
         'store_paths', 'upstream_paths', 'projects', 'eval_attrs', 'eval_expected_attrs', 'eval_holds', 'job_classes', 'nodes',
-        'live_evaluations', 'missing_path_reports', 'default_limits']
+        'live_evaluations', 'missing_path_reports', 'default_limits', 'builder_systems', 'derivation_findings']
     LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator,builder,signer,frontend}');
     END LOOP;
@@ -46,8 +46,6 @@ BEGIN
     FOREACH v_table IN ARRAY ARRAY['bundles', 'bundle_chunks'] LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator}');
     END LOOP;
-    -- Signers keep what they computed themselves.
-    PERFORM grant_to('SELECT, INSERT ON drv_modulo', '{signer}');
     PERFORM grant_to('SELECT ON reproducibility_findings', '{signer}');
     -- Frontends: everything that has no claim to check.
     FOREACH v_table IN ARRAY ARRAY['repositories', 'projects', 'forge_syncs', 'poll_heads', 'webhook_deliveries', 'pull_requests',
@@ -59,7 +57,7 @@ BEGIN
     END LOOP;
     PERFORM grant_to('USAGE ON SEQUENCE plugin_kv_version', '{frontend}');
     PERFORM grant_to('UPDATE ON default_limits', '{frontend}');
-    FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings', 'drv_modulo'] LOOP
+    FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings'] LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{frontend}');
     END LOOP;
     -- The migrator's own table, for check_schema.
@@ -77,6 +75,10 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('set_draining', '{evaluator,builder,signer,frontend}'),
     ('report_policy_error', '{builder,frontend}'),
     -- Pure reads that statements of every role use.
+    ('attr_states', '{evaluator,builder,signer,frontend}'),
+    ('attr_counts', '{evaluator,builder,signer,frontend}'),
+    ('job_state', '{evaluator,builder,signer,frontend}'),
+    ('drv_available_since', '{evaluator,builder,signer,frontend}'),
     ('drv_available', '{evaluator,builder,signer,frontend}'),
     ('outputs_claimed', '{evaluator,builder,signer,frontend}'),
     ('can_run', '{evaluator,builder,signer,frontend}'),
@@ -121,6 +123,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('claim_side_paths', '{signer}'),
     ('publish_outputs', '{signer}'),
     ('publish_paths', '{signer}'),
+    ('register_derivations', '{signer}'),
+    ('give_up_claimed_path', '{signer}'),
     ('unfinished_publications', '{signer}'),
     ('confirm_lost_path', '{signer}'),
     ('dismiss_missing_path', '{signer}'),
@@ -143,7 +147,6 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('take_job_marks', '{frontend}'),
     ('sweep_reports', '{frontend}'),
     ('is_paused', '{frontend}'),
-    ('attr_counts', '{frontend}'),
     ('project_loads', '{frontend}'),
     ('uncharged_attempts', '{frontend}'),
     ('charge_attempts', '{frontend}'),

@@ -20,6 +20,7 @@ CREATE OR REPLACE FUNCTION fail_attempt(
 DECLARE
     v_job build_jobs := held_job(p_attempt, p_token_hash);
     v_delay_ms bigint := p_delays_ms[v_job.retry_count + 1];
+    v_attempt build_attempts;
 BEGIN
     IF v_job.status = 'uploading' AND outputs_claimed(v_job.drv_path) THEN
         RAISE EXCEPTION 'the outputs of this attempt were accepted already: a signer finishes it' USING ERRCODE = 'HC003';
@@ -28,8 +29,15 @@ BEGIN
         failure_kind = p_kind, message = left(p_message, 65536), exit_code = p_exit_code, log_key = p_log_key,
         build_seconds = p_build_seconds, cpu_seconds = p_cpu_seconds, peak_memory_bytes = p_peak_memory_bytes,
         output_bytes = p_output_bytes, finished_at = now()
-    WHERE id = p_attempt;
-    IF p_kind IS NOT NULL THEN
+    WHERE id = p_attempt RETURNING * INTO v_attempt;
+    IF (p_kind = 'timeout' AND (v_job.timeout_s > v_attempt.timeout_s OR v_job.max_silent_s > v_attempt.max_silent_s))
+        OR (p_kind = 'limit' AND v_job.output_bytes_max > v_attempt.output_bytes_max)
+    THEN
+        -- Somebody who allows more came while it was built.
+        retry_at := now();
+        dependents := 0;
+        PERFORM return_jobs(ARRAY[v_job.id]);
+    ELSIF p_kind IS NOT NULL THEN
         dependents := fail_job(v_job.id, p_kind, p_message, p_exit_code);
     ELSIF v_delay_ms IS NULL THEN
         dependents := fail_job(v_job.id, 'infrastructure',

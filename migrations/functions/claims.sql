@@ -228,6 +228,9 @@ BEGIN
     IF v_disowned_at IS NOT NULL AND is_disowned(p_token_hashes) THEN
         RETURN;
     END IF;
+    IF NOT EXISTS (SELECT FROM since_crash) THEN
+        PERFORM skip_forgotten_attempts();
+    END IF;
     RETURN QUERY
     WITH picked AS (
         SELECT j.id, row_number() OVER () AS place, j.timeout_s, j.max_silent_s, j.output_bytes_max FROM (
@@ -256,6 +259,20 @@ BEGIN
     FROM attempts a WHERE j.id = a.job_id
     RETURNING j.id, j.attempt_id, array_position(p_token_hashes, j.claim_token_hash), j.drv_path, j.timeout_s, j.max_silent_s,
         j.output_bytes_max, j.log_bytes_max, j.retry_count;
+END
+$$;
+
+-- The first claim after a crash of the server. Of claims that nobody waited for (`claim_jobs`) it may have forgotten those of the
+-- last second, which nodes know by their numbers: these must not come again. (Once: whoever comes second waits for the first.)
+CREATE OR REPLACE FUNCTION skip_forgotten_attempts() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO since_crash DEFAULT VALUES ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        PERFORM setval(pg_get_serial_sequence('build_attempts', 'id'), nextval(pg_get_serial_sequence('build_attempts', 'id')) + 100000);
+        -- Or another crash could forget the gap.
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
 END
 $$;
 

@@ -23,6 +23,8 @@ BEGIN
     RETURNING evaluations.id INTO id;
     SELECT array_agg(e.id ORDER BY e.id) INTO superseded FROM evaluations e
     WHERE e.project_id = p_project AND e.branch = p_branch AND e.id <> create_evaluation.id AND e.pr_number IS NULL
+        -- A part takes no full one's place.
+        AND (e.is_part OR NOT (p_dirty OR p_attrs IS NOT NULL))
         AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped');
     superseded := coalesce(superseded, '{}');
     IF cardinality(superseded) > 0 THEN
@@ -40,8 +42,9 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     WHERE project_id = p_project AND commit_sha = p_commit AND branch = p_branch
 $$;
 
--- The first of the queue. What was put off is left until its time has come, and then has the place that belongs to that time,
--- so that a forge that is away holds up nobody else.
+-- The next of the queue: of the project of which the fewest run, of those the one that was served the longest ago, of that the
+-- first. What was put off is left until its time has come, and then has the place that belongs to that time, so that a forge
+-- that is away holds up nobody else.
 CREATE OR REPLACE FUNCTION claim_evaluation(p_node text, p_incarnation bigint, p_token_hash bytea) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -51,19 +54,34 @@ BEGIN
     IF v_node.draining OR is_disowned(ARRAY[p_token_hash]) THEN
         RETURN NULL;
     END IF;
-    SELECT id INTO v_id FROM evaluations
-    WHERE status = 'queued' AND (not_before IS NULL OR not_before <= now())
-    ORDER BY coalesce(not_before, created_at), id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
-    IF FOUND THEN
+    FOR v_id IN
+        WITH queued AS (
+            SELECT id, project_id, coalesce(not_before, created_at) AS since,
+                row_number() OVER (PARTITION BY project_id ORDER BY coalesce(not_before, created_at), id) AS place
+            FROM evaluations WHERE status = 'queued' AND (not_before IS NULL OR not_before <= now())
+        ), projects AS (
+            SELECT q.project_id,
+                (SELECT count(*) FROM evaluations r WHERE r.status = 'running' AND r.project_id = q.project_id) AS running,
+                (SELECT max(s.claimed_at) FROM evaluations s WHERE s.project_id = q.project_id) AS served
+            FROM (SELECT DISTINCT project_id FROM queued) q
+        )
+        SELECT q.id FROM queued q JOIN projects p USING (project_id)
+        -- The second of a project comes where it would if the first ran.
+        ORDER BY p.running + q.place, p.served NULLS FIRST, q.since, q.id
+    LOOP
+        -- Others claim at the same time.
+        PERFORM FROM evaluations WHERE id = v_id AND status = 'queued' FOR NO KEY UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
         UPDATE evaluations SET status = 'running', claimed_by = p_node, claim_incarnation = p_incarnation,
-            claim_token_hash = p_token_hash, started_at = now(), warnings = '{}',
+            claim_token_hash = p_token_hash, claimed_at = now(), started_at = now(), warnings = '{}',
             -- Of an earlier try, perhaps by another engine.
             reuse_key = NULL, embeds_commit = NULL
         WHERE id = v_id;
         DELETE FROM evaluation_log_chunks WHERE eval_id = v_id;
         PERFORM pg_notify('evaluations', v_id::text);
-    END IF;
-    RETURN v_id;
+        RETURN v_id;
+    END LOOP;
+    RETURN NULL;
 END
 $$;
 
@@ -213,6 +231,7 @@ DECLARE
     v_eval evaluations;
     v_holds text[];
 BEGIN
+    -- Taken first, since what is reset below locks jobs.
     PERFORM lock_withdrawals();
     v_eval := held_evaluation(p_eval, p_token_hash);
     SELECT coalesce(array_agg(x.attr ORDER BY x.attr), '{}') INTO missing FROM eval_expected_attrs x
@@ -224,6 +243,7 @@ BEGIN
     IF attrs = 0 AND NOT v_eval.allow_empty THEN
         RAISE EXCEPTION 'the evaluation has no attributes, and allow-empty is not set' USING ERRCODE = 'HC003';
     END IF;
+    PERFORM allow_dependencies(p_eval);
     UPDATE evaluations SET status = 'succeeded', complete = true, finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
@@ -271,11 +291,19 @@ $$;
 -- No partial results: the attributes go, and with them the interest in jobs.
 CREATE OR REPLACE FUNCTION fail_evaluation(p_eval bigint, p_token_hash bytea, p_error text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    v_roots text[];
 BEGIN
     PERFORM lock_withdrawals();
     PERFORM held_evaluation(p_eval, p_token_hash);
+    PERFORM evaluation_failed(p_eval, p_error);
+END
+$$;
+
+-- Call under lock_withdrawals, with the evaluation locked.
+CREATE OR REPLACE FUNCTION evaluation_failed(p_eval bigint, p_error text) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_roots text[];
+BEGIN
     UPDATE evaluations SET status = 'failed', error = left(p_error, 65536), finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;

@@ -121,10 +121,10 @@ BEGIN
     SELECT e.* INTO v_existing FROM evaluations e
     WHERE e.project_id = p_project AND e.commit_sha = p_commit AND e.branch = p_branch AND e.is_tag = p_is_tag
         AND e.pr_number IS NOT DISTINCT FROM p_pr_number AND e.pr_base_branch IS NOT DISTINCT FROM p_pr_base_branch
-        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.attrs_requested IS NULL AND NOT e.dirty
+        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND NOT e.is_part
         AND NOT (p_supersede AND EXISTS (
             SELECT FROM evaluations n
-            WHERE n.project_id = p_project AND n.branch = p_branch AND n.is_tag = p_is_tag AND n.id > e.id
+            WHERE n.project_id = p_project AND n.branch = p_branch AND n.is_tag = p_is_tag AND n.id > e.id AND NOT n.is_part
                 AND n.pr_number IS NOT DISTINCT FROM p_pr_number
                 AND (n.commit_sha IS DISTINCT FROM p_commit OR n.pr_base_branch IS DISTINCT FROM p_pr_base_branch)))
     ORDER BY e.id DESC LIMIT 1;
@@ -161,7 +161,7 @@ BEGIN
         SELECT e.id INTO v_reused FROM evaluations e
         WHERE e.project_id = p_project AND e.tree_hash = p_tree_hash AND e.status = 'succeeded' AND e.complete
             AND e.embeds_commit = false AND e.reuse_key = p_reuse_key
-            AND e.pr_number IS NULL AND e.attrs_requested IS NULL AND NOT e.dirty
+            AND e.pr_number IS NULL AND NOT e.is_part
             AND NOT EXISTS (
                 SELECT FROM eval_attrs a LEFT JOIN build_jobs j USING (drv_path)
                 WHERE a.eval_id = e.id AND (a.error IS NOT NULL OR NOT coalesce(

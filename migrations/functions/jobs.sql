@@ -216,23 +216,45 @@ BEGIN
 END
 $$;
 
--- Store paths were published (or found upstream): pending jobs of any derivation with these outputs have what they wait for.
+-- Store paths were published (or found upstream): jobs of any derivation with these outputs have what is asked of them, whatever
+-- became of them before, but for those that are being built. What is dep-failed above comes back with them.
 CREATE OR REPLACE FUNCTION outputs_turned_up(p_paths text[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_jobs bigint[];
+    v_over bigint[];
+    v_above bigint[];
+    v_readied bigint;
 BEGIN
-    -- Candidates first: asked in one go, the planner may ask drv_available of every pending job.
+    -- Candidates first: asked in one go, the planner may ask drv_available of every job.
     WITH candidates AS MATERIALIZED (
         SELECT DISTINCT j.id, j.drv_path FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
-        WHERE o.output_path = ANY (p_paths) AND j.status = 'pending'
+        WHERE o.output_path = ANY (p_paths) AND j.status IN ('pending', 'failed', 'dep-failed', 'cancelled')
     ) SELECT array_agg(id) INTO v_jobs FROM candidates WHERE drv_available(drv_path, true);
     IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
     PERFORM FROM build_jobs WHERE id = ANY (v_jobs) ORDER BY id FOR NO KEY UPDATE;
+    WITH over AS (
+        UPDATE build_jobs SET status = 'pending', queued_at = now(), started_at = NULL
+        WHERE id = ANY (v_jobs) AND status IN ('failed', 'dep-failed', 'cancelled') RETURNING id
+    ) SELECT array_agg(id) INTO v_over FROM over;
     SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
-    RETURN coalesce(jobs_succeeded(v_jobs), 0);
+    v_readied := coalesce(jobs_succeeded(v_jobs), 0);
+    IF v_over IS NOT NULL THEN
+        SELECT array_agg(DISTINCT j.id) INTO v_above
+        FROM build_jobs s
+        JOIN derivation_inputs d ON d.input_drv = s.drv_path
+        JOIN build_jobs j ON j.drv_path = d.referrer
+        WHERE s.id = ANY (v_over) AND j.status = 'dep-failed';
+    END IF;
+    IF v_above IS NOT NULL THEN
+        v_above := reset_jobs(v_above, NULL);
+        PERFORM lock_withdrawals();
+        PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
+        FROM build_jobs WHERE id = ANY (v_above);
+    END IF;
+    RETURN v_readied;
 END
 $$;
 
@@ -256,10 +278,16 @@ BEGIN
 END
 $$;
 
--- A claimed (or pending) job failed for good, and with it what depends on it. Returns how many dependents.
+-- A claimed (or pending) job failed for good, and with it what depends on it. Returns how many dependents. Unless somebody else
+-- made its outputs meanwhile: then it has what was asked of it.
 CREATE OR REPLACE FUNCTION fail_job(p_job bigint, p_kind text, p_message text, p_exit_code integer) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
+    IF drv_available((SELECT drv_path FROM build_jobs WHERE id = p_job), true) THEN
+        UPDATE build_jobs SET status = 'pending' WHERE id = p_job AND status IN ('building', 'uploading');
+        PERFORM jobs_succeeded(ARRAY[p_job]);
+        RETURN 0;
+    END IF;
     UPDATE build_jobs SET status = 'failed', failure_kind = p_kind, message = left(p_message, 65536),
         exit_code = p_exit_code, not_before = NULL
     WHERE id = p_job AND status IN ('pending', 'building', 'uploading');

@@ -125,10 +125,11 @@ BEGIN
         PERFORM settle_jobs(v_wrong, true);
         settled := settled + cardinality(v_wrong);
     END IF;
-    PERFORM lock_withdrawals();
+    -- Looked for without the lock: that takes long, and mostly there are none.
     SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
     WHERE j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
     IF v_orphans IS NOT NULL THEN
+        PERFORM lock_withdrawals();
         -- An evaluation may be inserting above one of them: look again once it is locked.
         PERFORM FROM build_jobs WHERE id = ANY (v_orphans) ORDER BY id FOR NO KEY UPDATE;
         SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
@@ -155,7 +156,12 @@ BEGIN
             SELECT FROM derivation_outputs o
             JOIN derivation_inputs d ON d.input_drv = o.drv_path
             JOIN build_jobs j ON j.drv_path = d.referrer
-            WHERE o.output_path = u.path AND j.status IN ('pending', 'building', 'uploading'));
+            WHERE o.output_path = u.path AND j.status IN ('pending', 'building', 'uploading'))
+        -- What is shown as available without a job rests on it.
+        AND NOT EXISTS (
+            SELECT FROM derivation_outputs o
+            JOIN eval_attrs a ON a.drv_path = o.drv_path
+            WHERE o.output_path = u.path AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = a.drv_path));
     GET DIAGNOSTICS upstream = ROW_COUNT;
     DELETE FROM disowned_claims WHERE disowned_at < now() - interval '1 day';
 END

@@ -19,9 +19,11 @@ BEGIN
 END
 $$;
 
+-- What an earlier run of the node held goes back. If that did not say goodbye, it crashed or was killed, which counts
+-- (`p_lost_max`): perhaps by what it held.
 CREATE OR REPLACE FUNCTION register_node(
     p_node text, p_incarnation bigint, p_capabilities text[], p_endpoint text, p_systems text[], p_features text[],
-    p_max_jobs integer, p_max_evals integer, p_version text,
+    p_max_jobs integer, p_max_evals integer, p_version text, p_lost_max integer,
     OUT jobs bigint, OUT evaluations bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -46,11 +48,15 @@ BEGIN
         max_evals = excluded.max_evals, version = excluded.version, registered_at = now(), last_seen = now(),
         draining = false, paused = NULL, stopped = false;
     IF 'builder' = ANY (p_capabilities) THEN
+        PERFORM systems_seen(p_systems);
         PERFORM classes_seen(p_systems, p_features);
-        PERFORM revive_unsupported();
     END IF;
     SELECT r.jobs, r.evaluations INTO jobs, evaluations
-    FROM release_holdings(p_node, p_incarnation, 'aborted', 'its node was started again', 0) r;
+    FROM release_holdings(p_node, p_incarnation, 'lost', 'its node ended without stopping, and was started again',
+        CASE WHEN v_old.stopped THEN 0 ELSE p_lost_max END) r;
+    IF 'builder' = ANY (p_capabilities) THEN
+        PERFORM revive_unsupported();
+    END IF;
     PERFORM pg_notify('nodes', left(p_node, 200));
 END
 $$;
@@ -66,6 +72,7 @@ BEGIN
     is_current := FOUND;
     is_draining := coalesce(v_node.draining, false);
     IF is_current AND 'builder' = ANY (v_node.capabilities) THEN
+        PERFORM systems_seen(v_node.systems);
         PERFORM classes_seen(v_node.systems, v_node.features);
     END IF;
 END
@@ -125,6 +132,16 @@ LANGUAGE sql SET search_path = public, pg_temp AS $$
         ORDER BY c.id FOR NO KEY UPDATE SKIP LOCKED)
 $$;
 
+-- Remembers that a builder offers these systems. Written at most once a minute, like the above.
+CREATE OR REPLACE FUNCTION systems_seen(p_systems text[]) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    INSERT INTO builder_systems AS b (system, last_seen)
+    SELECT DISTINCT s, now() FROM unnest(p_systems) AS s
+    WHERE NOT EXISTS (SELECT FROM builder_systems k WHERE k.system = s AND k.last_seen > now() - interval '1 minute')
+    ORDER BY s
+    ON CONFLICT (system) DO UPDATE SET last_seen = now() WHERE b.last_seen < now()
+$$;
+
 -- Classes that such a node can run.
 CREATE OR REPLACE FUNCTION resolve_classes(p_systems text[], p_features text[]) RETURNS SETOF integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -159,7 +176,7 @@ CREATE OR REPLACE TRIGGER job_classes_tell_nodes AFTER INSERT ON job_classes
     FOR EACH ROW EXECUTE FUNCTION tell_nodes_of_class();
 
 -- Gives back what a node's older incarnations hold (all, when `p_incarnation` is null). A job whose outputs are accepted
--- stays uploading for a signer. `p_lost_max` > 0: the node is lost, which counts.
+-- stays uploading for a signer. `p_lost_max` > 0: the node was lost, which counts; what was held so often is a failure.
 CREATE OR REPLACE FUNCTION release_holdings(
     p_node text, p_incarnation bigint, p_outcome text, p_message text, p_lost_max integer,
     OUT jobs bigint, OUT evaluations bigint
@@ -168,30 +185,35 @@ CREATE OR REPLACE FUNCTION release_holdings(
 DECLARE
     v_jobs bigint[];
     v_back bigint[];
-    v_job record;
+    v_held record;
+    v_lost constant integer := CASE WHEN p_lost_max > 0 THEN 1 ELSE 0 END;
 BEGIN
     SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j
     WHERE j.claimed_by = p_node AND j.status IN ('building', 'uploading')
         AND (p_incarnation IS NULL OR j.claim_incarnation <> p_incarnation);
     jobs := 0;
+    evaluations := 0;
+    IF v_lost > 0 AND EXISTS (SELECT FROM public.evaluations e WHERE e.claimed_by = p_node AND e.status = 'running') THEN
+        PERFORM lock_withdrawals(); -- before any job is locked
+    END IF;
     IF v_jobs IS NOT NULL THEN
         PERFORM lock_jobs_with_inputs(v_jobs);
-        FOR v_job IN
-            SELECT j.id, j.attempt_id, j.lost_count FROM build_jobs j
+        FOR v_held IN
+            SELECT j.id, j.attempt_id, j.lost_count + v_lost AS lost_count FROM build_jobs j
             WHERE j.id = ANY (v_jobs) AND j.claimed_by = p_node
                 AND (p_incarnation IS NULL OR j.claim_incarnation <> p_incarnation)
                 AND (j.status = 'building' OR (j.status = 'uploading' AND NOT outputs_claimed(j.drv_path)))
             ORDER BY j.id
         LOOP
             jobs := jobs + 1;
-            PERFORM end_attempt(v_job.attempt_id, p_outcome, p_message);
-            IF p_lost_max > 0 AND v_job.lost_count + 1 >= p_lost_max THEN
-                UPDATE build_jobs SET lost_count = lost_count + 1 WHERE id = v_job.id;
-                PERFORM fail_job(v_job.id, 'infrastructure',
-                    format('%s nodes vanished while they built this; the last one: %s', v_job.lost_count + 1, p_node), NULL);
+            PERFORM end_attempt(v_held.attempt_id, p_outcome, p_message);
+            UPDATE build_jobs SET lost_count = v_held.lost_count WHERE id = v_held.id AND lost_count <> v_held.lost_count;
+            IF v_lost > 0 AND v_held.lost_count >= p_lost_max THEN
+                PERFORM fail_job(v_held.id, 'infrastructure',
+                    format('%s times the node that built this crashed, was killed or vanished; the last one: %s',
+                        v_held.lost_count, p_node), NULL);
             ELSE
-                UPDATE build_jobs SET lost_count = lost_count + CASE WHEN p_lost_max > 0 THEN 1 ELSE 0 END WHERE id = v_job.id;
-                v_back := v_back || v_job.id;
+                v_back := v_back || v_held.id;
             END IF;
         END LOOP;
         IF v_back IS NOT NULL THEN
@@ -199,11 +221,22 @@ BEGIN
         END IF;
         PERFORM pg_notify('claims', left(p_node, 200));
     END IF;
-    WITH holding AS (
-        SELECT e.id FROM evaluations e WHERE e.claimed_by = p_node AND e.status = 'running'
-            AND (p_incarnation IS NULL OR e.claim_incarnation <> p_incarnation)
-        ORDER BY e.id
-    ) SELECT count(requeue_evaluation(id, p_lost_max > 0)) INTO evaluations FROM holding;
+    FOR v_held IN
+        SELECT e.id, e.lost_count + v_lost AS lost_count FROM public.evaluations e
+        WHERE e.claimed_by = p_node AND e.status = 'running' AND (p_incarnation IS NULL OR e.claim_incarnation <> p_incarnation)
+        ORDER BY e.id FOR NO KEY UPDATE
+    LOOP
+        evaluations := evaluations + 1;
+        IF v_lost > 0 AND v_held.lost_count >= p_lost_max THEN
+            UPDATE public.evaluations SET lost_count = v_held.lost_count WHERE id = v_held.id;
+            PERFORM evaluation_failed(v_held.id,
+                format('infrastructure: %s times the node that evaluated this crashed, was killed or vanished; the last one: %s. '
+                    'If it ran out of memory, lower eval.memory_max or evaluator.max_evals; then run the evaluation again',
+                    v_held.lost_count, p_node));
+        ELSE
+            PERFORM requeue_evaluation(v_held.id, v_lost > 0);
+        END IF;
+    END LOOP;
 END
 $$;
 

@@ -129,24 +129,3 @@ CREATE OR REPLACE FUNCTION is_paused(p_kind text, p_name text) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM delivery_pauses WHERE kind = p_kind AND name = p_name AND until > now())
 $$;
-
--- What became of an evaluation's attributes: what verdicts, statuses and pages go by. (Inlined where it is used.)
-CREATE OR REPLACE FUNCTION attr_counts(p_attrs_of bigint)
-RETURNS TABLE (total bigint, succeeded bigint, failed bigint, dep_failed bigint, eval_errors bigint, building bigint,
-    pending bigint, cancelled bigint, infrastructure bigint, builds_finished_at timestamptz)
-LANGUAGE sql STABLE AS $$
-    SELECT count(*),
-        count(*) FILTER (WHERE a.error IS NULL AND (j.id IS NULL OR j.status = 'succeeded')),
-        count(*) FILTER (WHERE j.status = 'failed'),
-        count(*) FILTER (WHERE j.status = 'dep-failed'),
-        count(*) FILTER (WHERE a.error IS NOT NULL),
-        count(*) FILTER (WHERE j.status IN ('building', 'uploading')),
-        count(*) FILTER (WHERE j.status = 'pending'),
-        count(*) FILTER (WHERE j.status = 'cancelled'),
-        count(*) FILTER (WHERE j.status IN ('failed', 'dep-failed')
-            AND coalesce(j.failure_kind, (SELECT k.failure_kind FROM build_jobs k WHERE k.id = j.root_cause))
-                IN ('infrastructure', 'unsupported')),
-        max(j.finished_at)
-    FROM eval_attrs a LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-    WHERE a.eval_id = p_attrs_of
-$$;

@@ -3,10 +3,15 @@
 -- Whether all outputs of a derivation can be had: published, or known upstream. `p_fresh`: expired memo rows do not count.
 CREATE OR REPLACE FUNCTION drv_available(p_drv text, p_fresh boolean) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT drv_available_since(p_drv, CASE WHEN p_fresh THEN now() ELSE '-infinity' END)
+$$;
+
+-- The same; memo rows count that had not expired at that time (and were not found wrong since).
+CREATE OR REPLACE FUNCTION drv_available_since(p_drv text, p_time timestamptz) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     SELECT count(*) > 0 AND count(*) = count(*) FILTER (WHERE
         EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path AND s.state = 'published')
-        OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present
-            AND (NOT p_fresh OR u.expires_at > now())))
+        OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present AND u.expires_at > p_time))
     FROM derivation_outputs o WHERE o.drv_path = p_drv
 $$;
 
@@ -172,4 +177,36 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
     UPDATE store_paths SET leased_until = now() + interval '24 hours'
     WHERE path IN (SELECT s.path FROM store_paths s WHERE s.path = ANY (p_paths)
         AND (s.leased_until IS NULL OR s.leased_until < now() + interval '23 hours') ORDER BY s.path FOR NO KEY UPDATE)
+$$;
+
+-- A signer found the object of a claimed row gone, before anybody published it. The row is lost, and what was to be finished
+-- with it is pending again, but for the attempt that is just being completed (`p_attempt`). False: it is not claimed any more.
+CREATE OR REPLACE FUNCTION give_up_claimed_path(p_path text, p_attempt bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_jobs bigint[];
+BEGIN
+    -- Jobs before store paths, like everybody.
+    SELECT array_agg(j.id) INTO v_jobs FROM derivation_outputs o JOIN build_jobs j USING (drv_path)
+    WHERE o.output_path = p_path AND j.status = 'uploading' AND j.attempt_id IS DISTINCT FROM p_attempt;
+    IF v_jobs IS NOT NULL THEN
+        PERFORM lock_jobs_with_inputs(v_jobs);
+    END IF;
+    PERFORM FROM store_paths WHERE path = p_path AND state = 'claimed' FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT array_agg(id) INTO v_jobs FROM build_jobs
+    WHERE id = ANY (v_jobs) AND status = 'uploading' AND attempt_id IS DISTINCT FROM p_attempt AND outputs_claimed(drv_path);
+    UPDATE store_paths SET state = 'lost', lost_at = now(),
+        losses = ARRAY(SELECT t FROM unnest(losses) AS t WHERE t > now() - interval '1 hour') || now()
+    WHERE path = p_path;
+    IF v_jobs IS NOT NULL THEN
+        PERFORM end_attempt(attempt_id, 'aborted', format('what it uploaded as %s is gone from the object store', p_path))
+        FROM build_jobs WHERE id = ANY (v_jobs);
+        PERFORM pg_notify('claims', left(claimed_by, 200)) FROM build_jobs WHERE id = ANY (v_jobs);
+        PERFORM return_jobs(v_jobs);
+    END IF;
+    RETURN true;
+END
 $$;

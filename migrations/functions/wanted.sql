@@ -94,32 +94,33 @@ BEGIN
 END
 $$;
 
--- Cancels these jobs (locked) and every pending one above them.
+-- Cancels these jobs (locked) and every pending one above them. What is built although another made its outputs meanwhile has
+-- succeeded; nobody goes on with it.
 CREATE OR REPLACE FUNCTION cancel_jobs(p_jobs bigint[], p_running boolean, p_message text) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
+    v_jobs bigint[];
+    v_there bigint[];
     v_held record;
-    v_cancelled bigint[];
 BEGIN
-    IF p_running THEN
-        FOR v_held IN
-            SELECT attempt_id, claimed_by FROM build_jobs
-            WHERE id = ANY (p_jobs) AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))
-        LOOP
-            PERFORM end_attempt(v_held.attempt_id, 'aborted', p_message);
-            PERFORM pg_notify('claims', v_held.claimed_by);
-        END LOOP;
-    END IF;
-    WITH cancelled AS (
-        UPDATE build_jobs SET status = 'cancelled', message = p_message, not_before = NULL
-        WHERE id = ANY (p_jobs) AND (status = 'pending'
-            OR (p_running AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))))
-        RETURNING id
-    ) SELECT array_agg(id) INTO v_cancelled FROM cancelled;
-    IF v_cancelled IS NULL THEN
+    -- Looked at once: outputs may be claimed any moment, by another job that makes them, too.
+    SELECT array_agg(id), array_agg(id) FILTER (WHERE drv_available(drv_path, true)) INTO v_jobs, v_there FROM build_jobs
+    WHERE id = ANY (p_jobs) AND (status = 'pending'
+        OR (p_running AND (status = 'building' OR (status = 'uploading' AND NOT outputs_claimed(drv_path)))));
+    IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM notify_done(v_cancelled);
-    RETURN cardinality(v_cancelled) + block_dependents(v_cancelled);
+    FOR v_held IN SELECT attempt_id, claimed_by FROM build_jobs WHERE id = ANY (v_jobs) AND attempt_id IS NOT NULL LOOP
+        PERFORM end_attempt(v_held.attempt_id, 'aborted', p_message);
+        PERFORM pg_notify('claims', v_held.claimed_by);
+    END LOOP;
+    IF v_there IS NOT NULL THEN
+        UPDATE build_jobs SET status = 'pending' WHERE id = ANY (v_there) AND status <> 'pending';
+        PERFORM jobs_succeeded(v_there);
+        v_jobs := ARRAY(SELECT unnest(v_jobs) EXCEPT SELECT unnest(v_there));
+    END IF;
+    UPDATE build_jobs SET status = 'cancelled', message = p_message, not_before = NULL WHERE id = ANY (v_jobs);
+    PERFORM notify_done(v_jobs);
+    RETURN cardinality(v_jobs) + block_dependents(v_jobs);
 END
 $$;

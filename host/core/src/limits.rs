@@ -26,5 +26,8 @@ pub const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
 pub const SLOT_SECONDS: u64 = 900;
 /// Most transient tries of one job before it is an infrastructure failure.
 pub const TRANSIENT_TRIES_MAX: u32 = 3;
-/// Most lost nodes of one job before it is an infrastructure failure.
+/// Most nodes that one job or evaluation may lose (they crashed, were killed, or vanished while they held it) before it is an
+/// infrastructure failure.
 pub const LOST_NODES_MAX: u32 = 5;
+/// For so long after some builder last offered a system, it is evaluated, whether a builder is there or not.
+pub const SYSTEMS_KNOWN_FOR: std::time::Duration = std::time::Duration::from_hours(30 * 24);

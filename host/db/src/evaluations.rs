@@ -16,7 +16,7 @@ use crate::connection::{Db, hash, incarnation};
 use crate::error::DbError;
 use crate::queue::text;
 
-pub use graph::{AttrResult, BatchOutcome, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, Walk};
+pub use graph::{AskedLimits, AttrResult, BatchOutcome, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, Walk};
 
 /// A project that needs no forge.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 
 mod connection;
 mod deliveries;
+mod derivations;
 mod error;
 mod evaluations;
 mod intake;
@@ -32,9 +33,10 @@ pub mod views;
 
 pub use connection::{Db, DbOptions};
 pub use deliveries::{ClaimedDelivery, DeliveryRowId, NewDelivery, Recorded};
+pub use derivations::CheckedDerivation;
 pub use error::DbError;
 pub use evaluations::{
-    AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation,
+    AskedLimits, AttrResult, BatchOutcome, ClaimedEvaluation, ClaimedPullRequest, CommitFacts, CreatedEvaluation,
     FinishedEvaluation, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject, ProjectKind,
     Walk,
 };

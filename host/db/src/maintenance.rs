@@ -21,7 +21,7 @@ pub struct Reaped {
     pub nodes: u64,
     /// Jobs that went back to pending, or failed because they lost too many nodes.
     pub jobs: u64,
-    /// Evaluations queued again.
+    /// Evaluations queued again, or failed because they lost too many nodes.
     pub evaluations: u64,
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use harmonia_core::api;
+use harmonia_core::limits::{LOST_NODES_MAX, SYSTEMS_KNOWN_FOR};
 use harmonia_core::{Capability, Incarnation, NodeId};
 
 use crate::connection::{Db, incarnation, interval};
@@ -31,12 +32,12 @@ pub struct NodeRegistration {
     pub version: String,
 }
 
-/// What a former run of the node held and gave back.
+/// What a former run of the node held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Released {
-    /// Jobs that are pending again. Those whose outputs were accepted stay for a signer to finish.
+    /// Jobs that are pending again, or failed because they lost too many nodes. Those whose outputs were accepted stay for a signer to finish.
     pub jobs: u64,
-    /// Evaluations that are queued again.
+    /// Evaluations that are queued again, or failed likewise.
     pub evaluations: u64,
 }
 
@@ -59,14 +60,15 @@ pub struct SignerNode {
 }
 
 impl Db {
-    /// Takes the node's name for this run of the process, and gives back what a former run held.
+    /// Takes the node's name for this run of the process, and gives back what a former run held. If that did not say goodbye,
+    /// it counts: what was held so by too many is an infrastructure failure.
     pub async fn register_node(&self, node: &NodeRegistration) -> Result<Released, DbError> {
         let capabilities: Vec<String> = node.capabilities.iter().map(ToString::to_string).collect();
         let row = self
             .run("register the node", || {
                 sqlx::query!(
                     r#"SELECT jobs AS "jobs!", evaluations AS "evaluations!"
-                       FROM register_node($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+                       FROM register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
                     node.id.0,
                     incarnation(node.incarnation),
                     &capabilities,
@@ -76,6 +78,7 @@ impl Db {
                     i32::try_from(node.max_jobs).unwrap_or(i32::MAX),
                     i32::try_from(node.max_evals).unwrap_or(i32::MAX),
                     node.version,
+                    LOST_NODES_MAX as i32,
                 )
                 .fetch_one(&self.pool)
             })
@@ -189,14 +192,12 @@ impl Db {
             .collect())
     }
 
-    /// Systems that some live builder builds, sorted.
-    pub async fn builder_systems(&self, silent_after: Duration) -> Result<Vec<String>, DbError> {
+    /// Systems that some builder offered within the last weeks, there now or not, sorted.
+    pub async fn builder_systems(&self) -> Result<Vec<String>, DbError> {
         self.run("list systems", || {
             sqlx::query_scalar!(
-                r#"SELECT DISTINCT s.system AS "system!" FROM nodes n CROSS JOIN LATERAL unnest(n.systems) AS s(system)
-                   WHERE 'builder' = ANY (n.capabilities) AND NOT n.stopped AND n.last_seen > now() - $1::interval
-                   ORDER BY 1"#,
-                interval(silent_after)
+                "SELECT system FROM builder_systems WHERE last_seen > now() - $1::interval ORDER BY system",
+                interval(SYSTEMS_KNOWN_FOR)
             )
             .fetch_all(&self.pool)
         })

@@ -7,12 +7,15 @@ pub mod played;
 
 use std::str::FromStr;
 
-use harmonia_core::{Capability, ClaimToken};
+use harmonia_core::{Capability, ClaimToken, EvalId};
+use harmonia_nix::StorePath;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::connection::Db;
+use crate::error::DbError;
 use crate::migrate::{self, MIGRATOR};
+use crate::{BatchOutcome, CheckedDerivation, GraphBatch, GraphDerivation};
 
 /// The variable that names the cluster.
 pub const POSTGRES_URL_VARIABLE: &str = "HARMONIA_TEST_POSTGRES_URL";
@@ -84,6 +87,57 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
     .execute(&db.pool)
     .await
     .expect("time passes");
+}
+
+/// Inserts a batch after a signer has registered its derivations and, of those that it calls available, an upstream cache was
+/// found to have the outputs.
+///
+/// # Panics
+/// When a derivation is known as something else.
+pub async fn insert_graph(
+    db: &Db,
+    eval: EvalId,
+    token: &ClaimToken,
+    batch: &GraphBatch,
+) -> Result<BatchOutcome, DbError> {
+    let rows: Vec<CheckedDerivation> = batch.derivations.iter().map(checked).collect();
+    let differing = db.register_derivations(&rows).await?;
+    assert_eq!(differing, [], "known as something else");
+    let available = batch.derivations.iter().filter(|derivation| derivation.available);
+    upstream_has(db, available.flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.as_ref()))
+        .await;
+    db.insert_batch(eval, token, batch).await
+}
+
+/// A derivation as if a signer had read it from its file.
+pub fn checked(derivation: &GraphDerivation) -> CheckedDerivation {
+    CheckedDerivation {
+        drv_path: derivation.drv_path.clone(),
+        modulo_hash: "played".to_owned(),
+        name: derivation.name.clone(),
+        system: derivation.system.clone(),
+        required_features: derivation.required_features.clone(),
+        outputs: derivation.outputs.clone(),
+        inputs: derivation.inputs.clone(),
+        sources: derivation.sources.clone(),
+    }
+}
+
+/// An upstream cache was found to have these paths.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn upstream_has(db: &Db, paths: impl Iterator<Item = &StorePath>) {
+    let paths: Vec<String> = paths.map(ToString::to_string).collect();
+    sqlx::query!(
+        "INSERT INTO upstream_paths (path, present, expires_at)
+         SELECT DISTINCT p, true, now() + interval '1 day' FROM unnest($1::text[]) AS p ORDER BY p
+         ON CONFLICT (path) DO UPDATE SET present = true, expires_at = excluded.expires_at",
+        &paths
+    )
+    .execute(&db.pool)
+    .await
+    .expect("an upstream cache has these");
 }
 
 /// The node was last heard of that long ago.

@@ -160,9 +160,12 @@ pub enum EvaluatorError {
     /// The database.
     #[error("the evaluator cannot use the database")]
     Database(#[from] DbError),
-    /// Another process of that name runs.
-    #[error("another process works under the name of this node; this one stops")]
-    Replaced,
+    /// Its claims are refused: another process took the node's name, or the node was deregistered.
+    #[error("the evaluator may claim nothing more: {reason}")]
+    Refused {
+        /// As the database says.
+        reason: String,
+    },
 }
 
 /// Options, and what was found out at start.
@@ -256,8 +259,7 @@ pub async fn run(
                 }
                 Ok(None) => {}
                 Err(DbError::Refused { reason }) => {
-                    tracing::error!(%reason, "The evaluator may claim nothing more");
-                    outcome = Err(EvaluatorError::Replaced);
+                    outcome = Err(EvaluatorError::Refused { reason });
                     break;
                 }
                 Err(error) => {
@@ -324,8 +326,7 @@ async fn disown_unheard(options: &EvaluatorOptions, unheard: &mut Option<ClaimTo
             *unheard = None;
         }
         Err(DbError::Refused { reason }) => {
-            tracing::error!(%reason, "The evaluator may claim nothing more");
-            return Err(EvaluatorError::Replaced);
+            return Err(EvaluatorError::Refused { reason });
         }
         Err(error) => {
             tracing::warn!(error = %chain(&error), "Could not give back a claim whose answer was lost, trying again");

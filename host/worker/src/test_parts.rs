@@ -204,6 +204,15 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) async fn start(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_slow(move |request| std::future::ready(handler(request))).await
+    }
+
+    /// Whose answers have to be waited for.
+    pub(crate) async fn start_slow<F, Fut>(handler: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send,
+    {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
         let url = format!("http://{}/", listener.local_addr().expect("address")).parse().expect("URL");
         let handler = Arc::new(handler);
@@ -248,9 +257,9 @@ impl Drop for TestServer {
     }
 }
 
-async fn serve(
+async fn serve<Fut: Future<Output = Answer> + Send>(
     mut stream: tokio::net::TcpStream,
-    handler: &(impl Fn(Request) -> Answer + Send + Sync),
+    handler: &(impl Fn(Request) -> Fut + Send + Sync),
 ) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let end = loop {
@@ -276,7 +285,7 @@ async fn serve(
             return Ok(());
         }
     }
-    let answer = handler(request);
+    let answer = handler(request).await;
     let head =
         format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.status, answer.body.len());
     stream.write_all(head.as_bytes()).await?;

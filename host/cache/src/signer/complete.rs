@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use harmonia_core::ClaimToken;
 use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
+use harmonia_core::{AttemptId, ClaimToken};
 use harmonia_nix::StorePath;
 
 use super::error::{Refusal, SignError};
@@ -55,9 +55,9 @@ impl Signer {
         let paths: Vec<StorePath> = all().map(|upload| upload.path.clone()).collect();
         let mut rows = self.rows(&paths).await?;
         // Boxed, as their states are large and short-lived.
-        Box::pin(self.verify_uploads(&extras, &mut rows)).await?;
+        Box::pin(self.verify_uploads(&extras, &mut rows, Some(attempt))).await?;
         // Neither needs the other; a build that is refused has a log all the same.
-        let verified = Box::pin(self.verify_uploads(&outputs, &mut rows));
+        let verified = Box::pin(self.verify_uploads(&outputs, &mut rows, Some(attempt)));
         let logged = Box::pin(self.publish_log(&scope.drv_path, attempt, log));
         let (verified, log_key) = tokio::join!(verified, logged);
         verified?;
@@ -125,6 +125,7 @@ impl Signer {
         &self,
         rows: &mut BTreeMap<StorePath, Row>,
         uploads: impl Iterator<Item = &'a Upload>,
+        completing: Option<AttemptId>,
     ) -> Result<(), SignError> {
         let mut declared = Vec::new();
         for upload in uploads {
@@ -134,7 +135,7 @@ impl Signer {
                     continue;
                 }
                 // What stands in the way of this upload can be delivered by nobody.
-                self.give_up(row).await?;
+                self.give_up(row, completing).await?;
                 rows.remove(&upload.path);
             }
             declared.push((keys::nar(&upload.object.hash), upload.object));

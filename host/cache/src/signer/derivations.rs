@@ -1,8 +1,8 @@
 //! `.drv` files: proven to be what their paths say, kept as plain objects for builders.
 //!
 //! An object below `drv/` is the word of a signer: its bytes belong to its path, and the output paths in it were
-//! recomputed. Everything else a signer decides about outputs goes back to these objects, not to what evaluators wrote
-//! into the graph.
+//! recomputed. So are the rows that say what derivations make and need: they are read from the same bytes, and evaluators
+//! can only link to them. What a signer decides about outputs goes back to the objects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::ClaimToken;
 use harmonia_core::limits::DRV_BYTES_MAX;
 use harmonia_core::signer_api::{DrvUpload, DrvUploadAnswer};
+use harmonia_db::CheckedDerivation;
 use harmonia_nix::derivation::{ModuloError, ModuloHash, VerifyOutputsError};
 use harmonia_nix::{Derivation, StorePath};
 
@@ -30,7 +31,7 @@ const CLOSURE_MAX: u64 = 50_000;
 struct Checked {
     path: StorePath,
     text: Vec<u8>,
-    outputs: Outputs,
+    derivation: Derivation,
     modulo: ModuloHash,
 }
 
@@ -58,22 +59,23 @@ impl Signer {
             .collect();
         let are_new: Vec<bool> = stream::iter(stores).buffer_unordered(PARALLEL_REQUESTS).try_collect().await?;
         let stored = are_new.into_iter().filter(|is_new| *is_new).count();
-        // Last: a hash that is known implies that the object was stored.
-        let mut modulos: Vec<(StorePath, String)> = Vec::new();
-        for (derivation, was_known) in checked.into_iter().zip(were_known) {
-            if !was_known {
-                modulos.push((derivation.path.clone(), derivation.modulo.to_string()));
-            }
-            self.inner.outputs.insert(derivation.path, Arc::new(derivation.outputs));
+        // Last: a derivation that is registered implies that the object was stored.
+        let rows: Vec<CheckedDerivation> = checked
+            .iter()
+            .map(|checked| CheckedDerivation::of(&checked.path, &checked.derivation, checked.modulo.to_string()))
+            .collect();
+        if let Some(path) = self.db().register_derivations(&rows).await?.into_iter().next() {
+            tracing::error!(%path, "the database knows a derivation as something else than its file says: refused, see derivation_findings");
+            return Err(Refusal::KnownOtherwise(path).into());
         }
-        if !modulos.is_empty() {
-            self.db().store_drv_modulo(&modulos).await?;
+        for Checked { path, derivation, .. } in checked {
+            self.inner.outputs.insert(path, Arc::new(derivation.outputs));
         }
         Ok(DrvUploadAnswer { stored })
     }
 
     async fn known_modulos(&self, paths: &[StorePath]) -> Result<HashMap<StorePath, ModuloHash>, SignError> {
-        let known = self.db().drv_modulo(paths).await?;
+        let known = self.db().modulo_hashes(paths).await?;
         known
             .into_iter()
             .map(|(path, text)| match text.parse() {
@@ -195,7 +197,7 @@ fn check(
             cause => Refusal::DerivationOutputs { path: path.clone(), cause },
         })?;
         modulos.insert(path.clone(), verified.modulo);
-        checked.push(Checked { path, text, outputs: derivation.outputs, modulo: verified.modulo });
+        checked.push(Checked { path, text, modulo: verified.modulo, derivation });
     }
     Ok(checked)
 }

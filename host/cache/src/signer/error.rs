@@ -138,6 +138,9 @@ pub enum Refusal {
         #[source]
         cause: BoxError,
     },
+    /// The database has other rows for this derivation than its file gives.
+    #[error("{0} is registered as something else than its file says; an operator must look at derivation_findings")]
+    KnownOtherwise(StorePath),
     /// The outputs are not those of the derivation.
     #[error("the outputs are not those of {derivation}: {problem}")]
     Outputs {

@@ -115,12 +115,17 @@ impl Signer {
     }
 
     /// Takes a row whose object is gone out of the way of whoever uploads that path again.
-    pub(super) async fn give_up(&self, row: &Row) -> Result<(), SignError> {
+    ///
+    /// A row that is only claimed never becomes a published one in between: whatever waits for it would go on.
+    pub(super) async fn give_up(&self, row: &Row, completing: Option<AttemptId>) -> Result<(), SignError> {
         let path = &row.upload.path;
         tracing::warn!(%path, "what was claimed of a path is gone from the bucket: it is replaced");
         if row.state == PathState::Claimed {
-            // A claim ends in a publication only; what is published can be lost.
-            self.db().publish_paths(std::slice::from_ref(path)).await?;
+            // Perhaps written by a signer that died before it published.
+            self.store().delete(&keys::narinfo(path)).await?;
+            if self.db().give_up_claimed_path(path, completing).await? {
+                return Ok(());
+            }
         }
         self.lose(path).await
     }

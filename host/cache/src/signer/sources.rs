@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use harmonia_core::ClaimToken;
 use harmonia_core::signer_api::{SourcesComplete, SourcesCompleteAnswer};
+use harmonia_core::{AttemptId, ClaimToken};
 use harmonia_db::PathState;
 use harmonia_nix::StorePath;
 
@@ -39,7 +39,7 @@ impl Signer {
         if let Some(refusal) = rules::blame(sources.iter().map(|source| &source.upload), &missing) {
             return Err(refusal.into());
         }
-        self.verify_uploads(&sources, &mut rows).await?;
+        self.verify_uploads(&sources, &mut rows, None).await?;
 
         let new: Vec<_> = sources.iter().map(|source| new_path(&source.upload)).collect();
         let rows = rows_of(self.db().claim_paths(call.evaluation, token, &new).await?)?;
@@ -61,12 +61,14 @@ impl Signer {
     }
 
     /// Fails unless what is to be claimed is in the bucket as declared, and has the content that its path requires.
+    /// `completing`: for which attempt.
     pub(super) async fn verify_uploads(
         &self,
         uploads: &[CheckedOutput],
         rows: &mut BTreeMap<StorePath, Row>,
+        completing: Option<AttemptId>,
     ) -> Result<(), SignError> {
-        self.require_canonical(rows, uploads.iter().map(|checked| &checked.upload)).await?;
+        self.require_canonical(rows, uploads.iter().map(|checked| &checked.upload), completing).await?;
         // Whoever claimed a path verified it: what stays of the path is theirs, and need not be read again.
         let is_new = |upload: &Upload| !rows.get(&upload.path).is_some_and(Row::is_held);
         for CheckedOutput { upload, binding } in uploads.iter().filter(|checked| is_new(&checked.upload)) {

@@ -254,10 +254,16 @@ async fn a_forged_graph_gives_no_right_to_foreign_paths() {
     let attempt = world.claim(&drv).await;
     let out = Nar::file("poison");
     let call = lie.complete(&attempt, &[("out", &out, &[])]);
-    world.upload(&attempt.token, Holder::Attempt(attempt.id), &[(&call.outputs[0].info, &out)], None).await;
+    let slots =
+        SlotsRequest { holder: Holder::Attempt(attempt.id), paths: vec![call.outputs[0].info.clone()], log: None };
+    let error = world.signer.slots(&attempt.token, &slots).await.expect_err("not its output");
+    assert!(refusal(&error).contains("does not cover it"), "{}", refusal(&error));
     let error = world.signer.build_complete(&attempt.token, call).await.expect_err("not its output");
     assert!(refusal(&error).contains("'out' is"), "{}", refusal(&error));
     assert_nothing_known(&world, &[&foreign(), drv.output("out")]).await;
+    // What it makes is what its file says, whatever the graph said.
+    let outputs = world.db().derivation_outputs(std::slice::from_ref(&drv.path)).await.expect("read");
+    assert_eq!(outputs, [(drv.path.clone(), "out".to_owned(), Some(drv.output("out").clone()))]);
 }
 
 #[tokio::test]

@@ -13,9 +13,9 @@ use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, DrvFile, DrvUpload, Holder, LogBlob, OutputInfo, PathInfo, Slot, SlotsRequest,
 };
 use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, JobId, NodeId};
-use harmonia_db::testing::{TestDatabase, random_token};
+use harmonia_db::testing::{TestDatabase, random_token, upstream_has};
 use harmonia_db::{
-    AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject,
+    AskedLimits, AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject,
     NodeRegistration, ProjectKind,
 };
 use harmonia_nix::derivation::ModuloHash;
@@ -128,7 +128,7 @@ impl World {
         let all: Vec<&Drv> = available.iter().copied().chain(drvs.iter().map(|(drv, _)| *drv)).collect();
         let attr = |(drv, name): &(&Drv, &str)| GraphAttr {
             attr: (*name).to_owned(),
-            result: AttrResult::Derivation { drv_path: drv.path.clone() },
+            result: AttrResult::Derivation { drv_path: drv.path.clone(), limits: AskedLimits::default() },
         };
         let batch = GraphBatch {
             derivations: all
@@ -136,8 +136,10 @@ impl World {
                 .map(|drv| drv.graph(available.iter().any(|other| other.path == drv.path)))
                 .collect(),
             attrs: drvs.iter().map(attr).collect(),
-            holds: vec![],
+            ..GraphBatch::default()
         };
+        let there = available.iter().flat_map(|drv| drv.derivation.output_paths()).filter_map(|(_, path)| path);
+        upstream_has(self.db(), there).await;
         let outcome = self.db().insert_batch(self.evaluation, &self.eval_token, &batch).await.expect("inserted");
         assert!(outcome.missing.is_empty(), "{:?}", outcome.missing);
     }
@@ -364,9 +366,6 @@ impl Drv {
                 .collect(),
             sources: self.derivation.input_srcs.iter().cloned().collect(),
             available,
-            modulo: None,
-            timeout_s: None,
-            max_silent_s: None,
             path_length: 1,
         }
     }

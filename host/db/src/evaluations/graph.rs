@@ -1,13 +1,15 @@
-//! The graph that an evaluation inserts: where the walk stops, and batches of derivations, jobs and attributes.
+//! The graph that an evaluation inserts: where the walk stops, and batches of jobs and attributes. What a derivation is, an
+//! evaluator does not say: signers register that, from the bytes that they checked (`derivations`).
 
 use std::collections::HashMap;
 
 use harmonia_core::limits::{ATTR_BYTES_MAX, ERROR_BYTES_MAX};
 use harmonia_core::{ClaimToken, EvalId};
 use harmonia_nix::store_path::StorePath;
+use serde_json::{Value, json};
 
 use crate::connection::{Db, hash};
-use crate::error::{DbError, parse};
+use crate::error::DbError;
 use crate::paths::{parse_all, strings};
 use crate::queue::{size, text};
 
@@ -30,9 +32,20 @@ pub struct GraphBatch {
     /// Derivations that this evaluation wants until it ends, although no attribute leads to them yet. The tops of the
     /// batch (what nothing else in it depends on) are held without being named.
     pub holds: Vec<StorePath>,
+    /// What attributes of later batches ask for derivations of this one.
+    pub asked: Vec<(StorePath, AskedLimits)>,
 }
 
-/// One derivation.
+/// What the `meta` of an attribute asks for its derivation; what it does not say is the project's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AskedLimits {
+    /// `meta.timeout`, in seconds.
+    pub timeout_s: Option<u64>,
+    /// `meta.maxSilent`, in seconds.
+    pub max_silent_s: Option<u64>,
+}
+
+/// One derivation, as a walk finds it. A batch says of it only that it is wanted; the rest is what its signer registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphDerivation {
     /// Its path.
@@ -51,12 +64,6 @@ pub struct GraphDerivation {
     pub sources: Vec<StorePath>,
     /// An upstream cache has all outputs: no job.
     pub available: bool,
-    /// Hash modulo fixed outputs, when computed. Signers do not trust it.
-    pub modulo: Option<String>,
-    /// `meta.timeout`, in seconds.
-    pub timeout_s: Option<u64>,
-    /// `meta.maxSilent`, in seconds.
-    pub max_silent_s: Option<u64>,
     /// Jobs on the longest known chain of jobs that wait for this one, itself included; at least 1.
     pub path_length: u32,
 }
@@ -88,6 +95,8 @@ pub enum AttrResult {
     Derivation {
         /// Its path.
         drv_path: StorePath,
+        /// What the attribute asks for it.
+        limits: AskedLimits,
     },
     /// An error, with its trace.
     Error(String),
@@ -105,108 +114,84 @@ pub struct BatchOutcome {
     pub missing: Vec<StorePath>,
 }
 
-/// The batch as columns for `unnest`; numbers are 1-based places of derivations.
-#[derive(Default)]
-struct Columns {
-    drvs: Vec<String>,
-    names: Vec<String>,
-    systems: Vec<String>,
-    features: Vec<String>,
-    available: Vec<bool>,
-    modulo: Vec<Option<String>>,
-    timeouts: Vec<Option<i64>>,
-    silents: Vec<Option<i64>>,
-    path_lengths: Vec<i32>,
-    output_drvs: Vec<i32>,
-    output_names: Vec<String>,
-    output_paths: Vec<Option<String>>,
-    output_hashes: Vec<Option<String>>,
-    input_drvs: Vec<i32>,
-    input_paths: Vec<String>,
-    input_outputs: Vec<String>,
-    source_drvs: Vec<i32>,
-    source_paths: Vec<String>,
-    attrs: Vec<String>,
-    attr_drvs: Vec<Option<String>>,
-    attr_errors: Vec<Option<String>>,
+/// The batch as the rows that `insert_batch` takes.
+struct Rows {
+    derivations: Value,
+    attrs: Value,
+    asked: Value,
     holds: Vec<String>,
 }
 
-impl Columns {
+impl Rows {
     fn of(batch: &GraphBatch) -> Result<Self, DbError> {
-        let mut columns = Self { holds: strings(&batch.holds), ..Self::default() };
-        for (index, derivation) in batch.derivations.iter().enumerate() {
-            columns.derivation(i32::try_from(index + 1).unwrap_or(i32::MAX), derivation)?;
-        }
+        let derivations = batch.derivations.iter().map(|derivation| {
+            let length = i32::try_from(derivation.path_length.max(1)).unwrap_or(i32::MAX);
+            json!({ "drv_path": derivation.drv_path.as_str(), "path_length": length })
+        });
+        let mut attrs = Vec::with_capacity(batch.attrs.len());
+        let mut asked = batch.asked.clone();
         for GraphAttr { attr, result } in &batch.attrs {
             if attr.is_empty() || attr.len() > ATTR_BYTES_MAX {
                 return Err(refused(&["an attribute path has 1 to ", &ATTR_BYTES_MAX.to_string(), " bytes"]));
             }
-            columns.attrs.push(text(attr));
-            let (drv, error) = match result {
-                AttrResult::Derivation { drv_path } => (Some(drv_path.to_string()), None),
-                AttrResult::Error(error) => (None, Some(text(&shorten(error)))),
-            };
-            columns.attr_drvs.push(drv);
-            columns.attr_errors.push(error);
+            attrs.push(match result {
+                AttrResult::Derivation { drv_path, limits } => {
+                    asked.push((drv_path.clone(), *limits));
+                    let (timeout_s, max_silent_s) = limits.seconds();
+                    json!({
+                        "attr": text(attr), "drv_path": drv_path.as_str(),
+                        "timeout_s": timeout_s, "max_silent_s": max_silent_s,
+                    })
+                }
+                AttrResult::Error(error) => json!({ "attr": text(attr), "error": text(&shorten(error)) }),
+            });
         }
-        Ok(columns)
-    }
-
-    fn derivation(&mut self, place: i32, derivation: &GraphDerivation) -> Result<(), DbError> {
-        // Joined by spaces below, so a space inside would become two.
-        let words =
-            derivation.required_features.iter().chain(derivation.inputs.iter().flat_map(|(_, outputs)| outputs));
-        if let Some(word) = words.clone().find(|word| word.is_empty() || word.contains([' ', '\0'])) {
-            return Err(refused(&[derivation.drv_path.as_str(), ": '", word, "' is no feature or output name"]));
-        }
-        self.drvs.push(derivation.drv_path.to_string());
-        self.names.push(text(&derivation.name));
-        self.systems.push(text(&derivation.system));
-        self.features.push(derivation.required_features.join(" "));
-        self.available.push(derivation.available);
-        self.modulo.push(derivation.modulo.clone());
-        self.timeouts.push(derivation.timeout_s.map(|s| size(s.max(1))));
-        self.silents.push(derivation.max_silent_s.map(|s| size(s.max(1))));
-        self.path_lengths.push(i32::try_from(derivation.path_length.max(1)).unwrap_or(i32::MAX));
-        for output in &derivation.outputs {
-            self.output_drvs.push(place);
-            self.output_names.push(text(&output.name));
-            self.output_paths.push(output.path.as_ref().map(ToString::to_string));
-            self.output_hashes.push(output.fixed_hash.clone());
-        }
-        if derivation.available {
-            return Ok(()); // nobody walks below it
-        }
-        for (input, outputs) in &derivation.inputs {
-            self.input_drvs.push(place);
-            self.input_paths.push(input.to_string());
-            self.input_outputs.push(outputs.join(" "));
-        }
-        for source in &derivation.sources {
-            self.source_drvs.push(place);
-            self.source_paths.push(source.to_string());
-        }
-        Ok(())
+        Ok(Self {
+            derivations: derivations.collect(),
+            attrs: Value::Array(attrs),
+            asked: asked_rows(&asked),
+            holds: strings(&batch.holds),
+        })
     }
 }
 
+impl AskedLimits {
+    /// As the database has them: nobody asks for no time at all, nor for more than fits.
+    fn seconds(self) -> (Option<i64>, Option<i64>) {
+        let seconds = |asked: Option<u64>| asked.filter(|asked| *asked > 0).map(size);
+        (seconds(self.timeout_s), seconds(self.max_silent_s))
+    }
+}
+
+fn asked_rows(asked: &[(StorePath, AskedLimits)]) -> Value {
+    asked
+        .iter()
+        .map(|(drv_path, limits)| {
+            let (timeout_s, max_silent_s) = limits.seconds();
+            json!({ "drv_path": drv_path.as_str(), "timeout_s": timeout_s, "max_silent_s": max_silent_s })
+        })
+        .collect()
+}
+
 impl Db {
-    /// For each derivation, in the given order: whether the walk goes on below it.
+    /// For each derivation, in the given order: whether the walk goes on below it. `asked`: what attributes that are not
+    /// inserted yet ask for those they name.
     pub async fn classify_derivations(
         &self,
         eval: EvalId,
         token: &ClaimToken,
         drvs: &[StorePath],
+        asked: &[(StorePath, AskedLimits)],
     ) -> Result<Vec<(StorePath, Walk)>, DbError> {
-        let wanted = strings(drvs);
+        let (wanted, asked) = (strings(drvs), asked_rows(asked));
         let rows = self
             .run("classify derivations", || {
                 sqlx::query!(
-                    r#"SELECT drv_path AS "drv_path!", descend AS "descend!" FROM classify_derivations($1, $2, $3)"#,
+                    r#"SELECT drv_path AS "drv_path!", descend AS "descend!" FROM classify_derivations($1, $2, $3, $4)"#,
                     eval.0,
                     hash(token),
-                    &wanted
+                    &wanted,
+                    asked
                 )
                 .fetch_all(&self.pool)
             })
@@ -221,44 +206,26 @@ impl Db {
             .collect())
     }
 
-    /// Inserts part of a graph in one transaction: derivations, jobs with their counts, attributes.
+    /// Inserts part of a graph in one transaction: jobs with their counts, attributes. Refused when a derivation is in it that
+    /// no signer has registered.
     pub async fn insert_batch(
         &self,
         eval: EvalId,
         token: &ClaimToken,
         batch: &GraphBatch,
     ) -> Result<BatchOutcome, DbError> {
-        let c = Columns::of(batch)?;
+        let rows = Rows::of(batch)?;
         let row = self
             .run("insert a batch of the graph", || {
                 sqlx::query!(
                     r#"SELECT new_jobs AS "new_jobs!", revived AS "revived!", missing AS "missing!"
-                       FROM insert_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                           $19, $20, $21, $22, $23, $24)"#,
+                       FROM insert_batch($1, $2, $3, $4, $5, $6)"#,
                     eval.0,
                     hash(token),
-                    &c.drvs,
-                    &c.names,
-                    &c.systems,
-                    &c.features,
-                    &c.available,
-                    &c.modulo as &[Option<String>],
-                    &c.timeouts as &[Option<i64>],
-                    &c.silents as &[Option<i64>],
-                    &c.path_lengths,
-                    &c.output_drvs,
-                    &c.output_names,
-                    &c.output_paths as &[Option<String>],
-                    &c.output_hashes as &[Option<String>],
-                    &c.input_drvs,
-                    &c.input_paths,
-                    &c.input_outputs,
-                    &c.source_drvs,
-                    &c.source_paths,
-                    &c.attrs,
-                    &c.attr_drvs as &[Option<String>],
-                    &c.attr_errors as &[Option<String>],
-                    &c.holds,
+                    rows.derivations,
+                    rows.attrs,
+                    rows.asked,
+                    &rows.holds,
                 )
                 .fetch_one(&self.pool)
             })
@@ -285,22 +252,6 @@ impl Db {
         })
         .await
         .map(|_| ())
-    }
-
-    /// The evaluators' hashes modulo fixed outputs, for known derivations that have one.
-    pub async fn evaluator_modulo(&self, drvs: &[StorePath]) -> Result<HashMap<StorePath, String>, DbError> {
-        let wanted = strings(drvs);
-        let rows = self
-            .run("read derivation hashes", || {
-                sqlx::query!(
-                    r#"SELECT drv_path, modulo_hash AS "hash!" FROM derivations
-                       WHERE drv_path = ANY ($1) AND modulo_hash IS NOT NULL"#,
-                    &wanted
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
-        rows.into_iter().map(|row| Ok((parse("derivation", &row.drv_path)?, row.hash))).collect()
     }
 }
 

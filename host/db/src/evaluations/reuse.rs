@@ -59,7 +59,7 @@ impl Db {
             })
             .await?;
         let [Some(engine)] = engines.as_slice() else { return Ok(None) };
-        let systems = self.builder_systems(silent_after).await?;
+        let systems = self.builder_systems().await?;
         Ok(Some(reuse::key(engine, &systems)))
     }
 

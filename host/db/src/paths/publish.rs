@@ -286,6 +286,20 @@ impl Db {
         })
     }
 
+    /// A signer saw that the object of a claimed row is gone before anybody published it: the row is lost, and what waited to
+    /// be finished with it is built again, but for `completing`. `false`: the row is not claimed any more.
+    pub async fn give_up_claimed_path(&self, path: &StorePath, completing: Option<AttemptId>) -> Result<bool, DbError> {
+        self.run("give up a claimed path", || {
+            sqlx::query_scalar!(
+                r#"SELECT give_up_claimed_path($1, $2) AS "was_claimed!""#,
+                path.as_str(),
+                completing.map(|attempt| attempt.0)
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
+    }
+
     /// A signer saw that the path's object is there after all.
     pub async fn dismiss_missing_path(&self, path: &StorePath) -> Result<(), DbError> {
         self.run("dismiss a missing path", || {

@@ -192,18 +192,6 @@ impl Db {
         rows.into_iter().map(|row| Ok((parse("store path", &row.path)?, row.present))).collect()
     }
 
-    /// Which of these derivations have a row.
-    pub async fn derivations_known(&self, drvs: &[StorePath]) -> Result<Vec<StorePath>, DbError> {
-        let wanted = strings(drvs);
-        let known = self
-            .run("look up derivations", || {
-                sqlx::query_scalar!("SELECT drv_path FROM derivations WHERE drv_path = ANY ($1)", &wanted)
-                    .fetch_all(&self.pool)
-            })
-            .await?;
-        parse_all(&known)
-    }
-
     /// (derivation, output name, path) of every output of these derivations that is known.
     pub async fn derivation_outputs(
         &self,
@@ -226,36 +214,6 @@ impl Db {
                 Ok((parse("derivation", &row.drv_path)?, row.output_name, path))
             })
             .collect()
-    }
-
-    /// Hashes modulo fixed outputs that signers computed.
-    pub async fn drv_modulo(&self, drvs: &[StorePath]) -> Result<HashMap<StorePath, String>, DbError> {
-        let wanted = strings(drvs);
-        let rows = self
-            .run("read derivation hashes", || {
-                sqlx::query!("SELECT drv_path, modulo_hash FROM drv_modulo WHERE drv_path = ANY ($1)", &wanted)
-                    .fetch_all(&self.pool)
-            })
-            .await?;
-        rows.into_iter().map(|row| Ok((parse("derivation", &row.drv_path)?, row.modulo_hash))).collect()
-    }
-
-    /// Keeps hashes modulo fixed outputs. Only signers may, and only of bytes they hashed themselves.
-    pub async fn store_drv_modulo(&self, hashes: &[(StorePath, String)]) -> Result<(), DbError> {
-        let (drvs, values): (Vec<String>, Vec<String>) =
-            hashes.iter().map(|(drv, value)| (drv.to_string(), value.clone())).unzip();
-        self.run("store derivation hashes", || {
-            sqlx::query!(
-                "INSERT INTO drv_modulo (drv_path, modulo_hash)
-                 SELECT t.drv, t.hash FROM unnest($1::text[], $2::text[]) AS t(drv, hash) ORDER BY t.drv
-                 ON CONFLICT DO NOTHING",
-                &drvs,
-                &values
-            )
-            .execute(&self.pool)
-        })
-        .await
-        .map(|_| ())
     }
 }
 

@@ -89,7 +89,7 @@ async fn read_waiting(
     Ok(waiting.collect())
 }
 
-/// Of each branch the newest evaluation of the commit.
+/// Of each branch the newest evaluation of the commit, if there is one of all its attributes then of these.
 async fn read_evaluations(
     connection: &mut PgConnection,
     target: &ReportTarget,
@@ -97,14 +97,15 @@ async fn read_evaluations(
 ) -> Result<Vec<EvaluationReport>, DbError> {
     let rows = sqlx::query!(
         r#"WITH of_commit AS (
-               SELECT id, branch FROM evaluations WHERE project_id = $1 AND pr_head_sha = $2
+               SELECT id, branch, is_part FROM evaluations WHERE project_id = $1 AND pr_head_sha = $2
                UNION ALL
-               SELECT id, branch FROM evaluations WHERE project_id = $1 AND commit_sha = $2 AND pr_head_sha IS NULL
+               SELECT id, branch, is_part FROM evaluations WHERE project_id = $1 AND commit_sha = $2 AND pr_head_sha IS NULL
                UNION ALL
-               (SELECT id, branch FROM evaluations
+               (SELECT id, branch, is_part FROM evaluations
                 WHERE $2 = '' AND project_id = $1 AND commit_sha IS NULL AND pr_head_sha IS NULL ORDER BY id DESC LIMIT 20)
            ), newest AS (
-               SELECT max(id) AS id FROM of_commit GROUP BY branch ORDER BY 1 DESC LIMIT 20
+               SELECT coalesce(max(id) FILTER (WHERE NOT is_part), max(id)) AS id FROM of_commit
+               GROUP BY branch ORDER BY 1 DESC LIMIT 20
            )
            SELECT e.id, e.branch, e.pr_number, e.status, e.complete, e.allow_empty, e.superseded_by,
                e.closed_at IS NOT NULL AS "closed!", e.reuses_eval_id, coalesce(e.error, e.skipped_reason) AS error,
@@ -117,7 +118,7 @@ async fn read_evaluations(
                (SELECT NOT (coalesce(b.evaluation, true) AND coalesce(b.builds, true))
                 FROM evaluations before JOIN evaluations_told b ON b.eval_id = before.id
                 WHERE before.project_id = e.project_id AND before.branch = e.branch AND before.id < e.id
-                    AND (b.builds IS NOT NULL OR b.evaluation = false)
+                    AND (NOT before.is_part OR e.is_part) AND (b.builds IS NOT NULL OR b.evaluation = false)
                 ORDER BY before.id DESC LIMIT 1) AS failed_before
            FROM newest JOIN evaluations e ON e.id = newest.id
            LEFT JOIN evaluations_told t ON t.eval_id = e.id
@@ -188,9 +189,8 @@ async fn read_evaluations(
 struct AttrRow {
     attr: String,
     error: Option<String>,
-    cached: bool,
     job: Option<i64>,
-    status: Option<String>,
+    state: String,
     kind: Option<String>,
     message: Option<String>,
     dependency: Option<String>,
@@ -198,10 +198,9 @@ struct AttrRow {
 
 impl AttrRow {
     fn into_report(self) -> Result<AttrReport, DbError> {
-        let state = attr_state(self.error.is_some(), self.cached, self.status.as_deref())?;
         Ok(AttrReport {
             attr: self.attr,
-            state,
+            state: attr_state(&self.state)?,
             kind: self.kind.as_deref().map(|kind| parse("failure kind", kind)).transpose()?,
             dependency: self.dependency,
             message: self.error.or(self.message),
@@ -214,16 +213,14 @@ impl AttrRow {
 async fn read_failed(connection: &mut PgConnection, eval: i64) -> Result<Vec<AttrReport>, DbError> {
     let rows = sqlx::query_as!(
         AttrRow,
-        r#"SELECT a.attr, left(a.error, $3) AS error, a.cached, j.id AS "job?", j.status AS "status?",
-               coalesce(j.failure_kind, k.failure_kind) AS kind, left(j.message, $3) AS message, d.name AS "dependency?"
-           FROM eval_attrs a
-           LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-           LEFT JOIN build_jobs k ON k.id = j.root_cause
+        r#"SELECT a.attr AS "attr!", left(a.error, $3) AS error, a.job_id AS job, a.state AS "state!", a.failure_kind AS kind,
+               left(a.message, $3) AS message, d.name AS "dependency?"
+           FROM attr_states($1) a
+           LEFT JOIN build_jobs k ON k.id = a.cause
            LEFT JOIN derivations d ON d.drv_path = k.drv_path
-           WHERE a.eval_id = $1 AND (a.error IS NOT NULL OR j.status IN ('failed', 'dep-failed', 'cancelled'))
-           ORDER BY coalesce(j.status = 'cancelled', false),
-               coalesce(coalesce(j.failure_kind, k.failure_kind) IN ('infrastructure', 'unsupported'), false),
-               coalesce(j.status = 'dep-failed', false), a.error IS NOT NULL, a.attr
+           WHERE a.state IN ('error', 'failed', 'dep-failed', 'cancelled')
+           ORDER BY a.state = 'cancelled', coalesce(a.failure_kind IN ('infrastructure', 'unsupported'), false),
+               a.state = 'dep-failed', a.error IS NOT NULL, a.attr
            LIMIT $2"#,
         eval,
         FAILURES_MAX as i64,
@@ -239,13 +236,12 @@ async fn read_failed(connection: &mut PgConnection, eval: i64) -> Result<Vec<Att
 async fn read_attrs(connection: &mut PgConnection, eval: i64, attrs: &[String]) -> Result<Vec<AttrReport>, DbError> {
     let rows = sqlx::query_as!(
         AttrRow,
-        r#"SELECT a.attr, left(a.error, $3) AS error, a.cached, j.id AS "job?", j.status AS "status?",
-               coalesce(j.failure_kind, k.failure_kind) AS kind, left(j.message, $3) AS message, d.name AS "dependency?"
-           FROM eval_attrs a
-           LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-           LEFT JOIN build_jobs k ON k.id = j.root_cause
+        r#"SELECT a.attr AS "attr!", left(a.error, $3) AS error, a.job_id AS job, a.state AS "state!", a.failure_kind AS kind,
+               left(a.message, $3) AS message, d.name AS "dependency?"
+           FROM attr_states($1) a
+           LEFT JOIN build_jobs k ON k.id = a.cause
            LEFT JOIN derivations d ON d.drv_path = k.drv_path
-           WHERE a.eval_id = $1 AND a.attr = ANY ($2)
+           WHERE a.attr = ANY ($2)
            ORDER BY a.attr"#,
         eval,
         attrs,

@@ -6,12 +6,12 @@ use harmonia_core::signer_api::{AttemptUsage, Failure};
 use harmonia_core::{Capability, ClaimToken, FailureKind, Incarnation, NodeId, ProjectId};
 use harmonia_nix::store_path::StorePath;
 
-use super::random_token;
+use super::{insert_graph, random_token};
 use crate::connection::Db;
 use crate::error::DbError;
 use crate::{
-    AttrResult, ClaimedEvaluation, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow,
-    NewPath, NewProject, NodeRegistration, ProjectKind, Walk,
+    AskedLimits, AttrResult, ClaimedEvaluation, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput,
+    NewEvaluationRow, NewPath, NewProject, NodeRegistration, ProjectKind, Walk,
 };
 
 /// The system of everything played.
@@ -97,19 +97,19 @@ impl Played {
     ) -> Result<(), DbError> {
         let (id, token) = (evaluation.claimed.id, &evaluation.token);
         let paths: Vec<StorePath> = numbers.iter().map(|number| drv_path(*number)).collect();
-        let walks = self.db.classify_derivations(id, token, &paths).await?;
+        let walks = self.db.classify_derivations(id, token, &paths, &[]).await?;
         let attrs = numbers.iter().map(|number| GraphAttr {
             attr: attr(*number),
-            result: AttrResult::Derivation { drv_path: drv_path(*number) },
+            result: AttrResult::Derivation { drv_path: drv_path(*number), limits: AskedLimits::default() },
         });
         let unknown =
             |number: &&usize| walks.iter().any(|(path, walk)| *path == drv_path(**number) && *walk == Walk::Descend);
         let batch = GraphBatch {
             derivations: numbers.iter().filter(unknown).map(|number| derivation(*number)).collect(),
             attrs: attrs.collect(),
-            holds: Vec::new(),
+            ..GraphBatch::default()
         };
-        self.db.insert_batch(id, token, &batch).await.map(|_| ())
+        insert_graph(&self.db, id, token, &batch).await.map(|_| ())
     }
 
     /// Takes up to `count` ready jobs.
@@ -183,9 +183,6 @@ fn derivation(number: usize) -> GraphDerivation {
         inputs: Vec::new(),
         sources: Vec::new(),
         available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
         path_length: 1,
     }
 }

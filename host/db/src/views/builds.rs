@@ -20,7 +20,8 @@ impl Db {
     /// One job; `None` when there is none that everybody may see.
     pub async fn view_build(&self, id: JobId, now: Timestamp) -> Result<Option<Build>, DbError> {
         let row = sqlx::query!(
-            r#"SELECT j.id, p.name AS project, j.drv_path, d.name, d.system, d.required_features, j.status, j.failure_kind,
+            r#"SELECT j.id, p.name AS project, j.drv_path, d.name, d.system, d.required_features,
+                      job_state(j.status, j.drv_path) AS "status!", j.failure_kind,
                       j.message, j.exit_code, j.priority, j.queued_at, j.finished_at,
                       rj.id AS "root?", rd.name AS "root_name?"
                FROM build_jobs j
@@ -53,13 +54,17 @@ impl Db {
             system: row.system,
             required_features: row.required_features,
             status,
-            failure_kind: row.failure_kind.as_deref().map(state).transpose()?,
+            failure_kind: row.failure_kind.as_deref().filter(|_| has_ended_badly).map(state).transpose()?,
             message: row.message.filter(|_| has_ended_badly),
             exit_code: row.exit_code.filter(|_| has_ended_badly),
             priority: row.priority,
             outputs,
             attrs,
-            root_cause: row.root.zip(row.root_name).map(|(job, name)| RootCause { job: JobId(job), name }),
+            root_cause: row
+                .root
+                .zip(row.root_name)
+                .filter(|_| has_ended_badly)
+                .map(|(job, name)| RootCause { job: JobId(job), name }),
             why: why.remove(&id).unwrap_or_default(),
             attempts,
             queued_at: row.queued_at,

@@ -163,14 +163,12 @@ impl Db {
 
     async fn attrs_of(&self, id: EvalId) -> Result<Vec<Attr>, DbError> {
         let rows = sqlx::query!(
-            r#"SELECT a.attr, a.drv_path, a.error, a.cached, d.name AS "name?", d.system AS "system?",
-                      j.id AS "job?", j.status AS "status?", j.failure_kind AS "failure_kind?", j.message AS "message?",
-                      r.name AS "root_name?"
+            r#"SELECT a.attr AS "attr!", a.drv_path, a.error, a.job_id AS "job?", a.state AS "state!", a.failure_kind, a.message,
+                      d.name AS "name?", d.system AS "system?", r.name AS "root_name?"
                FROM evaluations e
-               JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
+               CROSS JOIN LATERAL attr_states(coalesce(e.reuses_eval_id, e.id)) a
                LEFT JOIN derivations d ON d.drv_path = a.drv_path
-               LEFT JOIN build_jobs j ON j.drv_path = a.drv_path
-               LEFT JOIN build_jobs rj ON rj.id = j.root_cause
+               LEFT JOIN build_jobs rj ON rj.id = a.cause
                LEFT JOIN derivations r ON r.drv_path = rj.drv_path
                WHERE e.id = $1
                ORDER BY a.attr"#,
@@ -182,18 +180,16 @@ impl Db {
         let mut outputs = self.outputs_of_attrs(id).await?;
         rows.into_iter()
             .map(|row| {
-                let state = attr_state(row.error.is_some(), row.cached, row.status.as_deref())?;
                 let failed_dependency = row.root_name.map(|name| format!("the dependency {name} failed"));
-                let failure = matches!(state, AttrState::Failed | AttrState::DepFailed | AttrState::Cancelled);
                 Ok(Attr {
                     attr: row.attr,
                     name: row.name,
                     system: row.system,
-                    state,
+                    state: attr_state(&row.state)?,
                     outputs: row.drv_path.as_ref().and_then(|drv| outputs.remove(drv)).unwrap_or_default(),
                     drv_path: row.drv_path,
                     job: row.job.map(JobId),
-                    error: row.error.or(failed_dependency).or(row.message.filter(|_| failure)),
+                    error: row.error.or(failed_dependency).or(row.message),
                     failure_kind: row.failure_kind.as_deref().map(super::state).transpose()?,
                 })
             })
@@ -239,7 +235,7 @@ impl Db {
                    JOIN derivation_inputs i ON i.referrer = r.drv_path
                    JOIN build_jobs j ON j.drv_path = i.input_drv
                )
-               SELECT status AS "status!", count(*) AS "count!" FROM reached GROUP BY status"#,
+               SELECT job_state(status, drv_path) AS "status!", count(*) AS "count!" FROM reached GROUP BY 1"#,
             id.0,
         )
         .fetch_all(&self.pool)
@@ -280,23 +276,21 @@ fn share_outputs(mut attrs: Vec<Attr>) -> Vec<Attr> {
     attrs
 }
 
-/// Where an attribute stands, from its own row and its job's status.
-pub(crate) fn attr_state(has_error: bool, cached: bool, status: Option<&str>) -> Result<AttrState, DbError> {
+/// A state as `attr_states` words it, which decides it.
+pub(crate) fn attr_state(state: &str) -> Result<AttrState, DbError> {
     use harmonia_core::JobStatus;
-    if has_error {
-        return Ok(AttrState::Error);
-    }
-    let Some(status) = status else { return Ok(AttrState::Cached) };
-    Ok(match state(status)? {
-        // It was there when it was evaluated; a job of before says nothing new.
-        JobStatus::Succeeded if cached => AttrState::Cached,
-        JobStatus::Succeeded => AttrState::Succeeded,
-        JobStatus::Pending => AttrState::Pending,
-        JobStatus::Building => AttrState::Building,
-        JobStatus::Uploading => AttrState::Uploading,
-        JobStatus::Failed => AttrState::Failed,
-        JobStatus::Cancelled => AttrState::Cancelled,
-        JobStatus::DepFailed => AttrState::DepFailed,
+    Ok(match state {
+        "error" => AttrState::Error,
+        "cached" => AttrState::Cached,
+        of_job => match super::state(of_job)? {
+            JobStatus::Succeeded => AttrState::Succeeded,
+            JobStatus::Pending => AttrState::Pending,
+            JobStatus::Building => AttrState::Building,
+            JobStatus::Uploading => AttrState::Uploading,
+            JobStatus::Failed => AttrState::Failed,
+            JobStatus::Cancelled => AttrState::Cancelled,
+            JobStatus::DepFailed => AttrState::DepFailed,
+        },
     })
 }
 

@@ -14,11 +14,13 @@ INSERT INTO evaluations (project_id, source_kind, commit_sha, branch, status, co
     VALUES (1, 'bundle', repeat('a', 40), 'main', 'succeeded', true, 'A title', '{careful}', now(), now()),
            (2, 'bundle', repeat('b', 40), 'main', 'succeeded', true, 'Hidden', '{}', now(), now());
 INSERT INTO evaluation_log_chunks VALUES (1, 1, 'two'), (1, 0, 'one ');
-INSERT INTO derivations (drv_path, name, system, required_features, public)
-    SELECT '/nix/store/' || repeat(n::text, 32) || '-' || name || '.drv', name, 'x86_64-linux', '{}', n < 8
+INSERT INTO derivations (drv_path, name, system, required_features, modulo_hash, public)
+    SELECT '/nix/store/' || repeat(n::text, 32) || '-' || name || '.drv', name, 'x86_64-linux', '{}', '', n < 8
     FROM unnest('{ok,bad,above,waits,runs,was-there,blocked,hidden}'::text[]) WITH ORDINALITY AS t (name, n);
 INSERT INTO derivation_outputs
     SELECT drv_path, 'out', replace(drv_path, '.drv', '') FROM derivations;
+INSERT INTO store_paths (path, nar_hash, nar_size, file_hash, file_size, refs, state)
+    SELECT output_path, 'sha256:x', 1, 'sha256:x', 1, '{}', 'published' FROM derivation_outputs WHERE output_path LIKE '%-was-there';
 INSERT INTO derivation_inputs
     SELECT r.drv_path, i.drv_path, '{out}' FROM derivations r, derivations i
     WHERE (r.name, i.name) IN (('above', 'bad'), ('blocked', 'waits'), ('blocked', 'runs'));
@@ -201,8 +203,8 @@ async fn a_large_evaluation_is_cheap_to_poll() {
         INSERT INTO projects (name, kind) VALUES ('big', 'local');
         INSERT INTO evaluations (project_id, source_kind, branch, status, finished_at) VALUES (1, 'bundle', 'main', 'succeeded', now());
         INSERT INTO job_classes (system, features) VALUES ('x86_64-linux', '{}');
-        INSERT INTO derivations (drv_path, name, system, public)
-            SELECT '/nix/store/' || lpad(n::text, 32, '0') || '-d' || n || '.drv', 'd' || n, 'x86_64-linux', true
+        INSERT INTO derivations (drv_path, name, system, modulo_hash, public)
+            SELECT '/nix/store/' || lpad(n::text, 32, '0') || '-d' || n || '.drv', 'd' || n, 'x86_64-linux', '', true
             FROM generate_series(1, 3000) n;
         INSERT INTO derivation_outputs
             SELECT drv_path, o, replace(drv_path, '.drv', o) FROM derivations, unnest('{out,dev}'::text[]) o;

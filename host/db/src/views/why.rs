@@ -21,6 +21,8 @@ const AHEAD_MAX: i64 = 1_000;
 struct Facts {
     system: String,
     features: Vec<String>,
+    /// When a node that can run it was last heard of, if any ever was.
+    last_offered: Option<Timestamp>,
     /// Names and states of unfinished inputs, at most [`NAMES_MAX`].
     blockers: Vec<(String, String)>,
     unmet_deps: usize,
@@ -37,7 +39,9 @@ impl Db {
     pub async fn why(&self, jobs: &[JobId], now: Timestamp) -> Result<HashMap<JobId, Vec<String>>, DbError> {
         let ids: Vec<i64> = jobs.iter().map(|job| job.0).collect();
         let rows = sqlx::query!(
-            r#"SELECT j.id, j.unmet_deps, j.not_before, j.avoid_node, c.system, c.features, last.node AS "node?",
+            r#"SELECT j.id, j.unmet_deps, j.not_before, j.avoid_node, c.system, c.features,
+                      CASE WHEN c.ever_seen THEN c.last_seen WHEN c.features = '{}' THEN (
+                          SELECT b.last_seen FROM builder_systems b WHERE b.system = c.system) END AS last_offered, last.node AS "node?",
                       last.outcome AS "outcome?", last.message AS "message?",
                       CASE WHEN j.unmet_deps > 0 THEN 0 ELSE (
                           SELECT count(*) FROM (
@@ -70,6 +74,7 @@ impl Db {
                 let facts = Facts {
                     system: row.system,
                     features: row.features,
+                    last_offered: row.last_offered,
                     blockers: blockers.remove(&row.id).unwrap_or_default(),
                     unmet_deps: usize::try_from(row.unmet_deps).unwrap_or(0),
                     not_before: row.not_before,
@@ -178,6 +183,11 @@ fn delayed(until: Timestamp, last_try: Option<&(String, String, Option<String>)>
     }
 }
 
+fn moment(at: Timestamp) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    at.format(&format).unwrap_or_else(|_| at.to_string())
+}
+
 fn is_capable(node: &Node, facts: &Facts) -> bool {
     node.capabilities.iter().any(|capability| capability == "builder")
         && (facts.system == "builtin" || node.systems.contains(&facts.system))
@@ -188,7 +198,10 @@ fn nobody(facts: &Facts, capable: &[&Node]) -> String {
     let with = if facts.features.is_empty() { String::new() } else { format!(" with {}", facts.features.join(", ")) };
     let what = format!("{}{with}", facts.system);
     if capable.is_empty() {
-        return format!("no node offers {what}");
+        return match facts.last_offered {
+            Some(at) => format!("no node offers {what} now; one did until {}", moment(at)),
+            None => format!("no node offers {what}"),
+        };
     }
     let names: Vec<&str> = capable.iter().take(NAMES_MAX).map(|node| node.id.as_str()).collect();
     format!("no node that offers {what} is online (known: {})", names.join(", "))
@@ -260,6 +273,8 @@ mod tests {
         assert_eq!(why(&job, &[offline]), "no node that offers x86_64-linux with kvm is online (known: a)");
         let evaluator = Node { capabilities: vec!["evaluator".into()], ..node("e") };
         assert_eq!(why(&facts(), &[evaluator]), "no node offers x86_64-linux");
+        let left = Facts { last_offered: Some(datetime!(2026-01-01 20:00:01 UTC)), ..facts() };
+        assert_eq!(why(&left, &[]), "no node offers x86_64-linux now; one did until 2026-01-01 20:00 UTC");
         let anywhere = Facts { system: "builtin".into(), ..Facts::default() };
         assert_eq!(why(&anywhere, &[node("a")]), "ready: the next node with a free slot takes it");
     }

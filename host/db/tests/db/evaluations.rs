@@ -61,7 +61,7 @@ async fn an_evaluation_is_complete_when_every_expected_name_has_an_answer() {
     assert_eq!(status(&world, &eval).await, EvalStatus::Running);
     let bad = GraphAttr { attr: "bad".to_owned(), result: AttrResult::Error("boom\0".to_owned()) };
     let errors = GraphBatch { attrs: vec![bad], ..GraphBatch::default() };
-    world.db.insert_batch(eval.id, &eval.token, &errors).await.expect("insert");
+    world.insert_batch(&eval, &errors).await.expect("insert");
     let finished = world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
     assert_eq!((finished.complete, finished.attrs), (true, 2));
     assert_eq!(status(&world, &eval).await, EvalStatus::Succeeded);
@@ -80,7 +80,7 @@ async fn a_partly_inserted_closure_is_held_until_the_evaluation_ends() {
     let graph = graph(&[&[], &[0], &[1]]);
     let eval = world.evaluation("main").await;
     // Only the lower part of 2's closure is in.
-    world.db.insert_batch(eval.id, &eval.token, &batch(&graph, &[0, 1], &[])).await.expect("insert");
+    world.insert_batch(&eval, &batch(&graph, &[0, 1], &[])).await.expect("insert");
     let other = world.evaluation("other").await;
     world.insert(&other, &graph, &[1]).await.expect("insert");
     world.db.cancel_evaluation(other.id, "me").await.expect("cancel");
@@ -91,7 +91,7 @@ async fn a_partly_inserted_closure_is_held_until_the_evaluation_ends() {
     world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim").expect("one");
     let error = GraphAttr { attr: "x".to_owned(), result: AttrResult::Error("gone".to_owned()) };
     let errors = GraphBatch { attrs: vec![error], ..GraphBatch::default() };
-    world.db.insert_batch(eval.id, &token, &errors).await.expect("insert");
+    world.insert_batch(&Eval { id: eval.id, token: token.clone() }, &errors).await.expect("insert");
     assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
     assert!(world.db.finish_evaluation(eval.id, &token).await.expect("finish").complete);
     assert_eq!(world.statuses().await, [(0, Cancelled), (1, Cancelled)], "no attribute came");
@@ -257,7 +257,7 @@ async fn a_job_cancelled_between_walk_and_insertion_is_named_missing() {
     let walked = world.walk(&second, &graph, &[1]).await.expect("walk");
     assert_eq!(walked.derivations.len(), 1, "0 has a job, so the walk stopped there");
     world.db.cancel_evaluation(first.id, "me").await.expect("cancel");
-    let outcome = world.db.insert_batch(second.id, &second.token, &walked).await.expect("insert");
+    let outcome = world.insert_batch(&second, &walked).await.expect("insert");
     assert_eq!(outcome.missing, [drv_path(0)]);
     let outcome = world.insert(&second, &graph, &[1]).await.expect("walk and insert again");
     assert_eq!((outcome.new_jobs, outcome.revived, outcome.missing.len()), (1, 1, 0));

@@ -93,7 +93,7 @@ async fn the_longest_chain_above_a_job_is_kept() {
     for (length, expected) in [(3, 3), (9, 9), (2, 9), (0, 9)] {
         let mut batch = crate::world::batch(&graph, &[0], &[0]);
         batch.derivations[0].path_length = length;
-        world.db.insert_batch(eval.id, &eval.token, &batch).await.expect("insert");
+        world.insert_batch(&eval, &batch).await.expect("insert");
         assert_eq!(heads(&world, 1).await.candidates[0].path_length, expected, "after {length}");
     }
 }

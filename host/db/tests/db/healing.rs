@@ -82,7 +82,7 @@ async fn what_only_an_upstream_cache_had_fails_those_that_wait_and_the_next_eval
     let eval = world.evaluation("main").await;
     let mut upstream = batch(&graph, &[0, 1], &[1]);
     upstream.derivations[0].available = true;
-    world.db.insert_batch(eval.id, &eval.token, &upstream).await.expect("insert");
+    world.insert_batch(&eval, &upstream).await.expect("insert");
     assert_eq!(world.statuses().await, [(1, Pending)]);
     assert_eq!(world.db.confirm_lost_path(&out_path(0)).await.expect("lost"), Healed::NoProducer);
     assert_eq!(world.jobs().await[&1].kind, Some(FailureKind::Infrastructure));
@@ -94,7 +94,7 @@ async fn what_only_an_upstream_cache_had_fails_those_that_wait_and_the_next_eval
     world.assert_sound().await;
     // And when the upstream cache has it after all, the job is not needed.
     let later = world.evaluation("third").await;
-    world.db.insert_batch(later.id, &later.token, &upstream).await.expect("insert");
+    world.insert_batch(&later, &upstream).await.expect("insert");
     assert_eq!(world.statuses().await, [(0, Succeeded), (1, Pending)]);
     assert_eq!(world.jobs().await[&1].unmet, 0);
     world.assert_sound().await;

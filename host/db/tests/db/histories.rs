@@ -78,7 +78,7 @@ impl Task {
             }
             let mut missing = false;
             for batch in &batches {
-                let result = self.world.db.insert_batch(eval.id, &eval.token, batch).await;
+                let result = self.world.insert_batch(&eval, batch).await;
                 let Some(outcome) = expected(result, "insert") else { return };
                 missing |= !outcome.missing.is_empty();
             }
@@ -345,7 +345,7 @@ async fn racing_claimers_share_the_queue_without_overlap() {
     let graph: Vec<Drv> = (0..200).map(|number| Drv::new(number, &[])).collect();
     let eval = world.evaluation("main").await;
     let all: Vec<usize> = (0..200).collect();
-    world.db.insert_batch(eval.id, &eval.token, &batch(&graph, &all, &all)).await.expect("insert");
+    world.insert_batch(&eval, &batch(&graph, &all, &all)).await.expect("insert");
     let mut listener = world.db.listen(&[Channel::BuildJobs]).await.expect("listen");
     let claimers = (0..8).map(|_| {
         let world = Arc::clone(&world);

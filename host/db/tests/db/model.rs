@@ -112,7 +112,7 @@ impl History {
             batch.derivations.iter().map(|drv| crate::world::number_of(drv.drv_path.as_str())).collect();
         assert_eq!(walked, self.model.walk(&roots), "where the walk goes");
         let eval = &self.evals[&id];
-        let outcome = self.world.db.insert_batch(eval.id, &eval.token, &batch).await.expect("insert");
+        let outcome = self.world.insert_batch(eval, &batch).await.expect("insert");
         assert_eq!(outcome.missing, [], "nothing came in between");
         assert_eq!(outcome.new_jobs as usize, self.model.insert(id, &walked, &roots), "new jobs");
     }
@@ -252,12 +252,20 @@ impl History {
     }
 
     async fn node_trouble(&mut self) {
-        if self.rng.random_bool(0.5) {
-            self.log.push("the node restarts".to_owned());
+        let held: Vec<usize> = self.held.keys().copied().collect();
+        if self.rng.random_bool(0.6) {
+            let crashes = self.rng.random_bool(0.7);
+            self.log.push(["the node restarts", "the node crashes and restarts"][usize::from(crashes)].to_owned());
+            if !crashes {
+                self.world.db.deregister_node(&self.world.node, self.world.run).await.expect("goodbye");
+            }
             self.world.run.0 += 1;
             self.world.db.register_node(&registration("n", self.world.run.0)).await.expect("register");
-            let held: Vec<usize> = self.held.keys().copied().collect();
-            self.model.restart(&held);
+            if crashes {
+                self.model.lose_node(&held);
+            } else {
+                self.model.restart(&held);
+            }
         } else {
             self.log.push("the node is reaped".to_owned());
             sqlx::query!("UPDATE nodes SET last_seen = now() - interval '1 day' WHERE id = 'n'")
@@ -266,7 +274,6 @@ impl History {
                 .expect("time passes");
             self.world.db.reap_silent_nodes(HOUR).await.expect("reap");
             self.world.db.heartbeat(&self.world.node, self.world.run, None).await.expect("it is back");
-            let held: Vec<usize> = self.held.keys().copied().collect();
             self.model.lose_node(&held);
         }
         self.drop_void_claims();

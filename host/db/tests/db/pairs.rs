@@ -8,7 +8,7 @@ use std::time::Duration;
 use harmonia_core::JobStatus::{Building, DepFailed, Failed, Pending, Succeeded};
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{FailureKind, Incarnation, NodeId, ProjectId};
-use harmonia_db::testing::{TestDatabase, pool, random_token};
+use harmonia_db::testing::{TestDatabase, insert_graph, pool, random_token};
 use harmonia_db::{ClaimedJob, Db, DbError, RetryPolicy};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -149,12 +149,11 @@ async fn scene() -> Scene {
     }
     // Below and above one another, but none of it walked: as another evaluation left it.
     let numbers = [5, 12, 13, 14, 15];
-    let outcome =
-        world.db.insert_batch(main.id, &main.token, &batch(&graph, &numbers, &numbers)).await.expect("insert");
+    let outcome = world.insert_batch(&main, &batch(&graph, &numbers, &numbers)).await.expect("insert");
     if !outcome.missing.is_empty() {
         // 6 is to be tried again by whoever reaches it; put 12 above it as it would have been before.
         let with_six = batch(&graph, &[5, 6, 12, 13, 14, 15], &numbers);
-        world.db.insert_batch(main.id, &main.token, &with_six).await.expect("insert");
+        world.insert_batch(&main, &with_six).await.expect("insert");
         let six = world.claim(10).await.into_iter().find(|c| number_of(c.drv_path.as_str()) == 6).expect("6 is ready");
         let thirteen = sqlx::query!(
             "SELECT a.id FROM build_attempts a JOIN build_jobs j ON j.id = a.job_id WHERE a.outcome = 'running' AND j.drv_path = $1",
@@ -201,7 +200,7 @@ impl Act<'_> {
         let other = &self.scene.other;
         let batch = batch(&self.scene.graph, numbers, roots);
         // Something missing means that nothing was inserted: fine here, the evaluator would walk again.
-        self.db.insert_batch(other.id, &other.token, &batch).await.map(|_| ())
+        insert_graph(&self.db, other.id, &other.token, &batch).await.map(|_| ())
     }
 
     async fn job(&self, number: usize) -> harmonia_core::JobId {

@@ -6,7 +6,7 @@ use harmonia_core::{FailureKind, Incarnation, NodeId};
 use harmonia_db::testing::{pool, random_token};
 use harmonia_db::{DbError, FailOutcome, LogTail, RetryPolicy};
 
-use crate::world::{World, batch, derivation, drv_path, graph, new_paths, number_of, out_path, registration};
+use crate::world::{World, batch, drv_path, graph, new_paths, number_of, out_path, registration};
 
 #[tokio::test]
 async fn a_diamond_is_built_dependencies_first() {
@@ -38,7 +38,7 @@ async fn a_diamond_is_built_dependencies_first() {
     let second = world.evaluation("other").await;
     let walked = world.walk(&second, &graph, &[3]).await.expect("walk");
     assert!(walked.derivations.is_empty());
-    world.db.insert_batch(second.id, &second.token, &walked).await.expect("insert");
+    world.insert_batch(&second, &walked).await.expect("insert");
     let cached = sqlx::query_scalar!("SELECT cached FROM eval_attrs WHERE eval_id = $1", second.id.0)
         .fetch_one(pool(&world.db))
         .await
@@ -343,7 +343,7 @@ async fn a_batch_that_leans_on_what_nobody_has_is_refused_whole() {
     let world = World::new().await;
     let graph = graph(&[&[], &[0]]);
     let eval = world.evaluation("main").await;
-    let outcome = world.db.insert_batch(eval.id, &eval.token, &batch(&graph, &[1], &[1])).await.expect("insert");
+    let outcome = world.insert_batch(&eval, &batch(&graph, &[1], &[1])).await.expect("insert");
     assert_eq!(outcome.missing, [drv_path(0)]);
     assert!(world.jobs().await.is_empty());
     let attrs = sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM eval_attrs"#).fetch_one(pool(&world.db)).await;
@@ -351,13 +351,8 @@ async fn a_batch_that_leans_on_what_nobody_has_is_refused_whole() {
     // What an upstream cache has needs no job, and is no hindrance.
     let mut with_upstream = batch(&graph, &[0, 1], &[1]);
     with_upstream.derivations[0].available = true;
-    let outcome = world.db.insert_batch(eval.id, &eval.token, &with_upstream).await.expect("insert");
+    let outcome = world.insert_batch(&eval, &with_upstream).await.expect("insert");
     assert_eq!((outcome.new_jobs, outcome.missing.len()), (1, 0));
     world.claim_only(1).await;
     world.assert_sound().await;
-    // Features and output names with spaces would become two words.
-    let mut bad = derivation(2, &crate::world::Drv::new(2, &[]));
-    bad.required_features = vec!["two words".to_owned()];
-    let bad = harmonia_db::GraphBatch { derivations: vec![bad], ..Default::default() };
-    assert!(matches!(world.db.insert_batch(eval.id, &eval.token, &bad).await, Err(DbError::Refused { .. })));
 }

@@ -2,7 +2,7 @@
 
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{Capability, Incarnation, NodeId};
-use harmonia_db::testing::{pool, random_token};
+use harmonia_db::testing::{checked, pool, random_token};
 use harmonia_db::{Db, DbError, NodeRegistration};
 
 use crate::world::{World, drv_path, graph, new_evaluation, new_paths, out_path, registration};
@@ -47,7 +47,9 @@ async fn evaluators_and_builders_write_no_table_and_read_no_token() {
             denied(sqlx::query!("SELECT cancel_evaluation(1, '')").fetch_one(pool).await, "cancel");
         }
         if capability != Capability::Signer {
-            denied(sqlx::query!("INSERT INTO drv_modulo VALUES ('x', 'y')").execute(pool).await, "forge a hash");
+            let forged =
+                sqlx::query!("SELECT * FROM register_derivations('[]', '[]', '[]', '[]')").fetch_all(pool).await;
+            denied(forged, "say what a derivation is");
             denied(sqlx::query!("SELECT publish_paths('{}')").fetch_one(pool).await, "publish");
         }
         if capability != Capability::Builder {
@@ -107,6 +109,10 @@ async fn each_role_can_do_its_work() {
     let eval = crate::world::Eval { id: claimed.id, token };
     evaluator.expect_attrs(eval.id, &eval.token, &["a0".to_owned()]).await.expect("expect");
     let batch = as_world(&world, &evaluator).walk(&eval, &graph(&[&[]]), &[0]).await.expect("walk");
+    let unknown = evaluator.insert_batch(eval.id, &eval.token, &batch).await;
+    assert!(matches!(unknown, Err(DbError::Refused { .. })), "{unknown:?}");
+    let rows: Vec<_> = batch.derivations.iter().map(checked).collect();
+    assert_eq!(signer.register_derivations(&rows).await.expect("register"), []);
     evaluator.insert_batch(eval.id, &eval.token, &batch).await.expect("insert");
     assert!(evaluator.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
 
@@ -124,7 +130,8 @@ async fn each_role_can_do_its_work() {
     signer.claim_outputs(job.attempt, &job.token, &new_paths(&world.db, &job, 1).await).await.expect("claim outputs");
     signer.renew_leases(&[out_path(0)]).await.expect("lease");
     signer.unavailable_references(&[out_path(0)]).await.expect("closure gate");
-    signer.store_drv_modulo(&[(drv_path(0), "x".to_owned())]).await.expect("modulo");
+    signer.modulo_hashes(&[drv_path(0)]).await.expect("modulo");
+    assert!(!signer.give_up_claimed_path(&out_path(9), None).await.expect("nothing to give up"));
     signer.publish_outputs(job.job, &[out_path(0)], &AttemptUsage::default(), None).await.expect("publish");
     assert!(frontend.sweep_invariants().await.expect("sweep").is_empty());
     frontend.repair().await.expect("repair");
@@ -150,7 +157,7 @@ impl AsRole<'_> {
         roots: &[usize],
     ) -> Result<harmonia_db::GraphBatch, DbError> {
         let paths: Vec<_> = roots.iter().map(|root| drv_path(*root)).collect();
-        self.db.classify_derivations(eval.id, &eval.token, &paths).await?;
+        self.db.classify_derivations(eval.id, &eval.token, &paths, &[]).await?;
         self.world.walk(eval, graph, roots).await
     }
 }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use harmonia_core::api::Source;
 use harmonia_core::signer_api::{AttemptUsage, Failure};
 use harmonia_core::{Capability, ClaimToken, EvalId, FailureKind, Incarnation, JobId, JobStatus, NodeId, ProjectId};
-use harmonia_db::testing::{TestDatabase, pool, random_token};
+use harmonia_db::testing::{TestDatabase, insert_graph, pool, random_token};
 use harmonia_db::{
-    AttrResult, BatchOutcome, ClaimedJob, Db, DbError, FailOutcome, GraphAttr, GraphBatch, GraphDerivation,
-    GraphOutput, NewEvaluationRow, NewPath, NewProject, NodeRegistration, ProjectKind, RetryPolicy, Walk,
+    AskedLimits, AttrResult, BatchOutcome, ClaimedJob, Db, DbError, FailOutcome, GraphAttr, GraphBatch,
+    GraphDerivation, GraphOutput, NewEvaluationRow, NewPath, NewProject, NodeRegistration, ProjectKind, RetryPolicy,
+    Walk,
 };
 use harmonia_nix::store_path::StorePath;
 
@@ -128,15 +129,21 @@ impl World {
     /// Walks from `roots` as an evaluator does and inserts what it finds as one batch, with an attribute a root.
     pub(crate) async fn insert(&self, eval: &Eval, graph: &[Drv], roots: &[usize]) -> Result<BatchOutcome, DbError> {
         let batch = self.walk(eval, graph, roots).await?;
-        self.db.insert_batch(eval.id, &eval.token, &batch).await
+        self.insert_batch(eval, &batch).await
+    }
+
+    /// As a signer and an evaluator do one after the other.
+    pub(crate) async fn insert_batch(&self, eval: &Eval, batch: &GraphBatch) -> Result<BatchOutcome, DbError> {
+        insert_graph(&self.db, eval.id, &eval.token, batch).await
     }
 
     pub(crate) async fn walk(&self, eval: &Eval, graph: &[Drv], roots: &[usize]) -> Result<GraphBatch, DbError> {
+        let asked: Vec<_> = roots.iter().map(|root| (drv_path(*root), AskedLimits::default())).collect();
         let mut descend = BTreeMap::new();
         let mut frontier: Vec<usize> = roots.to_vec();
         while !frontier.is_empty() {
             let paths: Vec<StorePath> = frontier.iter().map(|n| drv_path(*n)).collect();
-            let walks = self.db.classify_derivations(eval.id, &eval.token, &paths).await?;
+            let walks = self.db.classify_derivations(eval.id, &eval.token, &paths, &asked).await?;
             let mut next = Vec::new();
             for (path, walk) in walks {
                 let number = number_of(path.as_str());
@@ -249,12 +256,15 @@ pub(crate) fn batch(graph: &[Drv], numbers: &[usize], roots: &[usize]) -> GraphB
     GraphBatch {
         derivations: numbers.iter().map(|number| derivation(*number, &graph[*number])).collect(),
         attrs: roots.iter().map(|root| attr(*root)).collect(),
-        holds: Vec::new(),
+        ..GraphBatch::default()
     }
 }
 
 pub(crate) fn attr(number: usize) -> GraphAttr {
-    GraphAttr { attr: format!("a{number}"), result: AttrResult::Derivation { drv_path: drv_path(number) } }
+    GraphAttr {
+        attr: format!("a{number}"),
+        result: AttrResult::Derivation { drv_path: drv_path(number), limits: AskedLimits::default() },
+    }
 }
 
 pub(crate) fn derivation(number: usize, drv: &Drv) -> GraphDerivation {
@@ -276,9 +286,6 @@ pub(crate) fn derivation(number: usize, drv: &Drv) -> GraphDerivation {
         inputs: drv.deps.iter().map(|dep| (drv_path(*dep), vec!["out".to_owned()])).collect(),
         sources: Vec::new(),
         available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
         path_length: 1,
     }
 }

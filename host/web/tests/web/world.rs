@@ -15,8 +15,8 @@ use harmonia_core::signer_api::{
 use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, JobId, NodeId, SystemClock};
 use harmonia_db::testing::{TestDatabase, random_token};
 use harmonia_db::{
-    AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, LogTail, NewEvaluationRow, NewProject,
-    NodeRegistration, ProjectKind,
+    AskedLimits, AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, LogTail, NewEvaluationRow,
+    NewProject, NodeRegistration, ProjectKind,
 };
 use harmonia_embedded::s3::{S3Endpoint, S3Options};
 use harmonia_nix::derivation::ModuloHash;
@@ -244,14 +244,15 @@ impl World {
             .iter()
             .map(|drv| GraphAttr {
                 attr: format!("checks.{}", drv.derivation.name),
-                result: AttrResult::Derivation { drv_path: drv.path.clone() },
+                result: AttrResult::Derivation { drv_path: drv.path.clone(), limits: AskedLimits::default() },
             })
             .collect();
         for (attr, error) in errors {
             attrs.push(GraphAttr { attr: (*attr).to_owned(), result: AttrResult::Error((*error).to_owned()) });
         }
         let names: Vec<String> = attrs.iter().map(|attr| attr.attr.clone()).collect();
-        let batch = GraphBatch { derivations: drvs.iter().map(|drv| drv.graph()).collect(), attrs, holds: vec![] };
+        let batch =
+            GraphBatch { derivations: drvs.iter().map(|drv| drv.graph()).collect(), attrs, ..GraphBatch::default() };
         self.db().expect_attrs(evaluation.id, &evaluation.token, &names).await.expect("expected");
         let outcome = self.db().insert_batch(evaluation.id, &evaluation.token, &batch).await.expect("inserted");
         assert!(outcome.missing.is_empty(), "{:?}", outcome.missing);
@@ -477,9 +478,6 @@ impl Drv {
             inputs: inputs.map(|(path, outputs)| (path.clone(), outputs.iter().cloned().collect())).collect(),
             sources: vec![],
             available: false,
-            modulo: None,
-            timeout_s: None,
-            max_silent_s: None,
             path_length: 1,
         }
     }

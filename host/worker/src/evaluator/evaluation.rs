@@ -301,28 +301,28 @@ impl Run<'_> {
     async fn run(mut self, systems: Option<Vec<String>>, connection: Connection) -> Result<(), EvaluateError> {
         let (db, eval) = (&self.settings.options.db, self.claimed.id);
         let mut warnings = Vec::new();
-        let built = db.builder_systems(self.settings.options.silent_after).await?;
+        let built = db.builder_systems().await?;
         let named_systems = systems.clone().unwrap_or_default();
         let reuse_key = self.traces.is_some().then(|| reuse::key(&self.settings.engine_id, &built));
-        let systems = if systems.is_some() {
-            systems
-        } else {
-            if built.is_empty() {
-                warnings.push("no builder is online: every system of the flake is evaluated".to_owned());
+        let systems = match systems {
+            Some(named) => Systems::Named(named),
+            None if built.is_empty() => {
+                warnings.push("no builder was here within 30 days: every system of the flake is evaluated".to_owned());
+                Systems::All
             }
-            (!built.is_empty()).then_some(built)
+            None => Systems::Offered(built),
         };
         let (events, received) = mpsc::channel(EVENTS_MAX);
         let mut inserter = Inserter::new(self.settings, eval, self.token, connection, self.traces.take());
         let work = async {
             let prefixes = self.prefixes.iter().cloned().map(|path| self.task(path)).collect();
-            let mut names = self.engine.enumerate(prefixes, systems.as_deref(), &events).await?;
-            warnings.extend(left_out(&names, systems.as_deref()));
+            let mut names = self.engine.enumerate(prefixes, systems.wanted(), &events).await?;
+            warnings.extend(left_out(&names, &systems));
             if !warnings.is_empty() {
                 db.add_warnings(eval, self.token, &warnings).await?;
             }
             if names.tasks.is_empty() && names.refused.is_empty() {
-                self.nothing(&mut names, systems.as_deref())?;
+                self.nothing(&mut names, &systems)?;
             }
             let mut lines = std::mem::take(&mut names.refused);
             lines.append(&mut names.failed);
@@ -370,7 +370,7 @@ impl Run<'_> {
     }
 
     /// An error that says why there is nothing, unless nothing is fine.
-    fn nothing(&self, names: &mut Enumeration, systems: Option<&[String]>) -> Result<(), EvaluateError> {
+    fn nothing(&self, names: &mut Enumeration, systems: &Systems) -> Result<(), EvaluateError> {
         // Nothing could be completed: what the engine said is the evaluation's error.
         if let Some(Err(error)) = names.failed.pop().map(|line| line.result) {
             return Err(EngineError::Failed(error).into());
@@ -390,15 +390,39 @@ impl Run<'_> {
     }
 }
 
+/// Which systems are evaluated.
+enum Systems {
+    /// Those that the tree names.
+    Named(Vec<String>),
+    /// Those that some builder offered lately, there now or not.
+    Offered(Vec<String>),
+    /// Whatever the flake has.
+    All,
+}
+
+impl Systems {
+    fn wanted(&self) -> Option<&[String]> {
+        match self {
+            Self::Named(systems) | Self::Offered(systems) => Some(systems),
+            Self::All => None,
+        }
+    }
+}
+
 /// What the page says about systems that are not built.
-fn left_out(names: &Enumeration, systems: Option<&[String]>) -> Option<String> {
+fn left_out(names: &Enumeration, systems: &Systems) -> Option<String> {
+    if names.left_out.is_empty() {
+        return None;
+    }
     let left_out: Vec<&str> = names.left_out.iter().map(String::as_str).collect();
-    (!left_out.is_empty()).then(|| {
-        format!(
-            "left out, since they are not among the systems to build ({}): {}",
-            systems.unwrap_or_default().join(", "),
-            left_out.join(", ")
-        )
+    let (left_out, wanted) = (left_out.join(", "), systems.wanted().unwrap_or_default().join(", "));
+    Some(match systems {
+        Systems::Offered(_) => {
+            format!("left out, since no builder offered them within 30 days: {left_out} (offered: {wanted})")
+        }
+        Systems::Named(_) | Systems::All => {
+            format!("left out, since 'systems' in .harmonia-ci.toml names only {wanted}: {left_out}")
+        }
     })
 }
 

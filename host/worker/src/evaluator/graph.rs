@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use harmonia_core::limits::{DRV_BYTES_MAX, REFERENCES_MAX};
 use harmonia_core::{ClaimToken, EvalId};
-use harmonia_db::{Db, DbError, GraphDerivation, GraphOutput, Walk};
+use harmonia_db::{AskedLimits, Db, DbError, GraphDerivation, GraphOutput, Walk};
 use harmonia_nix::{Derivation, StorePath};
 
 use super::upstream::Upstream;
@@ -163,9 +163,14 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// What has to be inserted for these derivations. `again`: the database says that they are missing, whatever we
-    /// remember.
-    pub(crate) async fn walk(&mut self, roots: &[StorePath], again: bool) -> Result<Walked, GraphError> {
+    /// What has to be inserted for these derivations. `asked`: what the attributes at hand ask for those they name. `again`: the
+    /// database says that they are missing, whatever we remember.
+    pub(crate) async fn walk(
+        &mut self,
+        roots: &[StorePath],
+        asked: &[(StorePath, AskedLimits)],
+        again: bool,
+    ) -> Result<Walked, GraphError> {
         if again {
             for root in roots {
                 self.settled.remove(root);
@@ -202,9 +207,9 @@ impl<'a> Walker<'a> {
         }
         while !frontier.is_empty() {
             let rest = frontier.split_off(frontier.len().min(CLASSIFY_MAX));
-            let asked = std::mem::replace(&mut frontier, rest);
+            let unknown = std::mem::replace(&mut frontier, rest);
             let mut descend = Vec::new();
-            for (path, walk) in self.db.classify_derivations(self.eval, self.token, &asked).await? {
+            for (path, walk) in self.db.classify_derivations(self.eval, self.token, &unknown, asked).await? {
                 match walk {
                     Walk::Stop => drop(self.settled.insert(path)),
                     Walk::Descend => match self.described(&path).await {
@@ -358,9 +363,6 @@ fn describe(path: StorePath, derivation: &Derivation) -> Result<GraphDerivation,
             .collect(),
         sources: derivation.input_srcs.iter().cloned().collect(),
         available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
         path_length: 1,
         drv_path: path,
     })
@@ -451,9 +453,6 @@ mod tests {
             inputs: inputs.iter().map(|input| (path(*input), vec!["out".to_owned()])).collect(),
             sources: Vec::new(),
             available: false,
-            modulo: None,
-            timeout_s: None,
-            max_silent_s: None,
             path_length: 1,
         };
         (path(name), derivation)

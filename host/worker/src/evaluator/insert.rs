@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use harmonia_core::project_config::AttrName;
 use harmonia_core::{ClaimToken, EvalId, chain};
-use harmonia_db::{AttrResult, Db, DbError, GraphAttr, GraphBatch, GraphDerivation};
+use harmonia_db::{AskedLimits, AttrResult, Db, DbError, GraphAttr, GraphBatch, GraphDerivation};
 use harmonia_nix::StorePath;
 use harmonia_nix::worker_protocol::ClientError;
 use tokio::sync::mpsc;
@@ -283,14 +283,18 @@ impl<'a> Inserter<'a> {
         }
         let mut problems: HashMap<StorePath, String> = HashMap::new();
         let mut roots: Vec<StorePath> = Vec::new();
+        let mut asked: Vec<(StorePath, AskedLimits)> = Vec::new();
         for found in answers.iter().filter_map(|answer| answer.result.as_ref().ok()) {
             // What an attribute calls its derivation need not be one.
             match self.walker.check(&found.drv_path).await {
-                None => roots.push(found.drv_path.clone()),
+                None => {
+                    roots.push(found.drv_path.clone());
+                    asked.push((found.drv_path.clone(), asked_limits(found)));
+                }
                 Some(problem) => drop(problems.insert(found.drv_path.clone(), problem)),
             }
         }
-        let mut walked = self.walker.walk(&roots, false).await?;
+        let walked = self.walker.walk(&roots, &asked, false).await?;
         problems.extend(walked.refused);
         roots.retain(|root| !problems.contains_key(root));
         let mut attrs = Vec::with_capacity(answers.len());
@@ -299,7 +303,7 @@ impl<'a> Inserter<'a> {
                 Err(error) => AttrResult::Error(error.clone()),
                 Ok(found) => match problems.get(&found.drv_path) {
                     Some(problem) => AttrResult::Error(format!("error: {problem}")),
-                    None => AttrResult::Derivation { drv_path: found.drv_path.clone() },
+                    None => AttrResult::Derivation { drv_path: found.drv_path.clone(), limits: asked_limits(found) },
                 },
             };
             attrs.push(GraphAttr { attr: attr.clone(), result });
@@ -307,20 +311,13 @@ impl<'a> Inserter<'a> {
         if let Some(traces) = &mut self.traces {
             traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
         }
-        let limited = answers.iter().filter_map(|answer| answer.result.as_ref().ok());
-        for found in limited.filter(|found| found.timeout_s.is_some() || found.max_silent_s.is_some()) {
-            for derivation in walked.derivations.iter_mut().filter(|derivation| derivation.drv_path == found.drv_path) {
-                derivation.timeout_s = found.timeout_s;
-                derivation.max_silent_s = found.max_silent_s;
-            }
-        }
         self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
         let mut rest = walked.derivations;
         while rest.len() > BATCH_DERIVATIONS {
             let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new()).await?;
+            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &asked).await?;
         }
-        self.insert(rest, attrs).await?;
+        self.insert(rest, attrs, &asked).await?;
         // Nothing waits for this: what was inserted is built meanwhile.
         if let Some(traces) = &mut self.traces {
             traces.search(roots).await;
@@ -329,9 +326,15 @@ impl<'a> Inserter<'a> {
     }
 
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
-    async fn insert(&mut self, derivations: Vec<GraphDerivation>, attrs: Vec<GraphAttr>) -> Result<(), InsertError> {
+    async fn insert(
+        &mut self,
+        derivations: Vec<GraphDerivation>,
+        attrs: Vec<GraphAttr>,
+        asked: &[(StorePath, AskedLimits)],
+    ) -> Result<(), InsertError> {
         self.upload(&derivations).await?;
-        let mut batch = GraphBatch { derivations, attrs, holds: Vec::new() };
+        self.remember_available(&derivations).await?;
+        let mut batch = GraphBatch { derivations, attrs, holds: Vec::new(), asked: asked.to_vec() };
         for _ in 0..MISSING_ROUNDS_MAX {
             let outcome = self.db.insert_batch(self.eval, self.token, &batch).await?;
             let Some(missing) = outcome.missing.first().cloned() else {
@@ -339,7 +342,7 @@ impl<'a> Inserter<'a> {
                 return Ok(());
             };
             // Something was available when it was asked for and is not any more (or a job was withdrawn meanwhile).
-            let more = self.walker.walk(&outcome.missing, true).await?;
+            let more = self.walker.walk(&outcome.missing, asked, true).await?;
             if let Some((_, problem)) = more.refused.into_iter().next() {
                 return Err(InsertError::Unusable(problem));
             }
@@ -348,6 +351,7 @@ impl<'a> Inserter<'a> {
             }
             self.uploader.derivations(&mut self.walker, more.only_files.iter()).await?;
             self.upload(&more.derivations).await?;
+            self.remember_available(&more.derivations).await?;
             let known: BTreeSet<StorePath> =
                 more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
             batch.derivations.retain(|derivation| !known.contains(&derivation.drv_path));
@@ -355,6 +359,17 @@ impl<'a> Inserter<'a> {
         }
         let first = batch.derivations.swap_remove(0).drv_path;
         Err(InsertError::Missing(first))
+    }
+
+    /// What upstream caches were found to have: a batch says nothing of that, it is looked up.
+    async fn remember_available(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
+        let available = derivations.iter().filter(|derivation| derivation.available);
+        let paths = available.flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.clone());
+        let answers: Vec<(StorePath, bool)> = paths.map(|path| (path, true)).collect();
+        if !answers.is_empty() {
+            self.db.remember_upstream(self.eval, self.token, &answers).await?;
+        }
+        Ok(())
     }
 
     async fn upload(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
@@ -366,6 +381,11 @@ impl<'a> Inserter<'a> {
             .collect();
         Ok(self.uploader.sources(&mut self.connection, sources).await?)
     }
+}
+
+/// What an attribute asks for its own derivation.
+fn asked_limits(found: &Evaluated) -> AskedLimits {
+    AskedLimits { timeout_s: found.timeout_s, max_silent_s: found.max_silent_s }
 }
 
 fn refused(answer: &Answer, refusal: &InsertError) -> Answer {

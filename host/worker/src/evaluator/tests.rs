@@ -17,7 +17,7 @@ use harmonia_core::signer_api::{
 };
 use harmonia_core::{Capability, EvalId, EvalStatus, ProjectId};
 use harmonia_db::testing::TestDatabase;
-use harmonia_db::{NewEvaluationRow, NewProject, NodeRegistration, ProjectKind};
+use harmonia_db::{CheckedDerivation, NewEvaluationRow, NewProject, NodeRegistration, ProjectKind};
 use harmonia_nix::{Derivation, StorePath};
 
 use super::engine::tests::helper;
@@ -37,59 +37,73 @@ struct Taken {
     put_bytes: usize,
 }
 
-/// A server that takes everything in the right order.
-async fn signer(taken: Arc<Mutex<Taken>>) -> TestServer {
+/// A server that takes everything in the right order, and registers derivations.
+async fn signer(taken: Arc<Mutex<Taken>>, db: Db) -> TestServer {
     let address = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&address);
-    let server = TestServer::start(move |request| {
-        let mut taken = taken.lock().expect("lock");
-        match request.path.as_str() {
-            "/api/drv-upload" => {
-                let call: DrvUpload = serde_json::from_slice(&request.body).expect("JSON");
-                if let Some(refused) = call.drvs.iter().find(|drv| drv.path.contains("refused-by-the-signer")) {
-                    let message = format!("{} is not to its taste", refused.path);
-                    let error = serde_json::json!({ "code": "odd", "message": message });
-                    return Answer { status: 422, ..Answer::json(&error) };
-                }
-                for drv in &call.drvs {
-                    let path = StorePath::parse(&drv.path).expect("store path");
-                    let text = base64::engine::general_purpose::STANDARD.decode(&drv.aterm_base64).expect("base64");
-                    let derivation = Derivation::from_file(&path, &text).expect("its own file");
-                    for input in derivation.input_drvs.keys() {
-                        assert!(taken.drvs.iter().any(|drv| drv == input.as_str()), "{input} comes after {path}");
+    let server = TestServer::start_slow(move |request| {
+        let (taken, own, db) = (Arc::clone(&taken), Arc::clone(&own), db.clone());
+        async move {
+            match request.path.as_str() {
+                "/api/drv-upload" => {
+                    let call: DrvUpload = serde_json::from_slice(&request.body).expect("JSON");
+                    if let Some(refused) = call.drvs.iter().find(|drv| drv.path.contains("refused-by-the-signer")) {
+                        let message = format!("{} is not to its taste", refused.path);
+                        let error = serde_json::json!({ "code": "odd", "message": message });
+                        return Answer { status: 422, ..Answer::json(&error) };
                     }
-                    taken.drvs.push(drv.path.clone());
+                    let rows = taken.lock().expect("lock").derivations(&call);
+                    assert_eq!(db.register_derivations(&rows).await.expect("registered"), []);
+                    Answer::json(&DrvUploadAnswer { stored: call.drvs.len() })
                 }
-                Answer::json(&DrvUploadAnswer { stored: call.drvs.len() })
-            }
-            "/api/upload-slots" => {
-                let call: SlotsRequest = serde_json::from_slice(&request.body).expect("JSON");
-                let slot = |size: u64| Slot::Put {
-                    url: format!("{}put", own.lock().expect("lock")),
-                    headers: vec![("content-length".to_owned(), size.to_string())],
-                };
-                let paths = call.paths.iter().map(|path| slot(path.file_size)).collect();
-                Answer::json(&SlotsAnswer { paths, log: None })
-            }
-            "/put" => {
-                taken.put_bytes += request.body.len();
-                Answer::new(200, "")
-            }
-            "/api/sources-complete" => {
-                let call: SourcesComplete = serde_json::from_slice(&request.body).expect("JSON");
-                for source in &call.paths {
-                    assert!(source.references.iter().all(|path| taken.sources.contains(path)), "references first");
-                    assert!(source.ca.is_some() && source.listing.is_some());
-                    taken.sources.insert(source.path.clone());
+                "/api/upload-slots" => {
+                    let call: SlotsRequest = serde_json::from_slice(&request.body).expect("JSON");
+                    let slot = |size: u64| Slot::Put {
+                        url: format!("{}put", own.lock().expect("lock")),
+                        headers: vec![("content-length".to_owned(), size.to_string())],
+                    };
+                    let paths = call.paths.iter().map(|path| slot(path.file_size)).collect();
+                    Answer::json(&SlotsAnswer { paths, log: None })
                 }
-                Answer::json(&SourcesCompleteAnswer { published: call.paths.len() })
+                "/put" => {
+                    taken.lock().expect("lock").put_bytes += request.body.len();
+                    Answer::new(200, "")
+                }
+                "/api/sources-complete" => {
+                    let call: SourcesComplete = serde_json::from_slice(&request.body).expect("JSON");
+                    let mut taken = taken.lock().expect("lock");
+                    for source in &call.paths {
+                        assert!(source.references.iter().all(|path| taken.sources.contains(path)), "references first");
+                        assert!(source.ca.is_some() && source.listing.is_some());
+                        taken.sources.insert(source.path.clone());
+                    }
+                    Answer::json(&SourcesCompleteAnswer { published: call.paths.len() })
+                }
+                other => panic!("nobody should call {other}"),
             }
-            other => panic!("nobody should call {other}"),
         }
     })
     .await;
     *address.lock().expect("lock") = server.url.to_string();
     server
+}
+
+impl Taken {
+    /// What the files of a call say. (Their hashes are for signers, and left out.)
+    fn derivations(&mut self, call: &DrvUpload) -> Vec<CheckedDerivation> {
+        let mut rows = Vec::new();
+        for drv in &call.drvs {
+            let path = StorePath::parse(&drv.path).expect("store path");
+            let text = base64::engine::general_purpose::STANDARD.decode(&drv.aterm_base64).expect("base64");
+            let derivation = Derivation::from_file(&path, &text).expect("its own file");
+            for input in derivation.input_drvs.keys() {
+                assert!(self.drvs.iter().any(|drv| drv == input.as_str()), "{input} comes after {path}");
+            }
+            self.drvs.push(drv.path.clone());
+            rows.push(CheckedDerivation::of(&path, &derivation, String::new()));
+        }
+        rows
+    }
 }
 
 struct One(String);
@@ -129,7 +143,7 @@ impl World {
         let daemon = TestDaemon::start().await;
         let repositories = Repositories::new();
         let taken = Arc::new(Mutex::new(Taken::default()));
-        let server = signer(Arc::clone(&taken)).await;
+        let server = signer(Arc::clone(&taken), database.db.clone()).await;
         let state = tempfile::tempdir().expect("folder");
         let db = database.db.clone();
         let (node, incarnation) = (NodeId("here".to_owned()), Incarnation(1));
@@ -478,6 +492,37 @@ async fn fetching_counts_to_the_time_of_an_evaluation() {
     let error = view.evaluation.error.unwrap_or_default();
     assert_eq!(view.evaluation.status, EvalStatus::Failed, "{error}");
     assert!(error.contains("fetching the commit took longer than the 2 s"), "{error}");
+    world.stop().await;
+}
+
+/// The only builder of a system is being upgraded while somebody pushes.
+#[tokio::test]
+async fn systems_whose_builders_are_away_are_evaluated_and_wait() {
+    let world = World::start().await;
+    let db = &world.database.db;
+    let arm = NodeRegistration {
+        capabilities: vec![Capability::Builder],
+        systems: vec!["aarch64-linux".to_owned()],
+        ..harmonia_db::testing::played::registration("arm", Incarnation(1))
+    };
+    db.register_node(&arm).await.expect("registers");
+    db.deregister_node(&arm.id, arm.incarnation).await.expect("goodbye");
+    let flake = format!(
+        r#"{{ outputs = {{ self }}: let {MAKE} in {{ checks = {{ x86_64-linux.a = mk "a" {{ }};
+            aarch64-linux.bad = mk "bad" {{ system = "aarch64-linux"; }}; riscv64-linux.x = throw "left out"; }}; }}; }}"#
+    );
+    let view = world.ended(world.queue("main", &[("flake.nix", &flake)], None).await).await;
+    let states: Vec<(&str, AttrState)> = view.attrs.iter().map(|attr| (attr.attr.as_str(), attr.state)).collect();
+    assert_eq!(
+        states,
+        [("checks.aarch64-linux.bad", AttrState::Pending), ("checks.x86_64-linux.a", AttrState::Pending)]
+    );
+    let left_out =
+        "left out, since no builder offered them within 30 days: riscv64-linux (offered: aarch64-linux, x86_64-linux)";
+    assert_eq!(view.warnings, [left_out]);
+    let job = view.attrs[0].job.expect("a job");
+    let why = db.why(&[job], time::OffsetDateTime::now_utc()).await.expect("reads");
+    assert!(why[&job][0].contains("no node offers aarch64-linux now; one did until "), "{why:?}");
     world.stop().await;
 }
 

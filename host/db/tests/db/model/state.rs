@@ -27,6 +27,7 @@ pub(crate) struct EvalState {
     pub(crate) status: EvalStatus,
     pub(crate) attrs: BTreeSet<usize>,
     holds: BTreeSet<usize>,
+    lost: u32,
 }
 
 impl EvalState {
@@ -144,7 +145,9 @@ impl Model {
                 Some(Uploading) => running && !self.outputs_claimed(number),
                 _ => false,
             };
-            if may {
+            if may && self.available(number) {
+                self.succeed(number);
+            } else if may {
                 self.set(number, Cancelled);
             }
         }
@@ -168,7 +171,7 @@ impl Model {
             self.evals.remove(&id);
         }
         let (attrs, holds) = (BTreeSet::new(), BTreeSet::new());
-        self.evals.insert(id, EvalState { project, branch, status: EvalStatus::Running, attrs, holds });
+        self.evals.insert(id, EvalState { project, branch, status: EvalStatus::Running, attrs, holds, lost: 0 });
     }
 
     /// These evaluations want nothing any more.
@@ -309,16 +312,31 @@ impl Model {
         }
     }
 
-    /// Pending jobs whose outputs are there have nothing to do.
+    /// Jobs whose outputs are there have nothing to do, whatever became of them, but for those that are being built. What failed
+    /// for them comes back where somebody wants it.
     fn turn_up(&mut self) {
+        let mut above = BTreeSet::new();
         for other in 0..self.graph.len() {
-            if self.status(other) == Some(Pending) && self.available(other) {
+            if matches!(self.status(other), Some(Pending | Failed | DepFailed | Cancelled)) && self.available(other) {
+                if self.status(other) != Some(Pending) {
+                    above.extend(self.above(other));
+                }
                 self.succeed(other);
             }
+        }
+        above.retain(|number| self.status(*number) == Some(DepFailed));
+        if !above.is_empty() {
+            let reset = self.reset(&above, None);
+            self.cancel_unwanted(&reset, false);
         }
     }
 
     fn fail_for_good(&mut self, number: usize, kind: FailureKind) {
+        if self.available(number) {
+            // Another made its outputs meanwhile.
+            self.succeed(number);
+            return;
+        }
         self.set(number, Failed);
         self.jobs.get_mut(&number).expect("a job").kind = Some(kind);
         self.settle();
@@ -347,11 +365,16 @@ impl Model {
         self.recheck(&numbers.iter().copied().collect());
     }
 
+    /// The node said goodbye, and came back.
     pub(crate) fn restart(&mut self, held: &[usize]) {
         self.give_back(held);
-        self.requeue_all();
+        let running = self.running();
+        for id in running {
+            self.requeue(id);
+        }
     }
 
+    /// It vanished, or crashed and came back.
     pub(crate) fn lose_node(&mut self, held: &[usize]) {
         let mut back = Vec::new();
         for number in held {
@@ -367,14 +390,20 @@ impl Model {
             }
         }
         self.give_back(&back);
-        self.requeue_all();
+        for id in self.running() {
+            let eval = self.evals.get_mut(&id).expect("live");
+            eval.lost += 1;
+            if eval.lost >= LOST_NODES_MAX {
+                self.withdraw(&[id], false);
+                self.evals.remove(&id);
+            } else {
+                self.requeue(id);
+            }
+        }
     }
 
-    fn requeue_all(&mut self) {
-        let running: Vec<i64> = self.evals.iter().filter(|(_, eval)| eval.is_running()).map(|(id, _)| *id).collect();
-        for id in running {
-            self.requeue(id);
-        }
+    fn running(&self) -> Vec<i64> {
+        self.evals.iter().filter(|(_, eval)| eval.is_running()).map(|(id, _)| *id).collect()
     }
 
     pub(crate) fn rebuild(&mut self, numbers: &[usize]) -> usize {
@@ -406,6 +435,10 @@ impl Model {
             return Some(0);
         }
         let before = self.count(Cancelled);
+        if self.available(number) {
+            self.succeed(number);
+            return Some(0);
+        }
         self.set(number, Cancelled);
         self.settle();
         self.cancel_unwanted(&self.graph[number].deps.iter().copied().collect(), false);

@@ -6,10 +6,11 @@ use std::time::Duration;
 use harmonia_core::api::Source;
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{Capability, ClaimToken, Incarnation, JobId, JobStatus, NodeId, Timestamp};
+use harmonia_db::testing::insert_graph;
 use harmonia_db::views::LogMark;
 use harmonia_db::{
-    AttrResult, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewPath, NewProject,
-    NodeRegistration, ProjectKind,
+    AskedLimits, AttrResult, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow,
+    NewPath, NewProject, NodeRegistration, ProjectKind,
 };
 use harmonia_nix::StorePath;
 
@@ -75,7 +76,7 @@ impl World {
             db.claim_evaluation(&evaluator, incarnation, &token).await.expect("claims").expect("one is queued");
         let attr = |drv: &StorePath| GraphAttr {
             attr: format!("packages.{}", drv.base_name().replace('.', "-")),
-            result: AttrResult::Derivation { drv_path: drv.clone() },
+            result: AttrResult::Derivation { drv_path: drv.clone(), limits: AskedLimits::default() },
         };
         let batch = GraphBatch {
             derivations: available
@@ -84,9 +85,9 @@ impl World {
                 .chain(drvs.iter().map(|drv| self.graph_derivation(drv, false)))
                 .collect(),
             attrs: drvs.iter().map(|drv| attr(drv)).collect(),
-            holds: Vec::new(),
+            ..GraphBatch::default()
         };
-        let outcome = db.insert_batch(evaluation.id, &token, &batch).await.expect("inserts");
+        let outcome = insert_graph(db, evaluation.id, &token, &batch).await.expect("inserts");
         assert_eq!(outcome.missing, []);
         let names: Vec<String> = batch.attrs.iter().map(|attr| attr.attr.clone()).collect();
         db.expect_attrs(evaluation.id, &token, &names).await.expect("names");
@@ -117,9 +118,6 @@ impl World {
                 .collect(),
             sources: derivation.input_srcs.iter().cloned().collect(),
             available,
-            modulo: None,
-            timeout_s: None,
-            max_silent_s: None,
             path_length: 1,
         }
     }

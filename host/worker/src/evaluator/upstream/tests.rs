@@ -21,9 +21,6 @@ fn derivation(output: &StorePath) -> GraphDerivation {
         inputs: Vec::new(),
         sources: Vec::new(),
         available: false,
-        modulo: None,
-        timeout_s: None,
-        max_silent_s: None,
         path_length: 1,
     }
 }
