@@ -18,10 +18,8 @@ CREATE TABLE api_tokens (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
     token_hash bytea NOT NULL UNIQUE CHECK (length(token_hash) = 32),
-    scopes text[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz,
-    last_used_at timestamptz
+    expires_at timestamptz
 );
 
 CREATE TABLE audit_log (
