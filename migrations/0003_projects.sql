@@ -49,7 +49,8 @@ CREATE TABLE projects (
     url text CHECK ((kind = 'git') <= (url IS NOT NULL)), -- of a plain git project
     default_branch text, -- of a git project; null: the remote's HEAD
     enabled boolean NOT NULL DEFAULT true,
-    is_public boolean NOT NULL DEFAULT true,
+    is_public boolean NOT NULL DEFAULT false,
+    visibility_chosen boolean NOT NULL DEFAULT false, -- somebody said so; else it follows forge or configuration
     scheduling_shares integer NOT NULL DEFAULT 100 CHECK (scheduling_shares > 0),
     consumed_seconds double precision NOT NULL DEFAULT 0,
     status_prefix text CHECK (length(status_prefix) BETWEEN 1 AND 64), -- null: the node's
@@ -99,7 +100,8 @@ CREATE TABLE default_limits (
     timeout_s bigint NOT NULL CHECK (timeout_s > 0),
     max_silent_s bigint NOT NULL CHECK (max_silent_s > 0),
     output_bytes_max bigint NOT NULL CHECK (output_bytes_max > 0),
-    log_bytes_max bigint NOT NULL CHECK (log_bytes_max > 0)
+    log_bytes_max bigint NOT NULL CHECK (log_bytes_max > 0),
+    local_public boolean NOT NULL DEFAULT false -- whether projects without a forge are public
 );
 INSERT INTO default_limits (timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
 VALUES (14400, 1800, 4294967296, 67108864);

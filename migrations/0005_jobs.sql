@@ -2,7 +2,10 @@
 
 CREATE TABLE nodes (
     id text PRIMARY KEY CHECK (id <> '' AND length(id) <= 200),
+    -- Which run of the node's process speaks: only who registered it knows.
     incarnation bigint NOT NULL,
+    -- SHA-256 of what the node keeps for itself: its name is nobody else's.
+    secret_hash bytea NOT NULL CHECK (length(secret_hash) = 32),
     capabilities text[] NOT NULL,
     endpoint text,
     version text NOT NULL,
@@ -18,9 +21,8 @@ CREATE TABLE nodes (
     -- What the scheduling policy last failed with on this node; null: it works.
     policy_error text,
     -- Everything of an evaluator that decides what a tree evaluates to: programs, versions, settings.
+    -- Null until this run has said it.
     engine text CHECK (length(engine) <= 1000),
-    -- The run that said so: another one may be of another version.
-    engine_incarnation bigint,
     -- The classes that the node can run, kept here so that claims find them in a row that they read anyway.
     classes integer[] NOT NULL DEFAULT '{}',
     -- When it last disowned tokens; null: never, so there is nothing to look for.

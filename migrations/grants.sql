@@ -32,15 +32,17 @@ DECLARE
 BEGIN
     -- What every capability may read.
     FOREACH v_table IN ARRAY ARRAY['schema_info', 'derivations', 'derivation_outputs', 'derivation_inputs', 'derivation_sources',
-        'store_paths', 'upstream_paths', 'projects', 'eval_attrs', 'eval_expected_attrs', 'eval_holds', 'job_classes', 'nodes',
+        'store_paths', 'upstream_paths', 'projects', 'eval_attrs', 'eval_expected_attrs', 'eval_holds', 'job_classes',
         'live_evaluations', 'missing_path_reports', 'default_limits', 'builder_systems', 'derivation_findings']
     LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator,builder,signer,frontend}');
     END LOOP;
-    FOR v_secret IN SELECT * FROM (VALUES ('evaluations', 'claim_token_hash'), ('build_jobs', 'claim_token_hash'),
-        ('build_attempts', 'token_hash')) AS s(in_table, name)
+    -- Who knows a node's incarnation speaks for it.
+    FOR v_secret IN SELECT * FROM (VALUES ('evaluations', '{claim_token_hash,claim_incarnation}'::text[]),
+        ('build_jobs', '{claim_token_hash,claim_incarnation}'), ('build_attempts', '{token_hash,incarnation}'),
+        ('nodes', '{incarnation,secret_hash}')) AS s(in_table, names)
     LOOP
-        PERFORM grant_to(format('SELECT (%s) ON %I', open_columns(v_secret.in_table, v_secret.name), v_secret.in_table),
+        PERFORM grant_to(format('SELECT (%s) ON %I', open_columns(v_secret.in_table, v_secret.names), v_secret.in_table),
             '{evaluator,builder,signer,frontend}');
     END LOOP;
     FOREACH v_table IN ARRAY ARRAY['bundles', 'bundle_chunks'] LOOP
@@ -83,6 +85,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('outputs_claimed', '{evaluator,builder,signer,frontend}'),
     ('can_run', '{evaluator,builder,signer,frontend}'),
     ('job_may_become', '{evaluator,builder,signer,frontend}'),
+    ('claim_is_held', '{signer,frontend}'),
+    ('shown_project', '{frontend}'),
     -- Builders.
     ('resolve_classes', '{builder}'),
     ('queue_heads', '{builder}'),
@@ -141,6 +145,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('enable_repository', '{frontend}'),
     ('add_git_project', '{frontend}'),
     ('set_project', '{frontend}'),
+    ('set_local_visibility', '{frontend}'),
     ('rebuild_jobs', '{frontend}'),
     ('rebuild_failed', '{frontend}'),
     ('cancel_job', '{frontend}'),

@@ -25,6 +25,10 @@ BEGIN
     IF v_job.status = 'uploading' AND outputs_claimed(v_job.drv_path) THEN
         RAISE EXCEPTION 'the outputs of this attempt were accepted already: a signer finishes it' USING ERRCODE = 'HC003';
     END IF;
+    -- Another one would be shown to all who may see this build.
+    IF p_log_key <> format('log/%s.%s', substr(v_job.drv_path, 12), p_attempt) THEN
+        RAISE EXCEPTION '% is not the log of this attempt', p_log_key USING ERRCODE = 'HC003';
+    END IF;
     UPDATE build_attempts SET outcome = CASE WHEN p_kind IS NULL THEN 'transient' ELSE 'failed' END,
         failure_kind = p_kind, message = left(p_message, 65536), exit_code = p_exit_code, log_key = p_log_key,
         build_seconds = p_build_seconds, cpu_seconds = p_cpu_seconds, peak_memory_bytes = p_peak_memory_bytes,

@@ -334,3 +334,13 @@ BEGIN
         AND j.attempt_id = a.id AND j.claim_token_hash = a.token_hash);
 END
 $$;
+
+-- Whether this token was given out for a claim that is held (true) or was once (false); null: nobody ever had it.
+CREATE OR REPLACE FUNCTION claim_is_held(p_token_hash bytea) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT bool_or(is_held) FROM (
+        SELECT outcome = 'running' AS is_held FROM build_attempts WHERE token_hash = p_token_hash
+        UNION ALL
+        SELECT true FROM evaluations WHERE status = 'running' AND claim_token_hash = p_token_hash
+    ) known
+$$;

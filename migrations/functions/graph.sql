@@ -234,6 +234,7 @@ DECLARE
     v_others text[];     -- what the batch leans on and does not hold: inputs, attributes, holds
     v_above bigint[];
 BEGIN
+    PERFORM lock_visibility(v_eval.project_id, false);
     SELECT * INTO v_project FROM project_with_limits(v_eval.project_id);
     new_jobs := 0;
     revived := 0;

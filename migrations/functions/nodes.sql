@@ -23,7 +23,7 @@ $$;
 -- (`p_lost_max`): perhaps by what it held.
 CREATE OR REPLACE FUNCTION register_node(
     p_node text, p_incarnation bigint, p_capabilities text[], p_endpoint text, p_systems text[], p_features text[],
-    p_max_jobs integer, p_max_evals integer, p_version text, p_lost_max integer,
+    p_max_jobs integer, p_max_evals integer, p_version text, p_lost_max integer, p_secret bytea,
     OUT jobs bigint, OUT evaluations bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -34,19 +34,25 @@ BEGIN
         PERFORM check_capability_role(v_capability);
     END LOOP;
     SELECT * INTO v_old FROM nodes n WHERE n.id = p_node FOR UPDATE;
+    -- A name stays with the secret that it was registered with, until nobody has used it for a day.
+    IF FOUND AND v_old.secret_hash <> sha256(p_secret) AND v_old.last_seen > now() - interval '1 day' THEN
+        RAISE EXCEPTION 'the name % belongs to another node (last heard of %): give this one a name of its own (node.name); a node '
+            'that lost its state folder, and the secret in it, may take its name again a day after it was last heard of',
+            p_node, to_char(v_old.last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') USING ERRCODE = 'HC003';
+    END IF;
     -- Taking over a name is taking over its capabilities: their roles are needed too.
     IF FOUND AND NOT v_old.stopped THEN
         FOREACH v_capability IN ARRAY v_old.capabilities LOOP
             PERFORM check_capability_role(v_capability);
         END LOOP;
     END IF;
-    INSERT INTO nodes (id, incarnation, capabilities, endpoint, systems, features, max_jobs, max_evals, version)
-    VALUES (p_node, p_incarnation, p_capabilities, p_endpoint, p_systems, p_features, p_max_jobs, p_max_evals, p_version)
+    INSERT INTO nodes (id, incarnation, capabilities, endpoint, systems, features, max_jobs, max_evals, version, secret_hash)
+    VALUES (p_node, p_incarnation, p_capabilities, p_endpoint, p_systems, p_features, p_max_jobs, p_max_evals, p_version, sha256(p_secret))
     ON CONFLICT (id) DO UPDATE SET
         incarnation = excluded.incarnation, capabilities = excluded.capabilities, endpoint = excluded.endpoint,
         systems = excluded.systems, features = excluded.features, max_jobs = excluded.max_jobs,
         max_evals = excluded.max_evals, version = excluded.version, registered_at = now(), last_seen = now(),
-        draining = false, paused = NULL, stopped = false;
+        secret_hash = excluded.secret_hash, engine = NULL, draining = false, paused = NULL, stopped = false;
     IF 'builder' = ANY (p_capabilities) THEN
         PERFORM systems_seen(p_systems);
         PERFORM classes_seen(p_systems, p_features);
@@ -113,7 +119,7 @@ CREATE OR REPLACE FUNCTION set_evaluator_engine(p_node text, p_incarnation bigin
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM current_node(p_node, p_incarnation, 'evaluator');
-    UPDATE nodes SET engine = p_engine, engine_incarnation = p_incarnation WHERE id = p_node AND incarnation = p_incarnation;
+    UPDATE nodes SET engine = p_engine WHERE id = p_node AND incarnation = p_incarnation;
 END
 $$;
 

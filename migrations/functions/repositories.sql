@@ -183,7 +183,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_project bigint;
 BEGIN
-    INSERT INTO projects (name, kind, url, default_branch, poll_interval_s) VALUES (p_name, 'git', p_url, p_branch, p_poll_s)
+    INSERT INTO projects (name, kind, url, default_branch, poll_interval_s, is_public)
+    SELECT p_name, 'git', p_url, p_branch, p_poll_s, local_public FROM default_limits
     ON CONFLICT (name) DO NOTHING RETURNING id INTO v_project;
     IF v_project IS NOT NULL THEN
         INSERT INTO audit_log (actor, action, subject, detail)
@@ -218,6 +219,7 @@ BEGIN
     UPDATE projects SET
         enabled = coalesce((c->>'enabled')::boolean, enabled),
         is_public = coalesce((c->>'is_public')::boolean, is_public),
+        visibility_chosen = visibility_chosen OR c ? 'is_public',
         scheduling_shares = coalesce((c->>'scheduling_shares')::integer, scheduling_shares),
         pr_enabled = coalesce((c->>'pr_enabled')::boolean, pr_enabled),
         pr_trust = coalesce(c->>'pr_trust', pr_trust),

@@ -15,10 +15,10 @@ END
 $$;
 
 -- Columns of a table but its secrets.
-CREATE OR REPLACE FUNCTION open_columns(p_table text, p_secret text) RETURNS text
+CREATE OR REPLACE FUNCTION open_columns(p_table text, p_secrets text[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     SELECT string_agg(format('%I', attname), ', ' ORDER BY attnum) FROM pg_attribute
-    WHERE attrelid = p_table::regclass AND attnum > 0 AND NOT attisdropped AND attname <> p_secret
+    WHERE attrelid = p_table::regclass AND attnum > 0 AND NOT attisdropped AND attname <> ALL (p_secrets)
 $$;
 
 -- A capability may be registered only by the database role it belongs to, so that nobody poses as a signer.

@@ -16,7 +16,7 @@ pub use object::{
     ByteRange, DEFAULT_REGION, ObjectBody, ObjectError, ObjectHead, ObjectStore, ObjectStoreOptions, PresignedPut,
     PutContract, PutOptions, PutOutcome,
 };
-pub use reader::{Body, BodyHead, ReadError, Reader, ReaderOptions, Viewer};
+pub use reader::{Body, BodyHead, ReadError, Reader, ReaderOptions};
 pub use signer::{
     NotUploaded, ObjectDifference, ProbeReport, PublishedHook, Refusal, SignError, SignErrorKind, Signer,
     SignerOptions, Verify,

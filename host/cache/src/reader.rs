@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use harmonia_core::limits::LISTING_BYTES_MAX;
-use harmonia_core::{Clock, SystemClock};
+use harmonia_core::{Clock, SystemClock, Viewer};
 use harmonia_db::{Db, DbError};
 use harmonia_nix::{NarInfo, PublicKey, STORE_DIR, StorePath, store_path};
 
@@ -26,15 +26,6 @@ use memory::Memory;
 const NARINFO_BYTES_MAX: usize = 4 << 20;
 /// What one question to the store tells all who asked it at the same time.
 type Answer<T> = Result<T, Arc<ReadError>>;
-
-/// Who is asking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Viewer {
-    /// Anybody: sees what a public project reaches.
-    Public,
-    /// Somebody with a valid token: sees everything.
-    Token,
-}
 
 /// How a reader works.
 #[derive(Clone)]
@@ -48,6 +39,8 @@ pub struct ReaderOptions {
     /// How long a narinfo may be served from memory before the bucket is asked again. A path changes only after its
     /// object was lost.
     pub fresh_for: Duration,
+    /// How long a path that was public may be served after it was hidden.
+    pub public_for: Duration,
     /// How long a path that was hidden stays hidden after it became public.
     pub hidden_for: Duration,
     /// What the time is.
@@ -61,6 +54,7 @@ impl Default for ReaderOptions {
             priority: 30,
             memory_bytes: 32 << 20,
             fresh_for: Duration::from_mins(1),
+            public_for: Duration::from_secs(5),
             hidden_for: Duration::from_secs(1),
             clock: Arc::new(SystemClock),
         }
@@ -210,18 +204,24 @@ impl Reader {
 
     /// `/nar/<file>`, or the part of it that `range` names.
     ///
-    /// Its name is the hash of its content, which only the narinfo tells: who may not see the narinfo cannot ask for it.
+    /// Its name is the hash of its content, which only the narinfo tells; who may no longer see that, may not see this.
     /// Fails rather than begin what the bucket cannot deliver ([`ReadError::is_range`]: the range is beyond the end).
-    pub async fn nar(&self, file: &str, range: Option<ByteRange>) -> Result<Option<Body>, ReadError> {
+    pub async fn nar(&self, viewer: Viewer, file: &str, range: Option<ByteRange>) -> Result<Option<Body>, ReadError> {
         let Some(hash) = keys::parse_nar_file(file) else { return Ok(None) };
-        self.open(&keys::nar(&hash), range).await
+        // The bucket first: what is not there needs no database to say so.
+        let Some(body) = self.open(&keys::nar(&hash), range).await? else { return Ok(None) };
+        Ok(self.is_visible_nar(viewer, &hash).await?.then_some(body))
     }
 
     /// For HEAD of `/nar/<file>`.
-    pub async fn nar_head(&self, file: &str) -> Result<Option<BodyHead>, ReadError> {
+    pub async fn nar_head(&self, viewer: Viewer, file: &str) -> Result<Option<BodyHead>, ReadError> {
         let Some(hash) = keys::parse_nar_file(file) else { return Ok(None) };
-        let head = self.inner.store.head(&keys::nar(&hash)).await?;
-        Ok(head.map(|head| BodyHead { total: head.size, etag: head.etag }))
+        let Some(head) = self.inner.store.head(&keys::nar(&hash)).await? else { return Ok(None) };
+        Ok(self
+            .is_visible_nar(viewer, &hash)
+            .await?
+            .then_some(head)
+            .map(|head| BodyHead { total: head.size, etag: head.etag }))
     }
 
     /// `/<hash part>.ls`, as JSON.
@@ -241,6 +241,20 @@ impl Reader {
     /// The log at a key that the database gave (`log/<name>.drv.<attempt>`), for pages that checked who asks.
     pub async fn log_at(&self, key: &str) -> Result<Option<Body>, ReadError> {
         if key.starts_with("log/") { self.open(key, None).await } else { Ok(None) }
+    }
+
+    /// The last bytes of the object of such a log.
+    pub async fn log_end_at(&self, key: &str, bytes_max: usize) -> Result<Option<Bytes>, ReadError> {
+        if !key.starts_with("log/") {
+            return Ok(None);
+        }
+        match self.inner.store.get(key, Some(ByteRange::Last(bytes_max as u64))).await {
+            Ok(Some(object)) => Ok(Some(object.read_all(key, bytes_max).await?)),
+            Ok(None) => Ok(None),
+            // An empty object has no last bytes.
+            Err(ObjectError::Range { .. }) => Ok(Some(Bytes::new())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A `.drv` file compressed with zstd, `name` being its base name.

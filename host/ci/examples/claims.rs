@@ -112,6 +112,7 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
         db.register_node(&NodeRegistration {
             id: node.clone(),
             incarnation: RUN,
+            secret: harmonia_core::NodeSecret([0; 32]),
             capabilities: vec![Capability::Builder],
             endpoint: None,
             systems: vec![SYSTEM.to_owned()],

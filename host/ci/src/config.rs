@@ -3,6 +3,7 @@
 //! Start at [`load::load`]. The keys with their meaning are the table in [`keys`]; this file gives them types and
 //! defaults, and a test holds the two together.
 
+pub(crate) mod http;
 pub(crate) mod keys;
 pub(crate) mod load;
 pub(crate) mod plugins;
@@ -22,6 +23,8 @@ use value::{Bytes, Span};
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     pub(crate) node: Node,
+    pub(crate) http: http::Http,
+    pub(crate) auth: Auth,
     pub(crate) database: Database,
     pub(crate) object_store: ObjectStore,
     pub(crate) signer: Signer,
@@ -53,6 +56,25 @@ pub(crate) struct Node {
     pub(crate) public_url: Option<SecretUrl>,
     pub(crate) state_dir: PathBuf,
     pub(crate) plugins_dir: Option<PathBuf>,
+}
+
+/// Who may see what.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Auth {
+    /// Unset: private; of `up` on an address that only this machine reaches, public.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) local_projects: Option<Visibility>,
+}
+
+/// Who may see a project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Visibility {
+    /// Everybody.
+    Public,
+    /// Who has a token.
+    Private,
 }
 
 /// Where PostgreSQL is.
@@ -109,6 +131,8 @@ pub(crate) struct Builder {
     pub(crate) systems: Vec<String>,
     pub(crate) features: Vec<String>,
     pub(crate) min_free: Bytes,
+    pub(crate) prepare_timeout: Span,
+    pub(crate) upload_timeout: Span,
 }
 
 /// Bounds of one build.
@@ -261,6 +285,8 @@ impl Default for Builder {
             systems: vec![current_system()],
             features: ["benchmark", "big-parallel", "nixos-test"].map(str::to_owned).to_vec(),
             min_free: Bytes(2 << 30),
+            prepare_timeout: Span::seconds(2 * 3600),
+            upload_timeout: Span::seconds(6 * 3600),
         }
     }
 }

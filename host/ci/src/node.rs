@@ -5,8 +5,10 @@
 
 mod forges;
 mod heartbeat;
+mod http;
 mod parts;
 pub(crate) mod plugins;
+mod secret;
 mod signing;
 
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use harmonia_core::SecretUrl;
 use harmonia_core::ports::LogSpool;
 use harmonia_core::{Capability, Incarnation, NodeId, SystemClock};
 use harmonia_db::{Db, JobLimits, NodeRegistration};
-use harmonia_web::{AppOptions, AppState, Gate};
+use harmonia_web::{AppLimits, AppOptions, AppState, Gate};
 use harmonia_worker::builder::Builder;
 use harmonia_worker::evaluator;
 use tokio::net::TcpListener;
@@ -26,8 +28,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::config::Config;
 use crate::config::value::Span;
+use crate::config::{Config, Visibility};
 use crate::exit::{Failure, chain};
 
 pub(crate) use parts::{check, connect};
@@ -103,12 +105,11 @@ pub(crate) async fn run(
     let endpoint = endpoint(&config, &listener)?;
     let gate = Gate::new();
     let serving = CancellationToken::new();
-    let server = tokio::spawn(harmonia_web::serve(listener, gate.router(), serving.clone()));
+    let server = tokio::spawn(harmonia_web::serve(listener, gate.router(), config.http.limits(), serving.clone()));
     let ended = run_roles(&config, &endpoint, &gate, &serving, &stop, on_ready).await;
     serving.cancel();
     match server.await {
-        Ok(Ok(())) => ended,
-        Ok(Err(error)) => ended.and(Err(Failure::failed(format!("the listener ended: {error}")))),
+        Ok(()) => ended,
         Err(error) => ended.and(Err(Failure::failed(format!("the listener broke: {error}")))),
     }
 }
@@ -126,7 +127,8 @@ async fn run_roles(
     let identity = Identity::new(config)?;
     let parts = parts::Parts::new(config, endpoint, db.clone()).await?;
     let plugins = plugins::NodePlugins::start(config, Arc::new(db.clone())).await?;
-    let registration = registration(config, endpoint, &identity);
+    http::warn_of_clear_text(endpoint);
+    let registration = registration(config, endpoint, &identity)?;
     let released = db
         .register_node(&registration)
         .await
@@ -141,6 +143,10 @@ async fn run_roles(
 
     if config.has(Capability::Frontend) {
         set_limits(config, &db).await?;
+        let local_public = config.auth.local_projects == Some(Visibility::Public);
+        db.set_local_visibility(local_public).await.map_err(|error| {
+            Failure::failed(format!("could not store who may see local projects: {}", chain(&error)))
+        })?;
     }
 
     let reader = parts.store.as_ref().map(|store| {
@@ -234,6 +240,8 @@ async fn run_roles(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node_silent_after: config.intervals.node_dead_after.0,
         clock: Arc::new(SystemClock),
+        trusted_proxies: config.http.trusted_proxies.clone(),
+        limits: AppLimits::default(),
         shutdown: serving.clone(),
     });
     gate.open(harmonia_web::router(app));
@@ -241,8 +249,9 @@ async fn run_roles(
 
     let ended = tokio::select! {
         ended = wait_for_roles(&mut roles, stop) => ended,
-        () = lost.cancelled() => Err(Failure::failed(format!("another process registered as node '{}'", identity.node))
-            .hint("give each node a name of its own (node.name)")),
+        () = lost.cancelled() => Err(Failure::failed(format!("this process is no longer node '{}': another one registered under its name with the same state folder, or the \
+             node was ended in the database", identity.node))
+            .hint("run one process with each node.state_dir, and give each node a name of its own (node.name)")),
     };
     if ended.is_err() {
         stop.abort();
@@ -321,9 +330,10 @@ impl Identity {
     }
 }
 
-fn registration(config: &Config, endpoint: &Url, identity: &Identity) -> NodeRegistration {
+fn registration(config: &Config, endpoint: &Url, identity: &Identity) -> Result<NodeRegistration, Failure> {
     let builds = config.has(Capability::Builder);
-    NodeRegistration {
+    Ok(NodeRegistration {
+        secret: secret::of_node(&config.node.state_dir, &identity.node)?,
         id: identity.node.clone(),
         incarnation: identity.incarnation,
         capabilities: config.node.capabilities.clone(),
@@ -333,5 +343,5 @@ fn registration(config: &Config, endpoint: &Url, identity: &Identity) -> NodeReg
         max_jobs: if builds { config.builder.max_jobs } else { 0 },
         max_evals: if config.has(Capability::Evaluator) { config.evaluator.max_evals } else { 0 },
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
+    })
 }

@@ -83,6 +83,16 @@ impl From<ClaimToken> for String {
     }
 }
 
+/// What a node keeps for itself: its name belongs to whoever has it. The database stores its hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NodeSecret(pub [u8; 32]);
+
+impl fmt::Debug for NodeSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeSecret(…)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

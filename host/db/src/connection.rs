@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::retry::RetryPolicy;
-use harmonia_core::{ClaimToken, Incarnation, SecretUrl};
+use harmonia_core::{ClaimToken, Incarnation, SecretUrl, Viewer};
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
@@ -17,6 +17,13 @@ use crate::listen::Hub;
 
 /// How long a connection may have been idle and be used without asking whether it still works.
 const IDLE_UNTESTED_MAX: Duration = Duration::from_secs(1);
+
+/// How long a statement may take.
+const STATEMENT_TIMEOUT: &str = "300s";
+/// How long an answer may take: of a server that is there, the longest statement, and the wait for a connection.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
+/// How long a server that is there takes to say so.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a statement that lost against others is tried before the caller hears of it.
 const TRIES: u32 = 12;
@@ -37,6 +44,8 @@ pub struct Db {
     pub(crate) connect: PgConnectOptions,
     pub(crate) retry: RetryPolicy,
     pub(crate) hub: Arc<Hub>,
+    /// Whom the views are for.
+    pub(crate) viewer: Viewer,
 }
 
 impl fmt::Debug for Db {
@@ -59,6 +68,13 @@ impl Db {
         let connect = connect.application_name("harmonia-ci").options([
             ("idle_in_transaction_session_timeout", "60s"),
             ("lock_timeout", "30s"),
+            // Nothing of ours takes as long; what does holds a connection, and locks.
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            // So that the server lets go of what a node held that vanished.
+            ("tcp_keepalives_idle", "60"),
+            ("tcp_keepalives_interval", "15"),
+            ("tcp_keepalives_count", "4"),
+            ("tcp_user_timeout", "120s"),
             ("timezone", "UTC"),
             ("jit", "off"),
         ]);
@@ -75,13 +91,13 @@ impl Db {
         let pool = pool.test_before_acquire(false).before_acquire(|connection, meta| {
             Box::pin(async move {
                 if meta.idle_for >= IDLE_UNTESTED_MAX {
-                    connection.ping().await?;
+                    in_time(PING_TIMEOUT, connection.ping()).await?;
                 }
                 Ok(true)
             })
         });
         let pool = pool.acquire_timeout(Duration::from_secs(10)).connect_lazy_with(connect.clone());
-        Ok(Self { pool, connect, retry: RetryPolicy::default(), hub: Arc::default() })
+        Ok(Self { pool, connect, retry: RetryPolicy::default(), hub: Arc::default(), viewer: Viewer::Public })
     }
 
     /// The same database with another policy for transient build failures.
@@ -89,6 +105,17 @@ impl Db {
     pub fn with_retry_policy(mut self, retry: RetryPolicy) -> Self {
         self.retry = retry;
         self
+    }
+
+    /// The same database as this viewer sees it ([`crate::views`]); otherwise it shows what everybody may see.
+    #[must_use]
+    pub fn seen_by(&self, viewer: Viewer) -> Self {
+        Self { viewer, ..self.clone() }
+    }
+
+    /// What statements of views ask.
+    pub(crate) const fn sees_all(&self) -> bool {
+        self.viewer.sees_all()
     }
 
     /// One round trip, to see that the database answers.
@@ -109,7 +136,7 @@ impl Db {
     {
         let mut tries = 1;
         loop {
-            match statement().await {
+            match in_time(ANSWER_TIMEOUT, statement()).await {
                 Ok(value) => return Ok(value),
                 Err(error) if tries < TRIES && lost_to_another_transaction(&error) => {
                     tracing::debug!(what, tries, "statement lost against a concurrent one, trying again");
@@ -122,6 +149,15 @@ impl Db {
             }
         }
     }
+}
+
+/// Gives up a server that may have vanished without a word.
+pub(crate) async fn in_time<T>(
+    time: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let vanished = |_| sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer came"));
+    tokio::time::timeout(time, answer).await.map_err(vanished)?
 }
 
 /// The hash of a token as a statement's argument.

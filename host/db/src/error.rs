@@ -13,7 +13,7 @@ const REFUSED: &str = "HC003";
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// PostgreSQL cannot be reached, is starting or stopping, or the connection broke. Try again later.
-    #[error("PostgreSQL cannot be reached: check that it runs and that the database URL is right")]
+    #[error("{}", unavailable(source))]
     Unavailable {
         /// What the driver said.
         #[source]
@@ -152,6 +152,17 @@ impl DbError {
             }
             _ => false,
         }
+    }
+}
+
+/// The pool gives up in the same way when every connection is in use as when none can be made.
+fn unavailable(source: &sqlx::Error) -> &'static str {
+    match source {
+        sqlx::Error::PoolTimedOut => {
+            "no connection to PostgreSQL came free within 10 seconds: either all that this node may open are in use \
+             (database.max_connections), or PostgreSQL cannot be reached"
+        }
+        _ => "PostgreSQL cannot be reached: check that it runs and that the database URL is right",
     }
 }
 

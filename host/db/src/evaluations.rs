@@ -157,7 +157,7 @@ impl Db {
         let id = self
             .run("make a project", || {
                 sqlx::query_scalar!(
-                    "INSERT INTO projects AS p (name, kind, url) VALUES ($1, $2, $3)
+                    "INSERT INTO projects AS p (name, kind, url, is_public) SELECT $1, $2, $3, local_public FROM default_limits
                      ON CONFLICT (name) DO UPDATE SET url = excluded.url WHERE p.kind = excluded.kind
                      RETURNING id",
                     project.name,

@@ -60,3 +60,4 @@ pub use queue::{
 pub use repositories::{PageSaved, RepositoryFilter, RepositoryId, Sync};
 pub use statistics::AttemptStatistics;
 pub use statuses::{Answer, ComputedReport, DueStatus, OwedComment, PauseKind, ReportOutcome, ReportTarget};
+pub use tokens::ClaimState;

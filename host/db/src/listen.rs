@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 
-use crate::connection::Db;
+use crate::connection::{Db, in_time};
 use crate::error::DbError;
 
 /// Notices that one listener may be behind; beyond it, it is told to look at everything again.
@@ -17,6 +17,10 @@ const BEHIND_MAX: usize = 1_024;
 
 /// Pauses before the connection is made again: quick after a restart, gentle while PostgreSQL is away.
 const RECONNECT: Backoff = Backoff::doubling(Duration::from_millis(100), Duration::from_millis(12_800));
+
+/// A connection on which nothing came for so long is asked whether it still is one.
+const PROBE_AFTER: Duration = Duration::from_mins(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What one may listen to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -218,6 +222,14 @@ async fn serve(
                 Ok(None) => connection = None,
                 Err(error) => {
                     tracing::debug!(%error, "The listening connection was lost");
+                    connection = None;
+                }
+            },
+            // Silence, or a server that vanished without a word.
+            () = tokio::time::sleep(PROBE_AFTER) => {
+                let probe = sqlx::query!("SELECT 1 AS one").fetch_one(&mut *listening);
+                if let Err(error) = in_time(PROBE_TIMEOUT, probe).await {
+                    tracing::debug!(%error, "The listening connection is dead");
                     connection = None;
                 }
             },

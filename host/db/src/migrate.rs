@@ -40,8 +40,8 @@ impl Db {
             .await
             .map_err(|source| DbError::from_sqlx("connect for the migration", source))?;
         // Waiting for the other node's migration is no lock to give up on.
-        sqlx::query!("SET lock_timeout = 0")
-            .execute(&mut connection)
+        sqlx::query!("SELECT set_config('lock_timeout', '0', false) AS locks, set_config('statement_timeout', '0', false) AS statements")
+            .fetch_one(&mut connection)
             .await
             .map_err(|source| DbError::from_sqlx("prepare the migration", source))?;
         sqlx::query!("SELECT pg_advisory_lock(hashtext('harmonia-ci migrate'))")

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harmonia_core::api;
 use harmonia_core::limits::{LOST_NODES_MAX, SYSTEMS_KNOWN_FOR};
-use harmonia_core::{Capability, Incarnation, NodeId};
+use harmonia_core::{Capability, Incarnation, NodeId, NodeSecret};
 
 use crate::connection::{Db, incarnation, interval};
 use crate::error::DbError;
@@ -16,6 +16,8 @@ pub struct NodeRegistration {
     pub id: NodeId,
     /// This run of its process.
     pub incarnation: Incarnation,
+    /// What it keeps for itself, on its disk: nobody without it may take its name.
+    pub secret: NodeSecret,
     /// What it does.
     pub capabilities: Vec<Capability>,
     /// URL under which other nodes reach it.
@@ -68,7 +70,7 @@ impl Db {
             .run("register the node", || {
                 sqlx::query!(
                     r#"SELECT jobs AS "jobs!", evaluations AS "evaluations!"
-                       FROM register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
+                       FROM register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
                     node.id.0,
                     incarnation(node.incarnation),
                     &capabilities,
@@ -79,6 +81,7 @@ impl Db {
                     i32::try_from(node.max_evals).unwrap_or(i32::MAX),
                     node.version,
                     LOST_NODES_MAX as i32,
+                    &node.secret.0[..],
                 )
                 .fetch_one(&self.pool)
             })

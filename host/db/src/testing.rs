@@ -342,6 +342,8 @@ async fn template(connection: &mut PgConnection, admin: &PgConnectOptions) -> St
         create_database(connection, &draft, None).await;
         let mut fresh = connect(&admin.clone().database(&draft)).await;
         migrate::apply(&mut fresh).await.expect("migrations apply");
+        // Tests look at what they do as anybody does.
+        run(&mut fresh, "UPDATE default_limits SET local_public = true").await;
         fresh.close().await.expect("close the template");
         let statement =
             sqlx::query_scalar!("SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text)", draft, name)

@@ -1,6 +1,8 @@
-//! API tokens: stored as SHA-256, shown once by whoever makes them.
+//! Tokens: of the API, stored as SHA-256 and shown once by whoever makes them; and whether a claim token is one.
 
-use crate::connection::Db;
+use harmonia_core::ClaimToken;
+
+use crate::connection::{Db, hash};
 use crate::error::DbError;
 
 impl Db {
@@ -30,4 +32,23 @@ impl Db {
         })
         .await
     }
+
+    /// Whether this token was ever given out for a claim, and whether that is still held. `None`: nobody ever had it.
+    pub async fn claim_of(&self, token: &ClaimToken) -> Result<Option<ClaimState>, DbError> {
+        let is_held = self
+            .run("look up a claim token", || {
+                sqlx::query_scalar!("SELECT claim_is_held($1)", hash(token)).fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(is_held.map(|is_held| if is_held { ClaimState::Held } else { ClaimState::Ended }))
+    }
+}
+
+/// What becomes of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimState {
+    /// Its work goes on.
+    Held,
+    /// It was, once; its holder may ask for an answer again.
+    Ended,
 }

@@ -3,8 +3,9 @@
 //! Start at [`evaluations`](self::evaluations) (lists, one evaluation with its attributes) and `builds` (one job with
 //! its history); `why` turns rows into sentences that say why a job does not run; `logs` is what live logs follow.
 //!
-//! One visibility rule, applied in every statement here: what belongs to a project that is not public does not exist.
-//! Evaluations go by their project; jobs by their derivation, which may serve many projects.
+//! One visibility rule, applied in every statement here: to whom may not see it ([`Db::seen_by`]), what belongs to a project
+//! that is not public does not exist. Evaluations go by their project; jobs by their derivation, which may serve many
+//! projects, and which names none that is not public.
 
 mod builds;
 mod evaluations;

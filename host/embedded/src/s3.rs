@@ -17,26 +17,21 @@ mod receive;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::Clock;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use harmonia_listener::Limits;
 use s3s::auth::SecretKey;
-use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use s3s::service::S3ServiceBuilder;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-/// More clients than this wait to be accepted.
+/// More connections than this wait to be accepted: its clients are signers and builders, and whoever has a presigned URL.
 const CONNECTIONS_MAX: usize = 512;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is under way when we stop may take as long to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// When the system has no file descriptors left, accepting at once again would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to serve and where.
 #[derive(Debug, Clone)]
@@ -96,8 +91,8 @@ pub enum S3Error {
 #[derive(Debug)]
 pub struct S3Endpoint {
     address: SocketAddr,
-    stop: watch::Sender<bool>,
-    server: JoinHandle<()>,
+    stop: CancellationToken,
+    server: JoinHandle<usize>,
 }
 
 impl S3Endpoint {
@@ -137,8 +132,11 @@ impl S3Endpoint {
             secret_key: SecretKey::from(options.secret_key),
         });
         service.set_access(access::Gate { clock });
-        let (stop, stopping) = watch::channel(false);
-        let server = tokio::spawn(serve(listener, service.build(), stopping));
+        let (service, stop) = (service.build(), CancellationToken::new());
+        let limits = Limits { connections_max: CONNECTIONS_MAX, drain: STOP_PATIENCE, ..Limits::default() };
+        let serving =
+            harmonia_listener::serve("the object store", listener, limits, stop.clone(), move |_| service.clone());
+        let server = tokio::spawn(serving);
         tracing::info!("The object store answers at http://{address}");
         Ok(Self { address, stop, server })
     }
@@ -155,7 +153,7 @@ impl S3Endpoint {
 
     /// Accepts nothing more, lets requests end for some seconds, and lets go of the folder.
     pub async fn stop(mut self) {
-        self.stop.send_replace(true);
+        self.stop.cancel();
         if let Err(error) = (&mut self.server).await {
             tracing::error!(%error, "The object store did not end in order");
         }
@@ -165,62 +163,6 @@ impl S3Endpoint {
 impl Drop for S3Endpoint {
     fn drop(&mut self) {
         self.server.abort();
-    }
-}
-
-async fn serve(listener: TcpListener, service: S3Service, mut stopping: watch::Receiver<bool>) {
-    let mut connections = JoinSet::new();
-    let stopping_connections = stopping.clone();
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        tokio::select! {
-            _ = async { stopping.wait_for(|stop| *stop).await.map(drop) } => break,
-            Some(_) = connections.join_next() => {}
-            (Ok(permit), accepted) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    let connection = converse(stream, service.clone(), stopping_connections.clone());
-                    connections.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "The object store could not accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    }
-    drop(listener);
-    let all_ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(STOP_PATIENCE, all_ended).await.is_err() {
-        tracing::warn!("The object store cuts off requests that did not end within {STOP_PATIENCE:?}");
-        connections.shutdown().await;
-    }
-}
-
-async fn converse(stream: TcpStream, service: S3Service, mut stopping: watch::Receiver<bool>) {
-    // Small answers must not wait for the acknowledgement of earlier ones.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "Could not set TCP_NODELAY");
-    }
-    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let stopped = async { stopping.wait_for(|stop| *stop).await.map(drop) };
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stopped => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "A connection to the object store broke off");
     }
 }
 

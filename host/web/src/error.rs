@@ -7,9 +7,10 @@
 use std::any::Any;
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use askama::Template;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -84,6 +85,15 @@ impl WebError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this address does not answer that method")
     }
 
+    /// 408: the body did not come within its time.
+    pub(crate) fn too_slow(time: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "too-slow",
+            format!("the body was not complete within {} seconds", time.as_secs_f64()),
+        )
+    }
+
     /// 409: the claim token is void. The holder drops the work.
     pub(crate) fn stale_claim() -> Self {
         Self::new(
@@ -97,6 +107,11 @@ impl WebError {
     /// asks for slots again, uploads, and completes again.
     pub(crate) fn not_uploaded(public: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "not-uploaded", public)
+    }
+
+    /// 412: what is here is not what the client asks for a part of.
+    pub(crate) fn precondition_failed() -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "this is not what If-Match asks for")
     }
 
     /// 413.
@@ -136,6 +151,16 @@ impl WebError {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, public);
         error.retry_after_s = Some(RETRY_AFTER_S);
         error
+    }
+
+    /// 503: this node holds as many bodies as it may.
+    pub(crate) fn no_room_for_bodies() -> Self {
+        Self::unavailable("too-many-bodies", "this server receives too much at once: try again")
+    }
+
+    /// 503: what costs much is done only so many times at once.
+    pub(crate) fn busy() -> Self {
+        Self::unavailable("busy", "this server has too many such questions to answer at once: try again")
     }
 
     /// 503: a stored log begins and cannot be read on.
@@ -249,6 +274,9 @@ pub(crate) async fn answer(State(state): State<AppState>, request: Request, next
             response.headers_mut().insert(header::ALLOW, allow);
         }
         if method == Method::HEAD {
+            // As long as the answer to a GET.
+            let length = response.body().size_hint().exact().unwrap_or_default();
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             *response.body_mut() = Body::empty();
         }
     }
@@ -303,7 +331,9 @@ fn render(state: &AppState, error: &WebError, area: Area, id: &str) -> Response 
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if error.status == StatusCode::UNAUTHORIZED {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        // Nix sends what netrc says only as basic authentication.
+        let scheme = if area == Area::Cache { "Basic realm=\"binary cache\"" } else { "Bearer" };
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
     }
     if let Some(value) = error.content_range_total.and_then(|total| format!("bytes */{total}").parse().ok()) {
         headers.insert(header::CONTENT_RANGE, value);

@@ -2,23 +2,17 @@
 //! elsewhere, because their refusals would not be [`WebError`]s.
 
 use std::str::FromStr;
-use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::header;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use harmonia_core::ClaimToken;
+use harmonia_cache::Signer;
+use harmonia_core::{ClaimToken, Viewer};
 use serde::de::DeserializeOwned;
 
 use crate::auth;
 use crate::error::WebError;
 use crate::state::AppState;
-
-/// A client that sends nothing of its body for this long is given up.
-const BODY_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The only parameter of the path, parsed; anything else is a 404 without I/O.
 pub(crate) struct PathPart<T>(pub(crate) T);
@@ -49,17 +43,39 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// `Authorization: Bearer <claim token>`: a worker that holds an attempt or an evaluation. The signer checks the token
-/// against what the call is about.
+/// `Authorization: Bearer <claim token>`: a worker that holds an attempt or an evaluation, or held one: answers may be asked
+/// for again. Whom nobody ever gave this token is refused before a byte of the body is read; what the token is good for is
+/// checked against what the call is about.
 pub(crate) struct Claim(pub(crate) ClaimToken);
 
-impl<S: Send + Sync> FromRequestParts<S> for Claim {
+impl FromRequestParts<AppState> for Claim {
     type Rejection = WebError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, WebError> {
-        let token = bearer(&parts.headers)
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
+        let token = auth::bearer(&parts.headers)
             .ok_or_else(|| WebError::unauthorized("this call needs `Authorization: Bearer <claim token>`"))?;
-        token.parse().map(Self).map_err(|error| WebError::unauthorized(format!("{error}")))
+        let token: ClaimToken = token.parse().map_err(|error| WebError::unauthorized(format!("{error}")))?;
+        match state.db().claim_of(&token).await? {
+            Some(_) => Ok(Self(token)),
+            None => Err(WebError::stale_claim()),
+        }
+    }
+}
+
+/// The same on nodes with a signer; others say that they have none before they ask whose it is.
+pub(crate) struct SignerClaim(pub(crate) Signer, pub(crate) ClaimToken);
+
+impl FromRequestParts<AppState> for SignerClaim {
+    type Rejection = WebError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
+        let Some(signer) = state.options().signer.clone() else {
+            return Err(WebError::no_such_service(
+                "this node is no signer: ask one of the nodes that have the capability `signer`",
+            ));
+        };
+        let Claim(token) = Claim::from_request_parts(parts, state).await?;
+        Ok(Self(signer, token))
     }
 }
 
@@ -73,7 +89,7 @@ impl FromRequestParts<AppState> for ApiUser {
     type Rejection = WebError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
-        let token = bearer(&parts.headers).ok_or_else(|| {
+        let token = auth::bearer(&parts.headers).ok_or_else(|| {
             WebError::unauthorized("this call needs `Authorization: Bearer <API token>` (HARMONIA_CI_TOKEN)")
         })?;
         let name = state.db().api_token_name(auth::api_token_hash(token)).await?;
@@ -82,98 +98,37 @@ impl FromRequestParts<AppState> for ApiUser {
     }
 }
 
-/// Whoever asks: with a token as [`ApiUser`], or anybody.
-pub(crate) struct Reader {
-    /// May see what is not public.
-    pub(crate) sees_all: bool,
-}
+/// Whoever asks to see something: somebody whose token may read, or anybody.
+pub(crate) struct Reader(pub(crate) Viewer);
 
 impl FromRequestParts<AppState> for Reader {
     type Rejection = WebError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
-        if parts.headers.contains_key(header::AUTHORIZATION) {
-            // A wrong token is told, not taken for none.
-            return ApiUser::from_request_parts(parts, state).await.map(|_| Self { sees_all: true });
+        if !parts.headers.contains_key(header::AUTHORIZATION) {
+            return Ok(Self(Viewer::Public));
         }
-        Ok(Self { sees_all: false })
-    }
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
-}
-
-/// A JSON body of at most `bytes_max`.
-pub(crate) async fn json<T: DeserializeOwned>(
-    headers: &HeaderMap,
-    body: Body,
-    bytes_max: usize,
-) -> Result<T, WebError> {
-    let bytes = bytes(headers, body, bytes_max).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| WebError::bad_request(format!("the body is not the JSON expected here: {error}")))
-}
-
-/// A body of at most `bytes_max`.
-pub(crate) async fn bytes(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, WebError> {
-    refuse_declared_excess(headers, bytes_max as u64)?;
-    let mut pieces = Pieces::new(body);
-    let mut all = BytesMut::new();
-    while let Some(piece) = pieces.next().await? {
-        if all.len() + piece.len() > bytes_max {
-            return Err(WebError::too_large(bytes_max as u64, "the body"));
+        let token = auth::readers_token(&parts.headers).ok_or_else(|| {
+            WebError::unauthorized("Authorization is neither `Bearer TOKEN` nor basic with a password")
+        })?;
+        if state.tokens().may_read(state.db(), &token).await? {
+            return Ok(Self(Viewer::Token));
         }
-        all.extend_from_slice(&piece);
+        // A wrong token is told, not taken for none.
+        Err(WebError::unauthorized("this token is not known here, expired or was withdrawn"))
     }
-    Ok(all.freeze())
 }
 
-/// A body that says beforehand that it is too large is not read at all.
-pub(crate) fn refuse_declared_excess(headers: &HeaderMap, bytes_max: u64) -> Result<(), WebError> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > bytes_max) {
-        return Err(WebError::too_large(bytes_max, "the body"));
-    }
-    Ok(())
-}
+/// The same for the binary cache, on nodes that have one: others answer before they ask who it is.
+pub(crate) struct CacheUser(pub(crate) Viewer);
 
-/// A body, piece by piece.
-pub(crate) struct Pieces(axum::body::BodyDataStream);
+impl FromRequestParts<AppState> for CacheUser {
+    type Rejection = WebError;
 
-impl Pieces {
-    pub(crate) fn new(body: Body) -> Self {
-        Self(body.into_data_stream())
-    }
-
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, WebError> {
-        match tokio::time::timeout(BODY_PATIENCE, self.0.next()).await {
-            Ok(Some(Ok(piece))) => Ok(Some(piece)),
-            Ok(None) => Ok(None),
-            Ok(Some(Err(_))) => Err(WebError::bad_request("the body broke off")),
-            Err(_) => Err(WebError::bad_request("the body stood still for 60 seconds")),
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
+        if state.options().reader.is_none() {
+            return Ok(Self(Viewer::Public));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bearer_tokens() {
-        let get = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, value.parse().expect("header"));
-            bearer(&headers).map(str::to_owned)
-        };
-        assert_eq!(get("Bearer abc").as_deref(), Some("abc"));
-        assert_eq!(get("bearer  abc ").as_deref(), Some("abc"));
-        for bad in ["", "Bearer", "Bearer ", "Basic abc", "abc"] {
-            assert_eq!(get(bad), None, "{bad}");
-        }
-        assert_eq!(bearer(&HeaderMap::new()), None);
+        Reader::from_request_parts(parts, state).await.map(|Reader(viewer)| Self(viewer))
     }
 }

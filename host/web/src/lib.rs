@@ -7,6 +7,8 @@
 //! foreign code, decisions about jobs.
 
 mod auth;
+mod bodies;
+mod client;
 mod error;
 mod extract;
 mod live;
@@ -20,7 +22,9 @@ mod state;
 pub mod validate;
 
 pub use auth::api_token_hash;
+pub use bodies::BodyLimits;
 pub use error::ErrorCounts;
+pub use harmonia_listener::Limits as ListenerLimits;
 pub use routes::router;
 pub use serve::{Gate, serve};
-pub use state::{AppOptions, AppState};
+pub use state::{AppLimits, AppOptions, AppState};

@@ -6,35 +6,44 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use async_compression::tokio::bufread::ZstdDecoder;
+use async_compression::zstd::DParameter;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::ports::LogSpool;
-use harmonia_core::{AttemptId, JobId};
+use harmonia_core::{AttemptId, JobId, Viewer};
 use harmonia_db::views::{LogMark, LogState, LogTailView};
-use tokio::io::{AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncReadExt as _, BufReader};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::error::WebError;
 use crate::live::cursor::Position;
 use crate::state::AppState;
 
+mod end;
+
 /// No log decodes to more than this, whatever its compressed bytes claim.
 const DECODED_BYTES_MAX: u64 = 1 << 30;
-/// What a page is made from: the end of the log, in bytes.
-const EXCERPT_BYTES: usize = 128 << 10;
+/// Logs whose decoder would need more memory than 8 MiB for what came before are refused: ours need a quarter of it.
+const WINDOW_LOG_MAX: u32 = 23;
 /// Most bytes asked of a spool at once.
 const SPOOL_BYTES: usize = 64 << 10;
 
 /// Decoded bytes of a log.
 pub(crate) type LogStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
+/// A decoder of what builders sent, whom nobody need trust.
+fn decoder<R: AsyncBufRead>(packed: R) -> ZstdDecoder<R> {
+    let mut decoder = ZstdDecoder::with_params(packed, &[DParameter::window_log_max(WINDOW_LOG_MAX)]);
+    decoder.multiple_members(true);
+    decoder
+}
+
 /// Decodes a stored log, after its first bytes were seen to be good.
 pub(crate) async fn decode(body: harmonia_cache::Body) -> Result<LogStream, WebError> {
     let is_zstd = body.content_encoding.as_deref() == Some("zstd");
     let raw = body.into_stream().map_err(io::Error::other);
     let mut decoded: LogStream = if is_zstd {
-        let mut decoder = ZstdDecoder::new(BufReader::new(StreamReader::new(Box::pin(raw))));
-        decoder.multiple_members(true);
+        let decoder = decoder(BufReader::new(StreamReader::new(Box::pin(raw))));
         Box::pin(ReaderStream::with_capacity(decoder.take(DECODED_BYTES_MAX), 32 << 10))
     } else {
         Box::pin(raw)
@@ -55,21 +64,23 @@ pub(crate) async fn open_stored(state: &AppState, key: &str) -> Result<Option<Lo
     }
 }
 
-async fn state_of(state: &AppState, job: JobId) -> Result<Option<LogState>, WebError> {
-    Ok(state.db().log_states(&[LogMark::unread(job)]).await?.pop())
+async fn state_of(state: &AppState, viewer: Viewer, job: JobId) -> Result<Option<LogState>, WebError> {
+    Ok(state.db_for(viewer).log_states(&[LogMark::unread(job)]).await?.pop())
 }
 
 /// The whole log of a job's newest attempt, or of the one asked for; `None` when there is no such job or attempt.
 pub(crate) async fn text(
     state: &AppState,
+    viewer: Viewer,
     job: JobId,
     attempt: Option<AttemptId>,
 ) -> Result<Option<LogStream>, WebError> {
-    let Some(now) = state_of(state, job).await? else { return Ok(None) };
+    let Some(now) = state_of(state, viewer, job).await? else { return Ok(None) };
     let newest = now.attempt.as_ref().map(|newest| newest.id);
     let key = match attempt.filter(|asked| Some(*asked) != newest) {
         Some(asked) => {
-            let Some(build) = state.db().view_build(job, state.options().clock.now()).await? else { return Ok(None) };
+            let (db, now) = (state.db_for(viewer), state.options().clock.now());
+            let Some(build) = db.view_build(job, now).await? else { return Ok(None) };
             let Some(found) = build.attempts.into_iter().find(|known| known.id == asked) else { return Ok(None) };
             Some(found.log_key)
         }
@@ -130,15 +141,14 @@ pub(crate) struct Excerpt {
 }
 
 /// The end of the newest attempt's log; `None` when there is no such job.
-pub(crate) async fn excerpt(state: &AppState, job: JobId) -> Result<Option<Excerpt>, WebError> {
-    let Some(now) = state_of(state, job).await? else { return Ok(None) };
+pub(crate) async fn excerpt(state: &AppState, viewer: Viewer, job: JobId) -> Result<Option<Excerpt>, WebError> {
+    let Some(now) = state_of(state, viewer, job).await? else { return Ok(None) };
     let Some(attempt) = now.attempt else { return Ok(Some(Excerpt::default())) };
-    let stored = match attempt.log_key.filter(|_| !attempt.is_running) {
-        Some(key) => open_stored(state, &key).await?,
-        None => None,
-    };
-    if let Some(stored) = stored {
-        return end_of(stored, attempt.id).await.map(Some);
+    if let (Some(key), Some(reader)) = (attempt.log_key.filter(|_| !attempt.is_running), &state.options().reader) {
+        match state.costly(viewer, Box::pin(end::of_stored(reader, &key, attempt.id))).await? {
+            None => {}
+            excerpt => return Ok(excerpt),
+        }
     }
     let Some(tail) = now.tail else { return Ok(Some(Excerpt::default())) };
     let end = tail.start_offset + tail.bytes.len() as u64;
@@ -147,23 +157,4 @@ pub(crate) async fn excerpt(state: &AppState, job: JobId) -> Result<Option<Excer
         is_cut: tail.start_offset > 0,
         position: Some(Position { attempt: attempt.id, offset: end }),
     }))
-}
-
-async fn end_of(mut stored: LogStream, attempt: AttemptId) -> Result<Excerpt, WebError> {
-    let mut kept: Vec<u8> = Vec::with_capacity(2 * EXCERPT_BYTES);
-    let mut total = 0_u64;
-    while let Some(bytes) = stored.next().await {
-        let bytes = bytes.map_err(WebError::unreadable_log)?;
-        total += bytes.len() as u64;
-        kept.extend_from_slice(&bytes);
-        if kept.len() >= 2 * EXCERPT_BYTES {
-            kept.drain(..kept.len() - EXCERPT_BYTES);
-        }
-    }
-    kept.drain(..kept.len().saturating_sub(EXCERPT_BYTES));
-    Ok(Excerpt {
-        is_cut: total > kept.len() as u64,
-        text: String::from_utf8_lossy(&kept).into_owned(),
-        position: Some(Position { attempt, offset: total }),
-    })
 }

@@ -10,6 +10,7 @@ use axum::response::{Html, IntoResponse as _, Redirect, Response};
 use harmonia_core::{EvalId, JobId};
 
 use crate::error::WebError;
+use crate::extract::Reader;
 use crate::state::AppState;
 
 pub(crate) mod assets;
@@ -73,14 +74,18 @@ pub(crate) fn build_path(project: &str, id: JobId) -> String {
 }
 
 /// Every page below a project. The raw path is read, not its decoded form: names need no escapes, so an escape is a 404.
-pub(crate) async fn dispatch(State(state): State<AppState>, uri: Uri) -> Result<Response, WebError> {
+pub(crate) async fn dispatch(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    uri: Uri,
+) -> Result<Response, WebError> {
     let path = uri.path().strip_prefix("/ci/").unwrap_or_default();
     let query = uri.query().unwrap_or_default();
     match parse(path) {
-        Some(Address::Project(name)) => project::show(&state, name, query).await,
-        Some(Address::Evaluation { project, id }) => evaluation::show(&state, project, id, query).await,
-        Some(Address::Build { project, id }) => build::show(&state, project, id, query).await,
-        Some(Address::Unslashed(name)) if state.db().is_project_visible(name).await? => {
+        Some(Address::Project(name)) => project::show(&state, viewer, name, query).await,
+        Some(Address::Evaluation { project, id }) => evaluation::show(&state, viewer, project, id, query).await,
+        Some(Address::Build { project, id }) => build::show(&state, viewer, project, id).await,
+        Some(Address::Unslashed(name)) if state.db_for(viewer).is_project_visible(name).await? => {
             Ok(Redirect::to(&format!("/ci/{name}/")).into_response())
         }
         _ => Err(WebError::not_found("there is no such page")),

@@ -1,7 +1,8 @@
 //! The listener's life: open from the first moment, `starting` until the router exists, and at the end no request that
 //! was taken goes unanswered. Start at [`Gate`] and [`serve`].
 
-use std::pin::Pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -9,22 +10,24 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::State;
+use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use harmonia_listener::Limits;
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::client::Peer;
 use crate::error;
 
 /// How long new connections are still taken after the end was asked for, while older answers are under way.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long answers may then still take. A client that reads nothing must not hold a restart for ever.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// Stands before the router: answers 503 with Retry-After until the router is put in, so that the port can be bound
 /// (and a taken one reported) before anything else is started.
@@ -50,7 +53,7 @@ impl Gate {
     }
 }
 
-async fn pass(State(gate): State<Gate>, request: Request) -> Response {
+async fn pass(State(gate): State<Gate>, request: Request<Body>) -> Response {
     match gate.router.get() {
         Some(router) => match router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -63,48 +66,31 @@ async fn pass(State(gate): State<Gate>, request: Request) -> Response {
 
 /// Serves until `shutdown` is cancelled, then takes new connections only as long as older answers are under way (a
 /// restart refuses nobody whom it could still serve), and returns when the last one ended, or after 30 seconds.
-///
-/// Errors: accepting failed for good.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let in_flight = Arc::new(InFlight::default());
-    let counted = Router::new().fallback(count).with_state((router, in_flight.clone()));
+    let counted = in_flight.clone();
     let quiet = CancellationToken::new();
-    let server = axum::serve(listener, counted).with_graceful_shutdown(quiet.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
-    let mut server = AbortOnDrop(server);
+    let service_for = move |peer: SocketAddr| {
+        let (router, in_flight) = (router.clone(), counted.clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
+            let guard = in_flight.enter();
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move { answer.await.map(|response| response.map(|body| Counted { body, _guard: guard })) }
+        })
+    };
+    let mut serving = pin!(harmonia_listener::serve("this node", listener, limits, quiet.clone(), service_for));
     tokio::select! {
-        ended = &mut server.0 => return flatten(ended),
+        _ = &mut serving => return,
         () = shutdown.cancelled() => {}
     }
-    let _ = tokio::time::timeout(ACCEPT_LIMIT, in_flight.none()).await;
+    tokio::select! {
+        _ = &mut serving => return,
+        _ = tokio::time::timeout(ACCEPT_LIMIT, in_flight.none()) => {}
+    }
     // Accepts no more and closes idle keep-alive connections; what is under way goes on.
     quiet.cancel();
-    if let Ok(ended) = tokio::time::timeout(DRAIN_LIMIT, &mut server.0).await {
-        return flatten(ended);
-    }
-    let left = in_flight.count.load(Ordering::SeqCst);
-    tracing::warn!(left, "Giving up connections whose clients do not read");
-    Ok(())
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<std::io::Result<()>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-fn flatten(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> std::io::Result<()> {
-    ended.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-}
-
-async fn count(State((router, in_flight)): State<(Router, Arc<InFlight>)>, request: Request) -> Response {
-    let guard = in_flight.enter();
-    match router.oneshot(request).await {
-        Ok(response) => response.map(|body| Body::new(Counted { body, _guard: guard })),
-        Err(never) => match never {},
-    }
+    serving.await;
 }
 
 /// Requests whose answer has not been read to its end.

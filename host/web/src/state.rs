@@ -1,17 +1,25 @@
 //! What every handler may use. Start at [`AppOptions`]: what `ci` hands over.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use harmonia_cache::{Reader, Signer};
-use harmonia_core::Clock;
 use harmonia_core::ports::{LogSpool, Plugins, RemoteHeads};
+use harmonia_core::{Clock, Viewer};
 use harmonia_db::Db;
 use harmonia_nix::PublicKey;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::ErrorCounts;
+use crate::auth::Tokens;
+use crate::bodies::{Allowed, Bodies, BodyLimits, Room};
+use crate::error::{ErrorCounts, WebError};
 use crate::live::Hub;
 use crate::pages::Frame;
 use crate::recorder::Recorder;
@@ -41,8 +49,40 @@ pub struct AppOptions {
     pub node_silent_after: Duration,
     /// Now, for ages on pages.
     pub clock: Arc<dyn Clock>,
+    /// Proxies, beside those on this machine, whose `X-Forwarded-For` names the client.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// What requests may cost.
+    pub limits: AppLimits,
     /// Ends live streams, so that a stop does not wait for browsers. The same token as [`crate::serve`]'s.
     pub shutdown: CancellationToken,
+}
+
+/// Bounds on what requests cost together.
+#[derive(Debug, Clone)]
+pub struct AppLimits {
+    /// Bodies in memory, and their time.
+    pub bodies: BodyLimits,
+    /// Live logs at once.
+    pub streams_max: usize,
+    /// Live logs of one client at once.
+    pub streams_per_client_max: usize,
+    /// Answers at once that cost much (all attributes of an evaluation, the end of a long log, a search by name), of those
+    /// who showed no token; with one, as many again.
+    pub costly_max: usize,
+    /// How long such a question waits for its turn.
+    pub costly_patience: Duration,
+}
+
+impl Default for AppLimits {
+    fn default() -> Self {
+        Self {
+            bodies: BodyLimits::default(),
+            streams_max: 2_000,
+            streams_per_client_max: 200,
+            costly_max: 8,
+            costly_patience: Duration::from_secs(5),
+        }
+    }
 }
 
 /// Shared by all handlers; cheap to clone.
@@ -54,6 +94,9 @@ struct Inner {
     hub: Hub,
     recorder: Recorder,
     refusals: Refusals,
+    bodies: Bodies,
+    costly: Costly,
+    tokens: Tokens,
     error_counts: ErrorCounts,
     /// Random, so that ids of two runs of the process differ in logs.
     process: u32,
@@ -64,13 +107,18 @@ impl AppState {
     /// Must be called within a tokio runtime: starts the task that follows live logs (it ends with `shutdown`), and
     /// the one that records deliveries (it ends with the state).
     pub fn new(options: AppOptions) -> Self {
-        let hub = Hub::start(options.db.clone(), options.shutdown.clone());
+        let hub = Hub::start(options.db.clone(), &options.limits, options.shutdown.clone());
+        let bodies = Bodies::new(options.limits.bodies.clone());
+        let costly = Costly::new(options.limits.costly_max);
         let recorder = Recorder::start(options.db.clone());
         Self(Arc::new(Inner {
             options,
             hub,
             recorder,
             refusals: Refusals::default(),
+            bodies,
+            costly,
+            tokens: Tokens::default(),
             error_counts: ErrorCounts::default(),
             process: rand::random(),
             requests: AtomicU64::new(1),
@@ -110,8 +158,60 @@ impl AppState {
         &self.0.refusals
     }
 
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    /// The database as this viewer sees it.
+    pub(crate) fn db_for(&self, viewer: Viewer) -> Db {
+        self.db().seen_by(viewer)
+    }
+
+    pub(crate) fn bodies(&self) -> &Bodies {
+        &self.0.bodies
+    }
+
+    /// The JSON body of an API call.
+    pub(crate) async fn call_body<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        bytes_max: usize,
+    ) -> Result<(T, Room), WebError> {
+        let bodies = self.bodies();
+        bodies.json(headers, body, Allowed { bytes_max, time: bodies.limits().call }).await
+    }
+
+    /// Does what costs much when it is its turn.
+    pub(crate) async fn costly<T>(
+        &self,
+        viewer: Viewer,
+        work: impl Future<Output = Result<T, WebError>>,
+    ) -> Result<T, WebError> {
+        let turns = match viewer {
+            Viewer::Public => &self.0.costly.anybody,
+            Viewer::Token => &self.0.costly.known,
+        };
+        match timeout(self.options().limits.costly_patience, turns.acquire()).await {
+            Ok(Ok(_turn)) => work.await,
+            Ok(Err(_)) | Err(_) => Err(WebError::busy()),
+        }
+    }
+
     /// What surrounds a page with this title.
     pub(crate) fn frame(&self, title: &str) -> Frame {
         Frame { title: title.to_owned(), version: self.0.options.version.clone(), refresh_s: None }
+    }
+}
+
+/// Turns of what costs much: anybody's crowd does not stand in the way of those whom we know.
+struct Costly {
+    anybody: Semaphore,
+    known: Semaphore,
+}
+
+impl Costly {
+    fn new(max: usize) -> Self {
+        Self { anybody: Semaphore::new(max.max(1)), known: Semaphore::new(max.max(1)) }
     }
 }

@@ -1,6 +1,6 @@
 //! A binary cache as it is configured: where it is, and whose signatures count there. Start at [`BinaryCache::new`].
 
-use harmonia_core::SecretUrl;
+use harmonia_core::{ClaimToken, SecretUrl};
 use harmonia_nix::PublicKey;
 use url::Url;
 
@@ -29,6 +29,7 @@ pub struct BinaryCache {
     url: SecretUrl,
     trusted_keys: Vec<PublicKey>,
     wants_trust: bool,
+    claim: Option<ClaimToken>,
 }
 
 /// A URL that is none of a cache.
@@ -61,12 +62,24 @@ impl BinaryCache {
         if !place.path().ends_with('/') {
             place.set_path(&format!("{}/", place.path()));
         }
-        Ok(Self { url: place.into(), trusted_keys, wants_trust })
+        Ok(Self { url: place.into(), trusted_keys, wants_trust, claim: None })
     }
 
     /// Where it is.
     pub fn url(&self) -> &SecretUrl {
         &self.url
+    }
+
+    /// The same, shown the token of a claim where it has nothing for everybody: our own cache gives what private projects
+    /// made to those who work on it.
+    #[must_use]
+    pub fn with_claim(&self, token: &ClaimToken) -> Self {
+        Self { claim: Some(token.clone()), ..self.clone() }
+    }
+
+    /// The token to show.
+    pub(crate) fn claim(&self) -> Option<&ClaimToken> {
+        self.claim.as_ref()
     }
 
     /// Whose signatures count.

@@ -65,6 +65,10 @@ pub struct BuilderOptions {
     pub store_root: Option<PathBuf>,
     /// A folder for logs and archives on their way, for this process alone.
     pub spool_dir: PathBuf,
+    /// Time for making a build's inputs ready.
+    pub prepare_timeout: Duration,
+    /// Time for publishing what it built, waiting for others' uploads included.
+    pub upload_timeout: Duration,
     /// Builds at the same time.
     pub max_jobs: u32,
     /// Uploads at the same time; they take no build slot.

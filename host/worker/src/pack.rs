@@ -9,11 +9,12 @@ mod tee;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use harmonia_core::log_end::{self, LOG_END_BYTES};
 use harmonia_core::signer_api::PathInfo;
 use harmonia_nix::nar::{NarError, pack_path};
 use harmonia_nix::{ContentAddress, STORE_DIR, Sha256Hash, StorePath};
@@ -195,15 +196,20 @@ fn pack_blocking(physical: &Path, options: &PackOptions, wanted: &AtomicBool) ->
     Ok(Packed { file: path, nar_hash: parts.hash, nar_size: parts.size, file_hash, file_size, listing: parts.listing })
 }
 
-/// Compresses one file, such as a log, into another one in `spool_dir`.
-pub async fn compress_file(plain: PathBuf, spool_dir: PathBuf, level: i32) -> Result<Compressed, PackError> {
+/// Compresses a log, with its end once more behind it ([`log_end`]).
+pub async fn compress_log(plain: PathBuf, spool_dir: PathBuf, level: i32) -> Result<Compressed, PackError> {
     let dir = spool_dir.clone();
     let compress = move || -> io::Result<Compressed> {
         let (file, path) = tempfile::Builder::new().prefix("pack-").tempfile_in(&spool_dir)?.into_parts();
         let mut encoder = zstd::stream::write::Encoder::new(Counted::new(file), level)?;
         encoder.include_checksum(true)?;
-        io::copy(&mut std::fs::File::open(&plain)?, &mut encoder)?;
-        let (file_hash, file_size, _) = encoder.finish()?.finish();
+        let mut plain = std::fs::File::open(&plain)?;
+        let total = io::copy(&mut plain, &mut encoder)?;
+        let mut counted = encoder.finish()?;
+        plain.seek(io::SeekFrom::Start(total.saturating_sub(LOG_END_BYTES as u64)))?;
+        let end = zstd::stream::encode_all(plain.take(LOG_END_BYTES as u64), level)?;
+        counted.write_all(&log_end::frame(&end, total))?;
+        let (file_hash, file_size, _) = counted.finish();
         Ok(Compressed { file: path, file_hash, file_size })
     };
     match tokio::task::spawn_blocking(compress).await {

@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use harmonia_core::SecretUrl;
+use harmonia_core::{ClaimToken, SecretUrl};
 use harmonia_nix::worker_protocol::ClientError;
 use harmonia_nix::{NarInfo, StorePath};
 
@@ -167,6 +167,16 @@ impl Substituter {
     /// Fetches into the store of `daemon`, which must trust us.
     pub fn new(http: reqwest::Client, daemon: StoreDaemon, options: SubstituterOptions) -> Self {
         Self { http, daemon, options: Arc::new(options), busy: Arc::default() }
+    }
+
+    /// For the holder of this claim: our cache (the first one) is shown its token.
+    #[must_use]
+    pub fn for_claim(&self, token: &ClaimToken) -> Self {
+        let mut options = SubstituterOptions::clone(&self.options);
+        if let Some(own) = options.caches.first_mut() {
+            *own = own.with_claim(token);
+        }
+        Self { options: Arc::new(options), ..self.clone() }
     }
 
     /// Makes all of these valid in the local store, with their closures: [`Substituter::plan`], then

@@ -36,8 +36,8 @@ const VISIBILITIES_MAX: usize = 50_000;
 /// Narinfos by hash part, and who may see what.
 pub(super) struct Memory {
     narinfos: Cache<String, Remembered, ByBytes>,
-    /// Whether a path is public, and since when that is known.
-    visible: Cache<StorePath, (bool, Timestamp)>,
+    /// Whether a path or object is public, and since when that is known.
+    visible: Cache<String, (bool, Timestamp)>,
     /// Counts what was forgotten, so that what was read before is not remembered after.
     forgotten: AtomicU64,
 }
@@ -81,23 +81,18 @@ impl Memory {
     pub(super) fn forget(&self, path: &StorePath) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.narinfos.remove(path.hash_part());
-        self.visible.remove(path);
+        self.visible.remove(path.as_str());
     }
 
-    /// Whether the path is public, if that is known: that it is, not before the first moment; that it is not, not before
+    /// Whether it is public, if that is known: that it is, not before the first moment; that it is not, not before
     /// the second.
-    pub(super) fn visibility(
-        &self,
-        path: &StorePath,
-        public_since: Timestamp,
-        hidden_since: Timestamp,
-    ) -> Option<bool> {
-        let (is_public, known_at) = self.visible.get(path)?;
+    pub(super) fn visibility(&self, name: &str, public_since: Timestamp, hidden_since: Timestamp) -> Option<bool> {
+        let (is_public, known_at) = self.visible.get(name)?;
         (known_at >= if is_public { public_since } else { hidden_since }).then_some(is_public)
     }
 
-    pub(super) fn remember_visibility(&self, path: &StorePath, is_public: bool, now: Timestamp) {
-        self.visible.insert(path.clone(), (is_public, now));
+    pub(super) fn remember_visibility(&self, name: &str, is_public: bool, now: Timestamp) {
+        self.visible.insert(name.to_owned(), (is_public, now));
     }
 
     #[cfg(test)]
@@ -151,18 +146,22 @@ mod tests {
     fn what_is_hidden_is_asked_again_sooner() {
         let memory = Memory::new(1 << 20);
         let (long_ago, just_now) = (NOW - 1.minutes(), NOW - 1.seconds());
-        assert_eq!(memory.visibility(&path(), long_ago, just_now), None);
+        assert_eq!(memory.visibility(path().as_str(), long_ago, just_now), None);
         for (is_public, later, expected) in [
             (true, 30.seconds(), Some(true)),
             (true, 61.seconds(), None),
             (false, 1.seconds(), Some(false)),
             (false, 2.seconds(), None),
         ] {
-            memory.remember_visibility(&path(), is_public, NOW);
-            assert_eq!(memory.visibility(&path(), long_ago + later, just_now + later), expected, "{is_public} {later}");
+            memory.remember_visibility(path().as_str(), is_public, NOW);
+            assert_eq!(
+                memory.visibility(path().as_str(), long_ago + later, just_now + later),
+                expected,
+                "{is_public} {later}"
+            );
         }
         memory.forget(&path());
-        assert_eq!(memory.visibility(&path(), long_ago, just_now), None);
+        assert_eq!(memory.visibility(path().as_str(), long_ago, just_now), None);
     }
 
     #[test]

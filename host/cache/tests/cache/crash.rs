@@ -1,6 +1,7 @@
 //! Signers that stop half-way, several at once, and buckets that lose objects.
 
-use harmonia_cache::{SignErrorKind, Signer, Viewer, keys};
+use harmonia_cache::{SignErrorKind, Signer, keys};
+use harmonia_core::Viewer;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer, Holder};
 use harmonia_db::{NewPath, PathState};
 use harmonia_nix::{ContentAddress, NarInfo, Sha256Hash, StorePath};

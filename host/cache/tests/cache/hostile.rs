@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use harmonia_cache::{SignError, SignErrorKind, SignerOptions, Verify, Viewer};
+use harmonia_cache::{SignError, SignErrorKind, SignerOptions, Verify};
+use harmonia_core::Viewer;
 use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, BuildCompleteAnswer, BuildFailed, DrvFile, Failure, Holder, LogBlob, PathInfo,
     SlotsRequest, SourcesComplete,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use futures_util::TryStreamExt as _;
-use harmonia_cache::Viewer;
+use harmonia_core::Viewer;
 use harmonia_core::signer_api::{BuildCompleteAnswer, Holder, PathInfo, SourcesComplete};
 use harmonia_nix::nar::pack_path;
 use harmonia_nix::{ContentAddress, Derivation, Hash, HashAlgorithm, NarInfo, Sha256Hash, StorePath};
@@ -200,7 +200,7 @@ async fn write_cache(world: &World, root: &StorePath, folder: &Path) {
         let narinfo = NarInfo::parse(std::str::from_utf8(&text).expect("UTF-8")).expect("a narinfo");
         std::fs::write(folder.join(format!("{}.narinfo", path.hash_part())), &text).expect("written");
         let file = narinfo.url.strip_prefix("nar/").expect("below nar/");
-        let body = world.reader.nar(file, None).await.expect("known").expect("there");
+        let body = world.reader.nar(Viewer::Token, file, None).await.expect("known").expect("there");
         let pieces: Vec<bytes::Bytes> = body.into_stream().try_collect().await.expect("complete");
         std::fs::write(folder.join(&narinfo.url), pieces.concat()).expect("written");
         open.extend(narinfo.references);

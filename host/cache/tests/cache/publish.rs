@@ -1,7 +1,8 @@
 //! Paths that get into the cache as they should.
 
-use harmonia_cache::{SignErrorKind, Viewer, keys};
+use harmonia_cache::{SignErrorKind, keys};
 use harmonia_core::FailureKind;
+use harmonia_core::Viewer;
 use harmonia_core::signer_api::{
     AttemptUsage, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Failure, Holder, PathInfo, Slot, SlotsRequest,
     SourcesComplete,
@@ -59,7 +60,7 @@ async fn a_build_is_published_with_everything_about_it() {
         assert_eq!(narinfo.references, [lib.output("out").clone()].into());
         assert_eq!(narinfo.deriver, Some(lib.path.clone()));
         let file = narinfo.url.strip_prefix("nar/").expect("below nar/");
-        assert_eq!(read(world.reader.nar(file, None).await.expect("known")).await, nar.compressed);
+        assert_eq!(read(world.reader.nar(Viewer::Token, file, None).await.expect("known")).await, nar.compressed);
     }
     let hash_part = lib.output("out").hash_part();
     let found = world.reader.listing(Viewer::Public, hash_part).await.expect("known").expect("there");
@@ -324,7 +325,7 @@ fn every_call_can_move_between_threads() {
     check(|world| world.signer.finish_unfinished());
     check(|world| world.signer.probe());
     check(|world| world.reader.narinfo(Viewer::Public, "x"));
-    check(|world| world.reader.nar("x", None));
+    check(|world| world.reader.nar(Viewer::Token, "x", None));
     check(|world| world.reader.log(Viewer::Public, "x"));
 }
 

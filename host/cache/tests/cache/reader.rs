@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use harmonia_cache::{
-    ByteRange, ObjectStore, ObjectStoreOptions, PutOptions, ReadError, Reader, ReaderOptions, Viewer, keys,
-};
+use harmonia_cache::{ByteRange, ObjectStore, ObjectStoreOptions, PutOptions, ReadError, Reader, ReaderOptions, keys};
+use harmonia_core::Viewer;
 use harmonia_core::signer_api::{Holder, SourcesComplete};
 use harmonia_nix::{Sha256Hash, StorePath};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -47,8 +46,8 @@ async fn questions_that_make_no_sense_have_no_answer() {
         assert_eq!(reader.listing(Viewer::Token, hash_part).await.expect("known"), None);
     }
     for file in ["", "x.nar.zst", "../../x", "0.nar.xz"] {
-        assert!(reader.nar(file, None).await.expect("known").is_none());
-        assert!(reader.nar_head(file).await.expect("known").is_none());
+        assert!(reader.nar(Viewer::Token, file, None).await.expect("known").is_none());
+        assert!(reader.nar_head(Viewer::Token, file).await.expect("known").is_none());
     }
     for name in ["", "x", "../x.drv", "00000000000000000000000000000000-a", "00000000000000000000000000000000-.drv"] {
         assert!(reader.log(Viewer::Token, name).await.expect("known").is_none());
@@ -64,7 +63,7 @@ async fn bodies_come_whole_and_in_parts() {
     publish_source(&world, "large", &nar).await;
     let file = format!("{}.nar.zst", Sha256Hash::of(&nar.compressed).to_base32());
     let total = nar.compressed.len() as u64;
-    let head = world.reader.nar_head(&file).await.expect("known").expect("there");
+    let head = world.reader.nar_head(Viewer::Token, &file).await.expect("known").expect("there");
     assert_eq!(head.total, total);
     for (range, from, to) in [
         (None, 0, total),
@@ -72,13 +71,13 @@ async fn bodies_come_whole_and_in_parts() {
         (Some(ByteRange::Between(7, 1_000_000)), 7, 1_000_001),
         (Some(ByteRange::Last(1)), total - 1, total),
     ] {
-        let body = world.reader.nar(&file, range).await.expect("known").expect("there");
+        let body = world.reader.nar(Viewer::Token, &file, range).await.expect("known").expect("there");
         assert_eq!((body.offset, body.length, body.total), (from, to - from, total));
         assert_eq!((body.is_partial, body.etag.clone()), (range.is_some(), head.etag.clone()));
         let pieces: Vec<Bytes> = body.into_stream().try_collect().await.expect("complete");
         assert!(pieces.concat() == nar.compressed[from as usize..to as usize], "{range:?}");
     }
-    let error = world.reader.nar(&file, Some(ByteRange::From(total))).await.expect_err("beyond the end");
+    let error = world.reader.nar(Viewer::Token, &file, Some(ByteRange::From(total))).await.expect_err("beyond the end");
     assert!(error.is_range(), "{error:?}");
 }
 
@@ -137,8 +136,8 @@ async fn an_outage_is_not_absence() {
     let file = format!("{}.nar.zst", Sha256Hash::of(&nar.compressed).to_base32());
     let (narinfo, body, head, log) = tokio::join!(
         reader.narinfo(Viewer::Public, other.hash_part()),
-        reader.nar(&file, None),
-        reader.nar_head(&file),
+        reader.nar(Viewer::Token, &file, None),
+        reader.nar_head(Viewer::Token, &file),
         reader.log_at("log/x"),
     );
     for error in [
@@ -293,7 +292,7 @@ async fn a_body_that_breaks_off_is_taken_up_again() {
     let trouble = Trouble::Cuts { answers: 3, bytes: 500_000 };
     let (proxy, cuts) = flaky_proxy(world.bucket.endpoint.address(), trouble).await;
     let range = Some(ByteRange::From(1_000));
-    let body = through(&world, proxy).nar(&file, range).await.expect("known").expect("there");
+    let body = through(&world, proxy).nar(Viewer::Token, &file, range).await.expect("known").expect("there");
     let pieces: Vec<Bytes> = body.into_stream().try_collect().await.expect("complete in spite of it");
     assert!(pieces.concat() == nar.compressed[1_000..]);
     assert_eq!(cuts.load(Ordering::SeqCst), 3);
@@ -309,11 +308,11 @@ async fn a_body_that_cannot_be_completed_is_an_error() {
     let file = format!("{}.nar.zst", Sha256Hash::of(&nar.compressed).to_base32());
 
     let (proxy, _) = flaky_proxy(world.bucket.endpoint.address(), Trouble::Dies { bytes: 0 }).await;
-    let error = through(&world, proxy).nar(&file, None).await.expect_err("nothing can be promised");
+    let error = through(&world, proxy).nar(Viewer::Token, &file, None).await.expect_err("nothing can be promised");
     assert!(!error.is_range(), "{error:?}");
 
     let (proxy, _) = flaky_proxy(world.bucket.endpoint.address(), Trouble::Dies { bytes: 1 << 20 }).await;
-    let body = through(&world, proxy).nar(&file, None).await.expect("it began well").expect("there");
+    let body = through(&world, proxy).nar(Viewer::Token, &file, None).await.expect("it began well").expect("there");
     assert_eq!(body.length, nar.compressed.len() as u64);
     let mut stream = Box::pin(body.into_stream());
     let mut received = 0;

@@ -212,7 +212,10 @@ async fn report(client: &Client, detail: &EvaluationDetail) {
         print_log_tail(client, attr).await;
     }
     let c = &detail.evaluation.counts;
-    outln!("\n{} of {} attributes succeeded", c.succeeded, c.total);
+    // Where nothing was evaluated, the error says it all.
+    if c.total > 0 {
+        outln!("\n{} of {} attributes succeeded", c.succeeded, c.total);
+    }
 }
 
 async fn print_log_tail(client: &Client, attr: &Attr) {

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::UpArgs;
 use crate::client::{Client, default_data_dir};
-use crate::config::{Config, load};
+use crate::config::{Config, Visibility, load};
 use crate::exit::{Failure, chain};
 use crate::node::{self, Stop};
 use crate::output::say_ready;
@@ -191,6 +191,10 @@ fn configure(
     config.object_store.access_key_file = Some(secrets.access_key_file.clone());
     config.object_store.secret_key_file = Some(secrets.secret_key_file.clone());
     config.signer.key_files = vec![secrets.signing_key_file.clone()];
+    // Who reaches this address is on this machine; whoever is served by a proxy in front of it is not.
+    if config.auth.local_projects.is_none() && args.listen.ip().is_loopback() && config.node.public_url.is_none() {
+        config.auth.local_projects = Some(Visibility::Public);
+    }
     // Server and user are one person on one machine.
     config.eval.allow_file_urls = true;
     // The file that is written lies elsewhere.

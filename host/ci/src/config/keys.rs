@@ -9,6 +9,19 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("node.public_url", "URL under which people and forges reach the pages; default: the endpoint"),
     ("node.state_dir", "folder for this node's own files (spools, git mirrors)"),
     ("node.plugins_dir", "folder with the plugins that come with the program; default: looked for beside the program"),
+    ("http.connections_max", "connections that this node's listener has at once; later ones wait"),
+    (
+        "http.connections_per_client_max",
+        "of them, from one address (or IPv6 /64 network); this machine itself, a proxy for instance, is not counted",
+    ),
+    ("http.head_timeout", "a connection is closed when the head of its next request is not complete after so long"),
+    ("http.trusted_proxies", "addresses of proxies, beside this machine's own, whose X-Forwarded-For names the client"),
+    ("http.ca_file", "certificates (PEM) of authorities that may vouch for other nodes, beside the system's"),
+    (
+        "auth.local_projects",
+        "public or private: who may see projects without a forge, unless `project set` says otherwise of one; default: private, \
+         of `up` on a loopback address without node.public_url: public",
+    ),
     ("database.url", "PostgreSQL URL; put one with a password into a file and use url_file"),
     ("database.url_file", "file that holds the PostgreSQL URL"),
     (
@@ -35,6 +48,8 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("builder.systems", "systems this node builds"),
     ("builder.features", "system features it offers (kvm, big-parallel, …)"),
     ("builder.min_free", "claims pause when the store's disk has less free"),
+    ("builder.prepare_timeout", "longest time for making the inputs of a build ready"),
+    ("builder.upload_timeout", "longest time for publishing what a build made"),
     ("build.timeout", "longest build"),
     ("build.max_silent", "longest time without a line of log"),
     ("build.output_max", "largest output of one derivation"),

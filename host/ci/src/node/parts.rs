@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use harmonia_cache::{ObjectStore, ObjectStoreOptions};
 use harmonia_core::policy::Policy;
@@ -207,11 +206,7 @@ impl Parts {
         } else {
             None
         };
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .user_agent(concat!("harmonia-ci/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| Failure::failed(format!("could not set up HTTP: {}", chain(&error))))?;
+        let http = super::http::client(config)?;
         let signer = SignerClient::from_database(http.clone(), db.clone(), config.intervals.node_dead_after.0);
         let cache_url = config.cache.url.clone().unwrap_or_else(|| endpoint.clone().into());
         // Those of upstream caches are not ours; only a node that does not sign has to be told ours.
@@ -242,6 +237,8 @@ impl Parts {
             daemon_socket: config.store.daemon_socket.clone(),
             store_root: Some(config.store.root.clone()),
             spool_dir: state_folder(config, "spool")?,
+            prepare_timeout: config.builder.prepare_timeout.0,
+            upload_timeout: config.builder.upload_timeout.0,
             max_jobs: config.builder.max_jobs,
             parallel_uploads: PARALLEL_UPLOADS,
             cores: u64::from(config.build.cores),

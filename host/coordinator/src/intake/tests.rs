@@ -108,6 +108,7 @@ impl World {
         let registration = NodeRegistration {
             id: node.clone(),
             incarnation: Incarnation(1),
+            secret: harmonia_core::NodeSecret([0; 32]),
             capabilities: vec![Capability::Evaluator],
             endpoint: None,
             systems: Vec::new(),

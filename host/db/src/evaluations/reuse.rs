@@ -49,8 +49,7 @@ impl Db {
         let engines = self
             .run("read the engines of evaluators", || {
                 sqlx::query_scalar!(
-                    r#"SELECT DISTINCT CASE WHEN n.engine_incarnation = n.incarnation THEN n.engine END AS engine
-                       FROM nodes n
+                    r#"SELECT DISTINCT n.engine FROM nodes n
                        WHERE 'evaluator' = ANY (n.capabilities) AND NOT n.stopped AND n.last_seen > now() - $1::interval
                        LIMIT 2"#,
                     interval(silent_after)

@@ -149,6 +149,7 @@ pub fn registration(name: &str, incarnation: Incarnation) -> NodeRegistration {
     NodeRegistration {
         id: NodeId(name.to_owned()),
         incarnation,
+        secret: harmonia_core::NodeSecret([0; 32]),
         capabilities: Capability::ALL.to_vec(),
         endpoint: None,
         systems: vec![SYSTEM.to_owned()],

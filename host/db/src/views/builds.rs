@@ -17,10 +17,10 @@ const ATTEMPTS_MAX: i64 = 50;
 const SEARCHED_EVALUATIONS: i64 = 200;
 
 impl Db {
-    /// One job; `None` when there is none that everybody may see.
+    /// One job; `None` when there is none that this viewer may see.
     pub async fn view_build(&self, id: JobId, now: Timestamp) -> Result<Option<Build>, DbError> {
         let row = sqlx::query!(
-            r#"SELECT j.id, p.name AS project, j.drv_path, d.name, d.system, d.required_features,
+            r#"SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", j.drv_path, d.name, d.system, d.required_features,
                       job_state(j.status, j.drv_path) AS "status!", j.failure_kind,
                       j.message, j.exit_code, j.priority, j.queued_at, j.finished_at,
                       rj.id AS "root?", rd.name AS "root_name?"
@@ -29,8 +29,9 @@ impl Db {
                JOIN derivations d ON d.drv_path = j.drv_path
                LEFT JOIN build_jobs rj ON rj.id = j.root_cause
                LEFT JOIN derivations rd ON rd.drv_path = rj.drv_path
-               WHERE j.id = $1 AND (p.is_public OR d.public)"#,
+               WHERE j.id = $1 AND (d.public OR $2)"#,
             id.0,
+            self.sees_all(),
         )
         .fetch_optional(&self.pool)
         .await
@@ -102,7 +103,7 @@ impl Db {
             r#"SELECT j.id
                FROM (SELECT e.id, coalesce(e.reuses_eval_id, e.id) AS attrs_of
                      FROM evaluations e JOIN projects p ON p.id = e.project_id
-                     WHERE p.is_public ORDER BY e.id DESC LIMIT $2) newest
+                     WHERE p.is_public OR $3 ORDER BY e.id DESC LIMIT $2) newest
                JOIN eval_attrs a ON a.eval_id = newest.attrs_of
                JOIN build_jobs j ON j.drv_path = a.drv_path
                JOIN derivations d ON d.drv_path = j.drv_path
@@ -111,6 +112,7 @@ impl Db {
                LIMIT 1"#,
             text,
             SEARCHED_EVALUATIONS,
+            self.sees_all(),
         )
         .fetch_optional(&self.pool)
         .await
@@ -130,23 +132,25 @@ impl Db {
         sqlx::query_scalar!(
             r#"SELECT a.attr AS "attr!"
                FROM eval_attrs a JOIN evaluations e ON e.id = a.eval_id JOIN projects p ON p.id = e.project_id
-               WHERE a.drv_path = $1 AND p.is_public
+               WHERE a.drv_path = $1 AND (p.is_public OR $3)
                GROUP BY a.attr ORDER BY max(a.eval_id) DESC, a.attr LIMIT $2"#,
             drv_path,
             ATTRS_MAX,
+            self.sees_all(),
         )
         .fetch_all(&self.pool)
         .await
         .map_err(|error| DbError::from_sqlx("read which attributes a build is", error))
     }
 
-    /// The newest evaluation that everybody may see in which the job's derivation is an attribute.
+    /// The newest evaluation that this viewer may see in which the job's derivation is an attribute.
     pub async fn newest_evaluation_with(&self, id: JobId) -> Result<Option<EvalId>, DbError> {
         sqlx::query_scalar!(
             r#"SELECT max(a.eval_id) FROM build_jobs j JOIN eval_attrs a ON a.drv_path = j.drv_path
                JOIN evaluations e ON e.id = a.eval_id JOIN projects p ON p.id = e.project_id
-               WHERE j.id = $1 AND p.is_public"#,
+               WHERE j.id = $1 AND (p.is_public OR $2)"#,
             id.0,
+            self.sees_all(),
         )
         .fetch_one(&self.pool)
         .await

@@ -104,11 +104,12 @@ impl Db {
     ) -> Result<Vec<Evaluation>, DbError> {
         let ids = sqlx::query_scalar!(
             "SELECT e.id FROM evaluations e JOIN projects p ON p.id = e.project_id
-             WHERE p.is_public AND ($1::text IS NULL OR p.name = $1) AND e.id < coalesce($2, 9223372036854775807)
+             WHERE (p.is_public OR $4) AND ($1::text IS NULL OR p.name = $1) AND e.id < coalesce($2, 9223372036854775807)
              ORDER BY e.id DESC LIMIT $3",
             project,
             before.map(|id| id.0),
             i64::from(limit.min(LIMIT_MAX)),
+            self.sees_all(),
         )
         .fetch_all(&self.pool)
         .await
@@ -130,9 +131,10 @@ impl Db {
                JOIN evaluations e ON e.id = wanted.id
                JOIN projects p ON p.id = e.project_id
                CROSS JOIN LATERAL attr_counts(coalesce(e.reuses_eval_id, e.id)) c
-               WHERE p.is_public
+               WHERE p.is_public OR $2
                ORDER BY e.id DESC"#,
             ids,
+            self.sees_all(),
         )
         .fetch_all(&self.pool)
         .await
@@ -140,7 +142,7 @@ impl Db {
         rows.into_iter().map(Row::into_evaluation).collect()
     }
 
-    /// One evaluation with its attributes; `None` when there is none that everybody may see.
+    /// One evaluation with its attributes; `None` when there is none that this viewer may see.
     pub async fn view_evaluation(&self, id: EvalId) -> Result<Option<EvaluationDetail>, DbError> {
         let Some(evaluation) = self.evaluations_of(&[id.0]).await?.pop() else { return Ok(None) };
         let (attrs, jobs, warnings) =
@@ -250,8 +252,9 @@ impl Db {
             r#"SELECT coalesce((SELECT string_agg(c.text, '' ORDER BY c.seq) FROM evaluation_log_chunks c
                                 WHERE c.eval_id = coalesce(e.reuses_eval_id, e.id)), '') AS "text!"
                FROM evaluations e JOIN projects p ON p.id = e.project_id
-               WHERE e.id = $1 AND p.is_public"#,
+               WHERE e.id = $1 AND (p.is_public OR $2)"#,
             id.0,
+            self.sees_all(),
         )
         .fetch_optional(&self.pool)
         .await

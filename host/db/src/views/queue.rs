@@ -49,12 +49,13 @@ impl Db {
     async fn running(&self, limit: i64) -> Result<Vec<QueuedJob>, DbError> {
         let rows = sqlx::query_as!(
             Row,
-            r#"SELECT j.id, p.name AS project, d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
+            r#"SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
                       j.started_at
                FROM build_jobs j JOIN projects p ON p.id = j.project_id JOIN derivations d ON d.drv_path = j.drv_path
-               WHERE j.status IN ('building', 'uploading') AND (p.is_public OR d.public)
+               WHERE j.status IN ('building', 'uploading') AND (d.public OR $2)
                ORDER BY j.started_at NULLS LAST, j.id LIMIT $1"#,
             limit,
+            self.sees_all(),
         )
         .fetch_all(&self.pool)
         .await
@@ -71,15 +72,16 @@ impl Db {
                ), blocked AS MATERIALIZED (
                    SELECT id FROM build_jobs WHERE status = 'pending' AND unmet_deps > 0 ORDER BY id LIMIT $1
                )
-               SELECT j.id, p.name AS project, d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
+               SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
                       j.started_at
                FROM (SELECT id FROM ready UNION ALL SELECT id FROM blocked) chosen
                JOIN build_jobs j ON j.id = chosen.id
                JOIN projects p ON p.id = j.project_id
                JOIN derivations d ON d.drv_path = j.drv_path
-               WHERE p.is_public OR d.public
+               WHERE d.public OR $2
                ORDER BY j.unmet_deps > 0, j.priority DESC, j.id LIMIT $1"#,
             limit,
+            self.sees_all(),
         )
         .fetch_all(&self.pool)
         .await

@@ -8,7 +8,7 @@ use crate::testing::TestDatabase;
 
 /// One public project with one evaluation of eight attributes, one private project, one builder.
 const WORLD: &str = r"
-INSERT INTO projects (name, kind) VALUES ('local/demo', 'local');
+INSERT INTO projects (name, kind, is_public) VALUES ('local/demo', 'local', true);
 INSERT INTO projects (name, kind, is_public) VALUES ('secret', 'local', false);
 INSERT INTO evaluations (project_id, source_kind, commit_sha, branch, status, complete, commit_title, warnings, started_at, finished_at)
     VALUES (1, 'bundle', repeat('a', 40), 'main', 'succeeded', true, 'A title', '{careful}', now(), now()),
@@ -44,8 +44,8 @@ UPDATE build_jobs SET status = 'building', claimed_by = 'n1', claim_incarnation 
     attempt_id = (SELECT id FROM build_attempts), started_at = now()
     WHERE id = (SELECT job_id FROM build_attempts);
 INSERT INTO build_log_tails SELECT id, job_id, 100, 'abc' FROM build_attempts;
-INSERT INTO nodes (id, incarnation, capabilities, systems, max_jobs, max_evals, version)
-    VALUES ('n1', 1, '{builder}', '{x86_64-linux}', 1, 0, '0.1.0');
+INSERT INTO nodes (id, secret_hash, incarnation, capabilities, systems, max_jobs, max_evals, version)
+    VALUES ('n1', sha256('x'), 1, '{builder}', '{x86_64-linux}', 1, 0, '0.1.0');
 ";
 
 async fn world() -> TestDatabase {
@@ -200,7 +200,7 @@ async fn log_states_come_when_something_is_new() {
 async fn a_large_evaluation_is_cheap_to_poll() {
     let test = TestDatabase::new().await;
     let rows = r"
-        INSERT INTO projects (name, kind) VALUES ('big', 'local');
+        INSERT INTO projects (name, kind, is_public) VALUES ('big', 'local', true);
         INSERT INTO evaluations (project_id, source_kind, branch, status, finished_at) VALUES (1, 'bundle', 'main', 'succeeded', now());
         INSERT INTO job_classes (system, features) VALUES ('x86_64-linux', '{}');
         INSERT INTO derivations (drv_path, name, system, modulo_hash, public)

@@ -24,4 +24,5 @@ mod roles;
 mod schema;
 mod state;
 mod statuses;
+mod visibility;
 mod world;

@@ -161,3 +161,51 @@ impl AsRole<'_> {
         self.world.walk(eval, graph, roots).await
     }
 }
+
+/// A node's name belongs to the secret that it registered with, and what it may do to its run: neither is anybody else's to
+/// read or to guess.
+#[tokio::test]
+async fn no_other_role_or_node_ends_renames_or_impersonates_a_node() {
+    let world = World::new().await;
+    let victim = NodeId("victim".to_owned());
+    let run = Incarnation(4_711);
+    let owner = world.test.connect_as(Capability::Builder).await;
+    let registered = NodeRegistration { incarnation: run, ..one_capability("victim", Capability::Builder) };
+    owner.register_node(&registered).await.expect("register");
+    let stranger = harmonia_core::NodeSecret([1; 32]);
+    for capability in Capability::ALL {
+        let db = world.test.connect_as(*capability).await;
+        let pool = pool(&db);
+        for column in ["incarnation", "secret_hash"] {
+            let read = sqlx::AssertSqlSafe(format!("SELECT {column} FROM nodes"));
+            denied(sqlx::query(read).fetch_all(pool).await, column);
+        }
+        denied(sqlx::query!("SELECT claim_incarnation FROM build_jobs").fetch_all(pool).await, "the run of a job");
+        denied(sqlx::query!("SELECT incarnation FROM build_attempts").fetch_all(pool).await, "the run of an attempt");
+        denied(sqlx::query!("SELECT claim_incarnation FROM evaluations").fetch_all(pool).await, "of an evaluation");
+        // Its name with another secret, as whatever this role may be.
+        let taken = NodeRegistration { secret: stranger.clone(), ..one_capability("victim", *capability) };
+        let taken = db.register_node(&taken).await;
+        assert!(matches!(taken, Err(DbError::Refused { .. })), "{capability}: {taken:?}");
+        // What needs the run, with a guess.
+        assert!(!db.heartbeat(&victim, Incarnation(1), Some("paused")).await.expect("answered").current);
+        db.deregister_node(&victim, Incarnation(1)).await.expect("does nothing");
+        if matches!(capability, Capability::Builder | Capability::Frontend) {
+            db.report_policy_error(&victim, Incarnation(1), Some("broken")).await.expect("does nothing");
+        }
+    }
+    let nodes = world.db.nodes(std::time::Duration::from_mins(2)).await.expect("nodes");
+    let node = nodes.iter().find(|node| node.id == "victim").expect("it lives");
+    assert_eq!((node.paused.as_deref(), node.policy_error.as_deref()), (None, None));
+    assert!(owner.heartbeat(&victim, run, None).await.expect("answered").current);
+    // Gone for the day, its name is still its own; then anybody's.
+    owner.deregister_node(&victim, run).await.expect("goodbye");
+    let taken = NodeRegistration { secret: stranger, ..one_capability("victim", Capability::Builder) };
+    assert!(matches!(owner.register_node(&taken).await, Err(DbError::Refused { .. })));
+    owner.register_node(&registered).await.expect("it comes back");
+    sqlx::query!("UPDATE nodes SET last_seen = now() - interval '25 hours' WHERE id = 'victim'")
+        .execute(pool(&world.db))
+        .await
+        .expect("a day later");
+    owner.register_node(&taken).await.expect("the name is free again");
+}

@@ -83,6 +83,7 @@ pub(crate) fn registration(id: &str, run: i64) -> NodeRegistration {
     NodeRegistration {
         id: NodeId(id.to_owned()),
         incarnation: Incarnation(run),
+        secret: harmonia_core::NodeSecret([0; 32]),
         capabilities: Capability::ALL.to_vec(),
         endpoint: Some("http://127.0.0.1:1".to_owned()),
         systems: vec![SYSTEM.to_owned()],

@@ -17,6 +17,9 @@ use base64::engine::general_purpose::STANDARD;
 use harmonia_core::{Clock, SystemClock, Timestamp};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::*;
 

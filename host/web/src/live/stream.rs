@@ -9,12 +9,13 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use harmonia_core::api::LogEvent;
-use harmonia_core::{AttemptId, JobId};
+use harmonia_core::{AttemptId, JobId, Viewer};
 use harmonia_db::views::LogState;
 use tokio::sync::mpsc;
 
 use super::cursor::{Cursor, Position, Step, Tail};
 use super::hub::Watcher;
+use crate::client::Client;
 use crate::error::WebError;
 use crate::logs;
 use crate::state::AppState;
@@ -29,9 +30,18 @@ const QUEUED_EVENTS: usize = 8;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The stream of a job's log, from `resume` on.
-pub(crate) async fn open(state: &AppState, job: JobId, resume: Option<Position>) -> Result<Response, WebError> {
-    let watcher =
-        state.hub().watch(job).await?.ok_or_else(|| WebError::not_found(format!("there is no build {job}")))?;
+pub(crate) async fn open(
+    state: &AppState,
+    viewer: Viewer,
+    client: Client,
+    job: JobId,
+    resume: Option<Position>,
+) -> Result<Response, WebError> {
+    let watcher = state
+        .hub()
+        .watch(viewer, client, job)
+        .await?
+        .ok_or_else(|| WebError::not_found(format!("there is no build {job}")))?;
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
     let follower = Follower { state: state.clone(), sender, cursor: resume.map(Cursor::new), archived: None };
     let shutdown = state.options().shutdown.clone();

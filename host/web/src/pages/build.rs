@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use harmonia_core::api::{Attempt, Build};
-use harmonia_core::{JobId, JobStatus, Timestamp};
+use harmonia_core::{JobId, JobStatus, Timestamp, Viewer};
 
 use super::format::{self, Badge, PathParts, When};
 use super::{Frame, build_path, log_text, page};
@@ -64,15 +64,21 @@ struct BuildPage {
     cache_url: String,
 }
 
-pub(super) async fn show(state: &AppState, project: Option<&str>, id: JobId, _: &str) -> Result<Response, WebError> {
+pub(super) async fn show(
+    state: &AppState,
+    viewer: Viewer,
+    project: Option<&str>,
+    id: JobId,
+) -> Result<Response, WebError> {
+    let db = state.db_for(viewer);
     let now = state.options().clock.now();
-    let build = state.db().view_build(id, now).await?.ok_or_else(|| WebError::not_found("there is no such build"))?;
+    let build = db.view_build(id, now).await?.ok_or_else(|| WebError::not_found("there is no such build"))?;
     if project != Some(build.project.as_str()) {
         return Ok(Redirect::to(&build_path(&build.project, id)).into_response());
     }
-    let evaluation = state.db().newest_evaluation_with(id).await?.map(|id| id.0);
+    let evaluation = db.newest_evaluation_with(id).await?.map(|id| id.0);
     // The page is worth showing without its log, and says so.
-    let (excerpt, log_problem) = match logs::excerpt(state, id).await {
+    let (excerpt, log_problem) = match logs::excerpt(state, viewer, id).await {
         Ok(excerpt) => (excerpt.unwrap_or_default(), None),
         Err(error) => (logs::Excerpt::default(), Some(error.public_text().to_owned())),
     };

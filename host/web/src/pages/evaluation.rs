@@ -4,7 +4,7 @@ use askama::Template;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use harmonia_core::api::{Attr, AttrState, EvaluationDetail, Verdict};
 use harmonia_core::evaluation_error::message_line;
-use harmonia_core::{EvalId, EvalStatus};
+use harmonia_core::{EvalId, EvalStatus, Viewer};
 use serde::Deserialize;
 
 use super::format::{self, Badge};
@@ -77,16 +77,18 @@ struct EvaluationPage {
 
 pub(super) async fn show(
     state: &AppState,
+    viewer: Viewer,
     project: Option<&str>,
     id: EvalId,
     raw_query: &str,
 ) -> Result<Response, WebError> {
-    let detail =
-        state.db().view_evaluation(id).await?.ok_or_else(|| WebError::not_found("there is no such evaluation"))?;
+    let db = state.db_for(viewer);
+    let found = state.costly(viewer, async { Ok(db.view_evaluation(id).await?) }).await?;
+    let detail = found.ok_or_else(|| WebError::not_found("there is no such evaluation"))?;
     if project != Some(detail.evaluation.project.as_str()) {
         return Ok(Redirect::to(&evaluation_path(&detail.evaluation.project, id)).into_response());
     }
-    let log = state.db().view_evaluation_log(id).await?.unwrap_or_default();
+    let log = db.view_evaluation_log(id).await?.unwrap_or_default();
     let mut frame = state.frame(&format!("Evaluation {id} of {}", detail.evaluation.project));
     frame.refresh_s = (detail.evaluation.verdict == Verdict::Running).then_some(REFRESH_S);
     page(&render(frame, detail, query(raw_query), &log, state))

@@ -11,6 +11,7 @@ use harmonia_core::api::{AttrCounts, Evaluation, JobCounts, Node, Verdict};
 use super::format::{self, Badge, When};
 use super::{Frame, evaluation_path, page};
 use crate::error::WebError;
+use crate::extract::Reader;
 use crate::state::AppState;
 
 /// Newest evaluations shown.
@@ -132,8 +133,8 @@ struct HomePage {
     slots_used: u32,
 }
 
-pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebError> {
-    let (db, now) = (state.db(), state.options().clock.now());
+pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) -> Result<Response, WebError> {
+    let (db, now) = (state.db_for(viewer), state.options().clock.now());
     let (projects, evaluations, jobs, nodes) = tokio::try_join!(
         db.view_projects(),
         db.view_evaluations(None, None, EVALUATIONS),

@@ -2,8 +2,8 @@
 
 use askama::Template;
 use axum::response::Response;
-use harmonia_core::EvalId;
 use harmonia_core::api::Verdict;
+use harmonia_core::{EvalId, Viewer};
 use serde::Deserialize;
 
 use super::home::EvaluationRow;
@@ -31,12 +31,13 @@ struct ProjectPage {
     is_first: bool,
 }
 
-pub(super) async fn show(state: &AppState, name: &str, raw_query: &str) -> Result<Response, WebError> {
+pub(super) async fn show(state: &AppState, viewer: Viewer, name: &str, raw_query: &str) -> Result<Response, WebError> {
     let asked: ProjectQuery = query(raw_query);
-    if !state.db().is_project_visible(name).await? {
+    let db = state.db_for(viewer);
+    if !db.is_project_visible(name).await? {
         return Err(WebError::not_found("there is no such project"));
     }
-    let evaluations = state.db().view_evaluations(Some(name), asked.before, EVALUATIONS).await?;
+    let evaluations = db.view_evaluations(Some(name), asked.before, EVALUATIONS).await?;
     let now = state.options().clock.now();
     let mut frame = state.frame(name);
     let is_moving = evaluations.iter().any(|evaluation| evaluation.verdict == Verdict::Running);

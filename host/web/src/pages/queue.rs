@@ -9,6 +9,7 @@ use harmonia_core::api::{JobCounts, QueuedJob};
 use super::format::{self, Badge, When};
 use super::{Frame, build_path, page};
 use crate::error::WebError;
+use crate::extract::Reader;
 use crate::state::AppState;
 
 /// Jobs of each kind on the page.
@@ -36,9 +37,9 @@ struct QueuePage {
     more_waiting: u64,
 }
 
-pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebError> {
+pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) -> Result<Response, WebError> {
     let now = state.options().clock.now();
-    let queue = state.db().view_queue(JOBS, now).await?;
+    let queue = state.db_for(viewer).view_queue(JOBS, now).await?;
     let mut frame = state.frame("Queue");
     frame.refresh_s = Some(REFRESH_S);
     page(&QueuePage {

@@ -9,8 +9,9 @@ use harmonia_core::api::{Build, Changed};
 use harmonia_core::{AttemptId, JobId};
 use serde::Deserialize;
 
+use crate::client::Client;
 use crate::error::WebError;
-use crate::extract::{ApiUser, Params, PathPart};
+use crate::extract::{ApiUser, Params, PathPart, Reader};
 use crate::live::cursor::Position;
 use crate::live::stream;
 use crate::logs;
@@ -31,9 +32,11 @@ pub(crate) struct LogQuery {
 
 pub(crate) async fn find(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     Params(query): Params<FindQuery>,
 ) -> Result<Json<Build>, WebError> {
-    let build = state.db().find_build(query.q.trim(), state.options().clock.now()).await?;
+    let (db, now) = (state.db_for(viewer), state.options().clock.now());
+    let build = state.costly(viewer, async { Ok(db.find_build(query.q.trim(), now).await?) }).await?;
     build.map(Json).ok_or_else(|| {
         WebError::not_found(
             "no build matches: give its number, a .drv path, or an attribute of a recent evaluation (an attribute that was \
@@ -44,9 +47,10 @@ pub(crate) async fn find(
 
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     PathPart(id): PathPart<JobId>,
 ) -> Result<Json<Build>, WebError> {
-    state.db().view_build(id, state.options().clock.now()).await?.map(Json).ok_or_else(|| absent(id))
+    state.db_for(viewer).view_build(id, state.options().clock.now()).await?.map(Json).ok_or_else(|| absent(id))
 }
 
 pub(crate) async fn rebuild(
@@ -68,8 +72,10 @@ pub(crate) async fn cancel(
 /// Text, or with `Accept: text/event-stream` live events.
 pub(crate) async fn log(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     PathPart(id): PathPart<JobId>,
     Params(query): Params<LogQuery>,
+    client: Client,
     headers: HeaderMap,
 ) -> Result<Response, WebError> {
     let accepts =
@@ -77,9 +83,9 @@ pub(crate) async fn log(
     if accepts("text/event-stream") {
         let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
         let resume = last.or(query.from.as_deref()).and_then(|text| text.parse::<Position>().ok());
-        return stream::open(&state, id, resume).await;
+        return stream::open(&state, viewer, client, id, resume).await;
     }
-    let text = logs::text(&state, id, query.attempt).await?.ok_or_else(|| absent(id))?;
+    let text = logs::text(&state, viewer, id, query.attempt).await?.ok_or_else(|| absent(id))?;
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(text)).into_response())
 }

@@ -9,8 +9,9 @@ use harmonia_core::api::BundleStored;
 use harmonia_core::limits::BUNDLE_BYTES_MAX;
 use sha2::{Digest, Sha256};
 
+use crate::bodies::{self, Pieces};
 use crate::error::WebError;
-use crate::extract::{ApiUser, Pieces, refuse_declared_excess};
+use crate::extract::ApiUser;
 use crate::state::AppState;
 
 /// What one row holds.
@@ -26,8 +27,9 @@ pub(crate) async fn store(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BundleStored>, WebError> {
-    refuse_declared_excess(&headers, BUNDLE_BYTES_MAX)?;
-    let mut pieces = Pieces::new(body);
+    bodies::declared(&headers, BUNDLE_BYTES_MAX)?;
+    let _room = state.bodies().buffer(2 * CHUNK_BYTES).await?;
+    let mut pieces = Pieces::new(body, state.bodies().limits().bundle);
     let mut kept = BytesMut::with_capacity(CHUNK_BYTES);
     while kept.len() < SIGNATURE_BYTES {
         let Some(piece) = pieces.next().await? else { break };

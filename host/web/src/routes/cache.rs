@@ -3,16 +3,20 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::Response;
-use harmonia_cache::{ByteRange, Reader, Viewer};
+use harmonia_cache::{ByteRange, Reader};
+use harmonia_core::Viewer;
 use harmonia_nix::store_path;
 
 use crate::error::{self, WebError};
-use crate::extract::PathPart;
+use crate::extract::{CacheUser, PathPart};
 use crate::logs;
 use crate::pages;
 use crate::state::AppState;
+use conditions::{Conditions, Outcome};
+
+mod conditions;
 
 /// Names that hold their content's hash never mean anything else.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -52,53 +56,51 @@ impl std::str::FromStr for RootFile {
 
 pub(crate) async fn root_file(
     State(state): State<AppState>,
+    CacheUser(viewer): CacheUser,
     PathPart(file): PathPart<RootFile>,
 ) -> Result<Response, WebError> {
     let reader = reader(&state)?;
     let (found, kind) = match &file {
-        RootFile::Narinfo(hash) => (reader.narinfo(Viewer::Public, hash).await?, "text/x-nix-narinfo"),
-        RootFile::Listing(hash) => (reader.listing(Viewer::Public, hash).await?, "application/json"),
+        RootFile::Narinfo(hash) => (reader.narinfo(viewer, hash).await?, "text/x-nix-narinfo"),
+        RootFile::Listing(hash) => (reader.listing(viewer, hash).await?, "application/json"),
     };
     let text = found.ok_or_else(absent)?;
-    Ok(error::content(false, headers(kind, SHORT), Body::from(text)))
+    Ok(error::content(false, headers(kind, kept(viewer, SHORT)), Body::from(text)))
 }
 
 pub(crate) async fn nar(
     State(state): State<AppState>,
+    CacheUser(viewer): CacheUser,
     method: Method,
     PathPart(file): PathPart<String>,
     request: HeaderMap,
 ) -> Result<Response, WebError> {
     let reader = reader(&state)?;
-    let text = |name: HeaderName| request.get(name).and_then(|value| value.to_str().ok());
-    let asks_first =
-        method == Method::HEAD || request.contains_key(header::IF_NONE_MATCH) || request.contains_key(header::IF_RANGE);
-    let mut range = text(header::RANGE).and_then(ByteRange::parse);
-    if asks_first {
-        let head = reader.nar_head(&file).await?.ok_or_else(absent)?;
-        let mut answer = nar_headers(head.etag.as_deref());
-        let is_same = |name| {
-            text(name).zip(head.etag.as_deref()).is_some_and(|(known, etag)| known == "*" || known.contains(etag))
-        };
-        if is_same(header::IF_NONE_MATCH) {
-            return Ok(error::not_modified(answer));
+    let conditions = Conditions::read(&request);
+    let mut range = request.get(header::RANGE).and_then(|value| value.to_str().ok()).and_then(ByteRange::parse);
+    if method == Method::HEAD || !conditions.are_none() {
+        let head = reader.nar_head(viewer, &file).await?.ok_or_else(absent)?;
+        let mut answer = nar_headers(viewer, head.etag.as_deref());
+        match conditions.outcome(head.etag.as_deref()) {
+            Outcome::Failed => return Err(WebError::precondition_failed()),
+            Outcome::NotModified => return Ok(error::not_modified(answer)),
+            Outcome::SendWhole => range = None,
+            Outcome::Send => {}
         }
         if method == Method::HEAD {
             answer.insert(header::CONTENT_LENGTH, HeaderValue::from(head.total));
             return Ok(error::content(false, answer, Body::empty()));
         }
-        // The client has a part of something else: it gets the whole.
-        range = range.filter(|_| !request.contains_key(header::IF_RANGE) || is_same(header::IF_RANGE));
     }
-    let body = match reader.nar(&file, range).await {
+    let body = match reader.nar(viewer, &file, range).await {
         Ok(body) => body.ok_or_else(absent)?,
         Err(error) if error.is_range() => {
-            let total = reader.nar_head(&file).await?.ok_or_else(absent)?.total;
+            let total = reader.nar_head(viewer, &file).await?.ok_or_else(absent)?.total;
             return Err(WebError::range_not_satisfiable(total));
         }
         Err(error) => return Err(error.into()),
     };
-    let mut answer = nar_headers(body.etag.as_deref());
+    let mut answer = nar_headers(viewer, body.etag.as_deref());
     answer.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length));
     if body.is_partial {
         let last = body.offset + body.length.saturating_sub(1);
@@ -109,8 +111,8 @@ pub(crate) async fn nar(
     Ok(error::content(body.is_partial, answer, Body::from_stream(body.into_stream())))
 }
 
-fn nar_headers(etag: Option<&str>) -> HeaderMap {
-    let mut answer = headers("application/x-nix-nar", IMMUTABLE);
+fn nar_headers(viewer: Viewer, etag: Option<&str>) -> HeaderMap {
+    let mut answer = headers("application/x-nix-nar", kept(viewer, IMMUTABLE));
     answer.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if let Some(value) = etag.and_then(|etag| etag.parse().ok()) {
         answer.insert(header::ETAG, value);
@@ -120,11 +122,12 @@ fn nar_headers(etag: Option<&str>) -> HeaderMap {
 
 pub(crate) async fn log(
     State(state): State<AppState>,
+    CacheUser(viewer): CacheUser,
     PathPart(drv): PathPart<String>,
     request: HeaderMap,
 ) -> Result<Response, WebError> {
-    let body = reader(&state)?.log(Viewer::Public, &drv).await?.ok_or_else(absent)?;
-    let mut answer = headers("text/plain; charset=utf-8", SHORT);
+    let body = reader(&state)?.log(viewer, &drv).await?.ok_or_else(absent)?;
+    let mut answer = headers("text/plain; charset=utf-8", kept(viewer, SHORT));
     answer.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     let is_zstd = body.content_encoding.as_deref() == Some("zstd");
     if is_zstd && accepts_zstd(&request) {
@@ -136,12 +139,24 @@ pub(crate) async fn log(
     Ok(error::content(false, answer, Body::from_stream(decoded)))
 }
 
-pub(crate) async fn drv(State(state): State<AppState>, PathPart(file): PathPart<String>) -> Result<Response, WebError> {
+pub(crate) async fn drv(
+    State(state): State<AppState>,
+    CacheUser(viewer): CacheUser,
+    PathPart(file): PathPart<String>,
+) -> Result<Response, WebError> {
     let name = file.strip_suffix(".zst").ok_or_else(absent)?;
-    let body = reader(&state)?.drv(Viewer::Public, name).await?.ok_or_else(absent)?;
-    let mut answer = headers("application/zstd", IMMUTABLE);
+    let body = reader(&state)?.drv(viewer, name).await?.ok_or_else(absent)?;
+    let mut answer = headers("application/zstd", kept(viewer, IMMUTABLE));
     answer.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length));
     Ok(error::content(false, answer, Body::from_stream(body.into_stream())))
+}
+
+/// What was shown to somebody with a token is nothing that a proxy may keep for others.
+const fn kept(viewer: Viewer, by_all: &'static str) -> &'static str {
+    match viewer {
+        Viewer::Public => by_all,
+        Viewer::Token => "private, no-cache",
+    }
 }
 
 fn reader(state: &AppState) -> Result<&Reader, WebError> {

@@ -10,8 +10,9 @@ use harmonia_core::api::{Changed, Evaluation, EvaluationCreated, EvaluationDetai
 use harmonia_db::{NewEvaluationRow, NewProject, ProjectKind};
 use serde::Deserialize;
 
+use crate::bodies::Room;
 use crate::error::WebError;
-use crate::extract::{self, ApiUser, Params, PathPart};
+use crate::extract::{ApiUser, Params, PathPart, Reader};
 use crate::pages;
 use crate::state::AppState;
 use crate::validate::{self, CheckedEvaluation};
@@ -30,10 +31,11 @@ pub(crate) struct ListQuery {
 
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     Params(query): Params<ListQuery>,
 ) -> Result<Json<Vec<Evaluation>>, WebError> {
     let limit = query.limit.unwrap_or(LIST_LIMIT);
-    Ok(Json(state.db().view_evaluations(query.project.as_deref(), query.before, limit).await?))
+    Ok(Json(state.db_for(viewer).view_evaluations(query.project.as_deref(), query.before, limit).await?))
 }
 
 pub(crate) async fn create(
@@ -42,7 +44,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<EvaluationCreated>, WebError> {
-    let new: NewEvaluation = extract::json(&headers, body, NEW_EVALUATION_BYTES_MAX).await?;
+    let (new, _room): (NewEvaluation, Room) = state.call_body(&headers, body, NEW_EVALUATION_BYTES_MAX).await?;
     let new = validate::check(new)?;
     let branch = branch(&state, &new).await?;
     let kind = match &new.source {
@@ -79,13 +81,20 @@ async fn branch(state: &AppState, new: &CheckedEvaluation) -> Result<String, Web
 
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     PathPart(id): PathPart<EvalId>,
 ) -> Result<Json<EvaluationDetail>, WebError> {
-    state.db().view_evaluation(id).await?.map(Json).ok_or_else(|| absent(id))
+    let db = state.db_for(viewer);
+    let found = state.costly(viewer, async { Ok(db.view_evaluation(id).await?) }).await?;
+    found.map(Json).ok_or_else(|| absent(id))
 }
 
-pub(crate) async fn log(State(state): State<AppState>, PathPart(id): PathPart<EvalId>) -> Result<Response, WebError> {
-    let log = state.db().view_evaluation_log(id).await?.ok_or_else(|| absent(id))?;
+pub(crate) async fn log(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    PathPart(id): PathPart<EvalId>,
+) -> Result<Response, WebError> {
+    let log = state.db_for(viewer).view_evaluation_log(id).await?.ok_or_else(|| absent(id))?;
     Ok(log.into_response())
 }
 

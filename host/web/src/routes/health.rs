@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
-use harmonia_core::Capability;
+use harmonia_core::{Capability, Viewer};
 use serde::Serialize;
 
 use crate::error;
@@ -55,7 +55,7 @@ async fn object_store(state: &AppState) -> Check {
     };
     // A name that no object has: the store must say that it has none, and that the bucket is there.
     let nothing = format!("{}.nar.zst", "0".repeat(52));
-    match tokio::time::timeout(PATIENCE, reader.nar_head(&nothing)).await {
+    match tokio::time::timeout(PATIENCE, reader.nar_head(Viewer::Public, &nothing)).await {
         Ok(Ok(_)) => good("object-store", "answers"),
         Ok(Err(error)) => bad("object-store", error.to_string()),
         Err(_) => bad("object-store", "does not answer within 5 seconds"),

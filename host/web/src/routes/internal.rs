@@ -8,8 +8,9 @@ use axum::response::{IntoResponse as _, Response};
 use harmonia_core::forge::{ForgeError, ForgeFeature};
 use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest, WireCredential};
 
+use crate::bodies::Room;
 use crate::error::WebError;
-use crate::extract::{self, Claim};
+use crate::extract::Claim;
 use crate::state::AppState;
 
 const BODY_BYTES_MAX: usize = 4 << 10;
@@ -21,7 +22,7 @@ pub(crate) async fn clone_credential(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, WebError> {
-    let request: CloneCredentialRequest = extract::json(&headers, body, BODY_BYTES_MAX).await?;
+    let (request, _room): (CloneCredentialRequest, Room) = state.call_body(&headers, body, BODY_BYTES_MAX).await?;
     let Some((name, repository)) = state.db().evaluation_repository(request.eval, &token).await? else {
         return Err(WebError::not_found("the project of this evaluation has no forge"));
     };

@@ -6,7 +6,7 @@ use harmonia_core::api::{Node, Project, Queue, ServerStatus};
 use serde::Deserialize;
 
 use crate::error::WebError;
-use crate::extract::Params;
+use crate::extract::{Params, Reader};
 use crate::state::AppState;
 
 /// Newest evaluations in the status.
@@ -19,24 +19,31 @@ pub(crate) struct Limit {
     limit: Option<u32>,
 }
 
-pub(crate) async fn projects(State(state): State<AppState>) -> Result<Json<Vec<Project>>, WebError> {
-    Ok(Json(state.db().view_projects().await?))
+pub(crate) async fn projects(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+) -> Result<Json<Vec<Project>>, WebError> {
+    Ok(Json(state.db_for(viewer).view_projects().await?))
 }
 
 pub(crate) async fn queue(
     State(state): State<AppState>,
+    Reader(viewer): Reader,
     Params(query): Params<Limit>,
 ) -> Result<Json<Queue>, WebError> {
     let now = state.options().clock.now();
-    Ok(Json(state.db().view_queue(query.limit.unwrap_or(QUEUE_LIMIT), now).await?))
+    Ok(Json(state.db_for(viewer).view_queue(query.limit.unwrap_or(QUEUE_LIMIT), now).await?))
 }
 
 pub(crate) async fn nodes(State(state): State<AppState>) -> Result<Json<Vec<Node>>, WebError> {
     Ok(Json(state.db().nodes(state.options().node_silent_after).await?))
 }
 
-pub(crate) async fn status(State(state): State<AppState>) -> Result<Json<ServerStatus>, WebError> {
-    let (options, db) = (state.options(), state.db());
+pub(crate) async fn status(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+) -> Result<Json<ServerStatus>, WebError> {
+    let (options, db) = (state.options(), state.db_for(viewer));
     let (jobs, load, nodes, evaluations) = tokio::try_join!(
         db.view_job_counts(),
         db.view_evaluation_load(),

@@ -9,8 +9,9 @@ use harmonia_core::project_name;
 use harmonia_db::RepositoryFilter;
 use serde::Deserialize;
 
+use crate::bodies::Room;
 use crate::error::WebError;
-use crate::extract::{self, ApiUser, Params, PathPart, Reader};
+use crate::extract::{ApiUser, Params, PathPart, Reader};
 use crate::state::AppState;
 use crate::validate::{self, projects as rules};
 
@@ -32,7 +33,7 @@ pub(crate) struct RepositoriesQuery {
 
 pub(crate) async fn repositories(
     State(state): State<AppState>,
-    reader: Reader,
+    Reader(viewer): Reader,
     Params(query): Params<RepositoriesQuery>,
 ) -> Result<Json<Vec<RepositoryInfo>>, WebError> {
     let after = match query.after.as_deref().map(|after| after.split_once(':')) {
@@ -43,7 +44,7 @@ pub(crate) async fn repositories(
     let filter = RepositoryFilter {
         forge: query.forge.as_deref(),
         search: query.search.as_deref(),
-        public_only: !reader.sees_all,
+        public_only: !viewer.sees_all(),
         after,
         limit: query.limit.unwrap_or(LIST_LIMIT),
     };
@@ -59,13 +60,13 @@ pub(crate) struct SettingsQuery {
 
 pub(crate) async fn list(
     State(state): State<AppState>,
-    reader: Reader,
+    Reader(viewer): Reader,
     Params(query): Params<SettingsQuery>,
 ) -> Result<Json<Vec<ProjectSettings>>, WebError> {
     let limit = query.limit.unwrap_or(LIST_LIMIT);
     let (only, after) = (query.project.as_deref(), query.after.as_deref());
-    let mut projects = state.db().projects_settings(only, after, !reader.sees_all, limit).await?;
-    if !reader.sees_all {
+    let mut projects = state.db().projects_settings(only, after, !viewer.sees_all(), limit).await?;
+    if !viewer.sees_all() {
         // They may name servers and files that are nobody's business.
         for project in &mut projects {
             project.poll_error = None;
@@ -85,7 +86,8 @@ pub(crate) async fn add(
     body: Body,
 ) -> Result<Json<ProjectAdded>, WebError> {
     let db = state.db();
-    let name = match extract::json(&headers, body, BODY_BYTES_MAX).await? {
+    let (asked, _room): (AddProject, Room) = state.call_body(&headers, body, BODY_BYTES_MAX).await?;
+    let name = match asked {
         AddProject::Repository { forge, repository } => {
             let row = db.repository(&forge, &repository).await?.ok_or_else(|| {
                 WebError::not_found(format!(
@@ -124,7 +126,7 @@ pub(crate) async fn set(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ProjectSettings>, WebError> {
-    let changes: ProjectChanges = extract::json(&headers, body, BODY_BYTES_MAX).await?;
+    let (changes, _room): (ProjectChanges, Room) = state.call_body(&headers, body, BODY_BYTES_MAX).await?;
     rules::check_changes(&changes)?;
     let db = state.db();
     db.set_project(&name, &changes, &user.name).await?;

@@ -4,77 +4,74 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use harmonia_cache::Signer;
 use harmonia_core::limits::{DRV_BYTES_MAX, SIGNER_BODY_BYTES_MAX};
 use harmonia_core::signer_api::{
     BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, DrvUpload, DrvUploadAnswer, SlotsAnswer,
     SlotsRequest, SourcesComplete, SourcesCompleteAnswer,
 };
+use serde::de::DeserializeOwned;
 
+use crate::bodies::{Allowed, Room};
 use crate::error::WebError;
-use crate::extract::{self, Claim};
+use crate::extract::SignerClaim;
 use crate::state::AppState;
 
 // One `.drv` of the largest size must fit, in base64.
 const _: () = assert!(SIGNER_BODY_BYTES_MAX > DRV_BYTES_MAX * 4 / 3 + 4096);
 
-fn signer(state: &AppState) -> Result<&Signer, WebError> {
-    state.options().signer.as_ref().ok_or_else(|| {
-        WebError::no_such_service("this node is no signer: ask one of the nodes that have the capability `signer`")
-    })
+/// What is read stays in memory until the call is answered, and so does its room.
+async fn read<T: DeserializeOwned>(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(T, Room), WebError> {
+    let bodies = state.bodies();
+    let allowed = Allowed { bytes_max: SIGNER_BODY_BYTES_MAX, time: bodies.limits().signer_call };
+    bodies.json(headers, body, allowed).await
 }
 
 pub(crate) async fn upload_slots(
     State(state): State<AppState>,
-    Claim(token): Claim,
+    SignerClaim(signer, token): SignerClaim,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SlotsAnswer>, WebError> {
-    let signer = signer(&state)?;
-    let request: SlotsRequest = extract::json(&headers, body, SIGNER_BODY_BYTES_MAX).await?;
+    let (request, _room): (SlotsRequest, Room) = read(&state, &headers, body).await?;
     Ok(Json(signer.slots(&token, &request).await?))
 }
 
 pub(crate) async fn drv_upload(
     State(state): State<AppState>,
-    Claim(token): Claim,
+    SignerClaim(signer, token): SignerClaim,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DrvUploadAnswer>, WebError> {
-    let signer = signer(&state)?;
-    let request: DrvUpload = extract::json(&headers, body, SIGNER_BODY_BYTES_MAX).await?;
+    let (request, _room): (DrvUpload, Room) = read(&state, &headers, body).await?;
     Ok(Json(signer.drv_upload(&token, request).await?))
 }
 
 pub(crate) async fn sources_complete(
     State(state): State<AppState>,
-    Claim(token): Claim,
+    SignerClaim(signer, token): SignerClaim,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SourcesCompleteAnswer>, WebError> {
-    let signer = signer(&state)?;
-    let request: SourcesComplete = extract::json(&headers, body, SIGNER_BODY_BYTES_MAX).await?;
+    let (request, _room): (SourcesComplete, Room) = read(&state, &headers, body).await?;
     Ok(Json(signer.sources_complete(&token, &request).await?))
 }
 
 pub(crate) async fn build_complete(
     State(state): State<AppState>,
-    Claim(token): Claim,
+    SignerClaim(signer, token): SignerClaim,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BuildCompleteAnswer>, WebError> {
-    let signer = signer(&state)?;
-    let request: BuildComplete = extract::json(&headers, body, SIGNER_BODY_BYTES_MAX).await?;
+    let (request, _room): (BuildComplete, Room) = read(&state, &headers, body).await?;
     Ok(Json(signer.build_complete(&token, request).await?))
 }
 
 pub(crate) async fn build_failed(
     State(state): State<AppState>,
-    Claim(token): Claim,
+    SignerClaim(signer, token): SignerClaim,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BuildFailedAnswer>, WebError> {
-    let signer = signer(&state)?;
-    let request: BuildFailed = extract::json(&headers, body, SIGNER_BODY_BYTES_MAX).await?;
+    let (request, _room): (BuildFailed, Room) = read(&state, &headers, body).await?;
     Ok(Json(signer.build_failed(&token, &request).await?))
 }

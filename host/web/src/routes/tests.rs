@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::state::AppOptions;
+use crate::state::{AppLimits, AppOptions};
 
 async fn boom() -> &'static str {
     panic!("the secret is 42")
@@ -34,6 +34,8 @@ async fn a_panic_is_an_answer_in_the_form_of_its_area() {
         version: "0".to_owned(),
         node_silent_after: Duration::from_mins(2),
         clock: Arc::new(SystemClock),
+        trusted_proxies: Vec::new(),
+        limits: AppLimits::default(),
         shutdown: shutdown.clone(),
     });
     let routes =

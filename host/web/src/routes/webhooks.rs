@@ -10,8 +10,9 @@ use axum::response::Response;
 use harmonia_core::forge::{ForgeError, ForgeFeature, WebhookRequest};
 use harmonia_db::Recorded;
 
+use crate::bodies::Allowed;
 use crate::error::{self, WebError};
-use crate::extract::{self, PathPart};
+use crate::extract::PathPart;
 use crate::recorder::Verified;
 use crate::state::AppState;
 
@@ -33,7 +34,9 @@ pub(crate) async fn take(
     let begun = Instant::now();
     let absent = || WebError::not_found("there is no forge of this name here that takes webhooks");
     let forge = state.plugins().forge(&name).filter(|forge| forge.has(ForgeFeature::Webhooks)).ok_or_else(absent)?;
-    let body = extract::bytes(&headers, body, BODY_BYTES_MAX).await?;
+    let bodies = state.bodies();
+    let allowed = Allowed { bytes_max: BODY_BYTES_MAX, time: bodies.limits().webhook };
+    let (body, _room) = bodies.strangers_bytes(&headers, body, allowed).await?;
     let bytes = body.len();
     let request = WebhookRequest { headers: readable(&headers), body: body.into() };
     let delivery = forge.webhook(request).await.map_err(|error| {

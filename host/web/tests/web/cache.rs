@@ -9,22 +9,23 @@ use tempfile::TempDir;
 use crate::world::{Drv, Nar, Parts, World, secret_key};
 
 /// Nix with a store of its own, trusting one key.
-struct Client {
+pub(crate) struct Client {
     folder: TempDir,
 }
 
 impl Client {
-    fn new(trusted_key: &str) -> Self {
+    pub(crate) fn new(trusted_key: &str) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let conf = format!(
             "experimental-features = nix-command\nbuild-users-group =\nsubstituters =\nrequire-sigs = true\n\
              trusted-public-keys = {trusted_key}\nnarinfo-cache-negative-ttl = 0\n"
         );
+        let conf = format!("{conf}netrc-file = {}\n", folder.path().join("netrc").display());
         std::fs::write(folder.path().join("nix.conf"), conf).expect("written");
         Self { folder }
     }
 
-    async fn nix(&self, args: &[&str]) -> Output {
+    pub(crate) async fn nix(&self, args: &[&str]) -> Output {
         let mut command = Command::new("nix");
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").expect("PATH"));
         let home = self.folder.path();
@@ -35,13 +36,18 @@ impl Client {
         tokio::task::spawn_blocking(move || command.output().expect("nix runs")).await.expect("joined")
     }
 
-    fn file(&self, store_path: &str) -> Option<Vec<u8>> {
+    /// What Nix sends with its requests.
+    pub(crate) fn netrc(&self, text: &str) {
+        std::fs::write(self.folder.path().join("netrc"), text).expect("written");
+    }
+
+    pub(crate) fn file(&self, store_path: &str) -> Option<Vec<u8>> {
         let relative = Path::new(store_path).strip_prefix("/").expect("absolute");
         std::fs::read(self.folder.path().join("store").join(relative)).ok()
     }
 }
 
-fn assert_success(output: &Output) {
+pub(crate) fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -125,10 +131,42 @@ async fn narinfo_nar_listing_log_and_drv() {
         assert_eq!(part.headers()["content-range"], shown);
         assert_eq!(part.bytes().await.expect("body"), expected, "{range}");
     }
-    let beyond =
-        world.request(Method::GET, &path).header("range", format!("bytes={total}-")).send().await.expect("answered");
-    assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
-    assert_eq!(beyond.headers()["content-range"], format!("bytes */{total}"));
+    for beyond in [
+        format!("bytes={total}-"),
+        "bytes=9223372036854775807-".to_owned(),
+        "bytes=9223372036854775808-".to_owned(),
+        "bytes=18446744073709551615-18446744073709551616".to_owned(),
+        "bytes=99999999999999999999999-".to_owned(),
+        "bytes=-0".to_owned(),
+    ] {
+        let answer = world.request(Method::GET, &path).header("range", &beyond).send().await.expect("answered");
+        assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE, "{beyond}");
+        assert_eq!(answer.headers()["content-range"], format!("bytes */{total}"), "{beyond}");
+    }
+    for (more, expected) in [
+        ("bytes=100-18446744073709551615", &nar.compressed[100..]),
+        ("bytes=-18446744073709551616", &nar.compressed[..]),
+    ] {
+        let part = world.request(Method::GET, &path).header("range", more).send().await.expect("answered");
+        assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT, "{more}");
+        assert_eq!(part.bytes().await.expect("body"), expected, "{more}");
+    }
+    let tag = etag.to_str().expect("text").to_owned();
+    for (name, value, status) in [
+        ("if-none-match", format!("W/{tag}"), 304),
+        ("if-none-match", format!("\"other\", {tag}"), 304),
+        ("if-none-match", "*".to_owned(), 304),
+        ("if-none-match", "\"other\"".to_owned(), 200),
+        ("if-none-match", format!("{}x\"", &tag[..tag.len() - 1]), 200),
+        ("if-match", tag.clone(), 200),
+        ("if-match", "\"other\"".to_owned(), 412),
+        ("if-modified-since", "Thu, 01 Jan 1970 00:00:01 GMT".to_owned(), 200),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            let answer = world.request(method, &path).header(name, &value).send().await.expect("answered");
+            assert_eq!(answer.status().as_u16(), status, "{name}: {value}");
+        }
+    }
     for odd in ["bytes=9-5", "lines=1-2", "bytes=0-1,3-4"] {
         let whole = world.request(Method::GET, &path).header("range", odd).send().await.expect("answered");
         assert_eq!(whole.status(), StatusCode::OK, "{odd} may be ignored");
@@ -149,6 +187,53 @@ async fn narinfo_nar_listing_log_and_drv() {
     assert_eq!(zstd::decode_all(bytes.as_ref()).expect("zstd"), b"first line\nsecond line\n");
     let file = world.get(&format!("/drv/{}.zst", drv.path.base_name())).await.bytes().await.expect("body");
     assert_eq!(zstd::decode_all(file.as_ref()).expect("zstd"), drv.derivation.to_aterm());
+    world.stop().await;
+}
+
+/// Whatever the answer is, HEAD tells as much as GET would send, and nothing of it follows.
+#[tokio::test]
+async fn head_has_the_length_of_get_and_old_and_hasty_clients_are_answered() {
+    let world = World::start().await;
+    let drv = Drv::new("thing", &[]);
+    world.evaluate(&[&drv]).await;
+    let nar = Nar::file(b"some content");
+    world.build(&drv, &nar, &[], "").await;
+    let (hash, base) = (drv.output("out").hash_part().to_owned(), drv.path.base_name().to_owned());
+    let narinfo = format!("/{hash}.narinfo");
+    for path in [
+        "/",
+        "/nix-cache-info",
+        "/health",
+        &narinfo,
+        &format!("/{hash}.ls"),
+        &format!("/nar/{}", nar.file_name()),
+        &format!("/log/{base}"),
+        &format!("/drv/{base}.zst"),
+        &format!("/{}.narinfo", "0".repeat(32)),
+        "/ci/",
+        "/ci/nothing",
+        "/api/v1/queue",
+        "/api/v1/nothing",
+    ] {
+        let length = |text: &str| {
+            let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("content-length:"));
+            line.map(|line| line["content-length:".len()..].trim().to_owned())
+        };
+        let (head, get) = (world.raw("HEAD", path, "1.1").await, world.raw("GET", path, "1.1").await);
+        assert_eq!(head.lines().next(), get.lines().next(), "{path}");
+        let (told, sent) = (length(&head), length(&get));
+        assert!(told.is_none() || sent.is_none() || told == sent, "{path}: HEAD {told:?}, GET {sent:?}");
+        assert!(head.ends_with("\r\n\r\n"), "{path}: a body follows\n{head}");
+        let old = world.raw("GET", path, "1.0").await;
+        assert!(!old.to_ascii_lowercase().contains("transfer-encoding"), "{path}: {old}");
+    }
+    // An empty log is a log.
+    let log = world.get(&format!("/log/{base}")).await;
+    assert_eq!((log.status(), log.bytes().await.expect("body").len()), (StatusCode::OK, 0));
+    // As proxies write it.
+    let absolute = world.raw("GET", &format!("{}{narinfo}", world.url), "1.1").await;
+    assert!(absolute.starts_with("HTTP/1.1 200 ") && absolute.contains("StorePath: "), "{absolute}");
+    assert_eq!(world.raw_get(&format!("{narinfo}?x=1")).await, 200);
     world.stop().await;
 }
 

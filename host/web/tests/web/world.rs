@@ -22,7 +22,7 @@ use harmonia_embedded::s3::{S3Endpoint, S3Options};
 use harmonia_nix::derivation::ModuloHash;
 use harmonia_nix::nar::NarWriter;
 use harmonia_nix::{Derivation, DerivationOutput, SecretKey, Sha256Hash, StorePath};
-use harmonia_web::{AppOptions, AppState, Gate};
+use harmonia_web::{AppLimits, AppOptions, AppState, Gate, ListenerLimits};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,7 +52,7 @@ pub(crate) struct World {
     pub(crate) spool: Arc<Spool>,
     pub(crate) s3: Option<S3Endpoint>,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) server: tokio::task::JoinHandle<std::io::Result<()>>,
+    pub(crate) server: tokio::task::JoinHandle<()>,
     pub(crate) node: NodeId,
     incarnation: Incarnation,
     _folder: TempDir,
@@ -72,6 +72,15 @@ impl LogSpool for Spool {
     }
 }
 
+/// Every address of the router, from its own table.
+pub(crate) fn routes() -> Vec<String> {
+    let table = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/routes.rs")).expect("readable");
+    let named = |line: &str| line.split_once(".route(\"")?.1.split_once('"').map(|(path, _)| path.to_owned());
+    let routes: Vec<String> = table.lines().filter_map(named).collect();
+    assert!(routes.len() > 30, "{}", routes.len());
+    routes
+}
+
 pub(crate) fn secret_key() -> SecretKey {
     SecretKey::from_seed("web-test-1", &[7; 32]).expect("valid name")
 }
@@ -82,6 +91,10 @@ impl World {
     }
 
     pub(crate) async fn with(parts: Parts) -> Self {
+        Self::bounded(parts, AppLimits::default(), ListenerLimits::default()).await
+    }
+
+    pub(crate) async fn bounded(parts: Parts, limits: AppLimits, listener_limits: ListenerLimits) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let options = S3Options {
             folder: folder.path().to_owned(),
@@ -123,11 +136,13 @@ impl World {
             version: "0.1.0-test".to_owned(),
             node_silent_after: Duration::from_mins(2),
             clock: Arc::new(SystemClock),
+            trusted_proxies: Vec::new(),
+            limits,
             shutdown: shutdown.clone(),
         });
         let gate = Gate::new();
         gate.open(harmonia_web::router(state.clone()));
-        let server = tokio::spawn(harmonia_web::serve(listener, gate.router(), shutdown.clone()));
+        let server = tokio::spawn(harmonia_web::serve(listener, gate.router(), listener_limits, shutdown.clone()));
         db.create_api_token("tester", harmonia_web::api_token_hash(TOKEN)).await.expect("stored");
         let (node, incarnation) = (NodeId("node-1".to_owned()), Incarnation(1));
         let world = Self {
@@ -152,6 +167,7 @@ impl World {
         let registration = NodeRegistration {
             id: self.node.clone(),
             incarnation: self.incarnation,
+            secret: harmonia_core::NodeSecret([0; 32]),
             capabilities: capabilities.to_vec(),
             endpoint: Some(self.url.clone()),
             systems: vec![SYSTEM.to_owned()],
@@ -184,6 +200,17 @@ impl World {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         answer.split(' ').nth(1).expect("a status line").parse().expect("a number")
+    }
+
+    /// All that is sent in answer to a request on a connection of its own.
+    pub(crate) async fn raw(&self, method: &str, target: &str, version: &str) -> String {
+        let address = self.url.strip_prefix("http://").expect("http");
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let request = format!("{method} {target} HTTP/{version}\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("answered");
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// GET that must succeed.
@@ -315,6 +342,13 @@ impl World {
         }
     }
 
+    /// As [`Self::build`], with these bytes as the object of the log.
+    pub(crate) async fn build_with_log(&self, drv: &Drv, content: &Nar, log: &[u8]) -> Attempt {
+        let attempt = self.claim(drv).await;
+        self.complete_with(&attempt, drv, content, &[], log).await;
+        attempt
+    }
+
     /// Everything that a builder does for a derivation with the one output `out`.
     pub(crate) async fn build(&self, drv: &Drv, content: &Nar, references: &[&StorePath], log: &str) -> Attempt {
         let attempt = self.claim(drv).await;
@@ -330,14 +364,18 @@ impl World {
         references: &[&StorePath],
         log: &str,
     ) {
-        let info = content.info(drv.output("out"), references);
         let log = zstd::encode_all(log.as_bytes(), 3).expect("in memory");
-        self.upload(attempt, &[(&info, &content.compressed)], Some(&log)).await;
+        self.complete_with(attempt, drv, content, references, &log).await;
+    }
+
+    async fn complete_with(&self, attempt: &Attempt, drv: &Drv, content: &Nar, references: &[&StorePath], log: &[u8]) {
+        let info = content.info(drv.output("out"), references);
+        self.upload(attempt, &[(&info, &content.compressed)], Some(log)).await;
         let call = BuildComplete {
             attempt: attempt.id,
             outputs: vec![OutputInfo { name: "out".to_owned(), info }],
             extra_paths: vec![],
-            log: Some(blob(&log)),
+            log: Some(blob(log)),
             usage: AttemptUsage::default(),
         };
         let answer: BuildCompleteAnswer = self.called("/api/build-complete", &attempt.token, &call).await;
@@ -347,7 +385,7 @@ impl World {
     /// Ends the server and waits for it.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        self.server.await.expect("the server does not panic").expect("the server ends well");
+        self.server.await.expect("the server does not panic");
         if let Some(s3) = self.s3 {
             s3.stop().await;
         }
@@ -390,6 +428,7 @@ pub(crate) struct Attempt {
 pub(crate) struct Nar {
     pub(crate) bytes: Vec<u8>,
     pub(crate) compressed: Vec<u8>,
+    content_bytes: usize,
 }
 
 impl Nar {
@@ -399,7 +438,7 @@ impl Nar {
         writer.regular(false, content.len() as u64, &mut source, &mut [0; 4096], "file").expect("in memory");
         let bytes = writer.into_inner();
         let compressed = zstd::encode_all(bytes.as_slice(), 3).expect("in memory");
-        Self { bytes, compressed }
+        Self { bytes, compressed, content_bytes: content.len() }
     }
 
     pub(crate) fn file_name(&self) -> String {
@@ -416,7 +455,10 @@ impl Nar {
             references: references.iter().map(ToString::to_string).collect(),
             deriver: None,
             ca: None,
-            listing: Some(r#"{"root":{"narOffset":96,"size":1,"type":"regular"},"version":1}"#.to_owned()),
+            listing: Some(format!(
+                r#"{{"root":{{"narOffset":96,"size":{},"type":"regular"}},"version":1}}"#,
+                self.content_bytes
+            )),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::spool::AttemptLog;
 use super::{Node, persist};
 use crate::pack::physical_path;
 use crate::store_daemon::Connection;
-use crate::substitute::SubstituteError;
+use crate::substitute::{SubstituteError, Substituter};
 
 /// Most paths in the closure of a build's inputs.
 const CLOSURE_PATHS_MAX: usize = 200_000;
@@ -32,8 +32,10 @@ pub(super) async fn prepare(
     roots: &AttemptRoots,
     log: &AttemptLog,
 ) -> Result<BasicDerivation, Trouble> {
-    let derivation = fetch_derivation(node, &job.drv_path).await?;
-    let outputs = input_outputs(node, &derivation).await?;
+    // Private projects' inputs are for who holds their jobs.
+    let substituter = node.substituter.for_claim(&job.token);
+    let derivation = fetch_derivation(node, &substituter, &job.drv_path).await?;
+    let outputs = input_outputs(node, &substituter, &derivation).await?;
     let basic = derivation
         .resolve(|drv_path, output| outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
         .map_err(|error| transient_error(&error))?;
@@ -51,12 +53,12 @@ pub(super) async fn prepare(
     }
     let missing = validate(node, &basic.input_srcs, roots, log).await?;
     if !missing.is_empty() {
-        let plan = match node.substituter.plan(&missing).await {
+        let plan = match substituter.plan(&missing).await {
             Ok(plan) => plan,
             Err(error) => return Err(substitution_failed(node, job, error).await),
         };
         plan.keep().try_for_each(add_root)?;
-        if let Err(error) = node.substituter.import(plan).await {
+        if let Err(error) = substituter.import(plan).await {
             return Err(substitution_failed(node, job, error).await);
         }
     }
@@ -64,7 +66,7 @@ pub(super) async fn prepare(
 }
 
 /// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.
-async fn fetch_derivation(node: &Node, path: &StorePath) -> Result<Derivation, Trouble> {
+async fn fetch_derivation(node: &Node, substituter: &Substituter, path: &StorePath) -> Result<Derivation, Trouble> {
     let file = physical_path(node.options.store_root.as_deref(), path);
     let local = match tokio::fs::metadata(&file).await {
         Ok(metadata) if metadata.len() <= DRV_BYTES_MAX as u64 => tokio::fs::read(&file).await.ok(),
@@ -77,7 +79,7 @@ async fn fetch_derivation(node: &Node, path: &StorePath) -> Result<Derivation, T
         return Ok(derivation);
     }
     let object = format!("drv/{}.zst", path.base_name());
-    let packed = match node.substituter.own_object(&object, DRV_BYTES_MAX).await {
+    let packed = match substituter.own_object(&object, DRV_BYTES_MAX).await {
         Ok(Some(packed)) => packed,
         Ok(None) => return Err(transient(format!("{path} is not in the cache ({object})")).into()),
         Err(error) => {
@@ -101,6 +103,7 @@ fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
 /// The paths of the outputs that the inputs have: known to the database, or in their `.drv` files.
 async fn input_outputs(
     node: &Node,
+    substituter: &Substituter,
     derivation: &Derivation,
 ) -> Result<HashMap<(StorePath, String), StorePath>, Trouble> {
     let drv_paths: Vec<StorePath> = derivation.input_drvs.keys().cloned().collect();
@@ -123,7 +126,7 @@ async fn input_outputs(
         return Err(transient(format!("the outputs of {} input derivations are not known", unknown.len())).into());
     }
     for drv_path in unknown {
-        let input = fetch_derivation(node, drv_path).await?;
+        let input = fetch_derivation(node, substituter, drv_path).await?;
         for (name, path) in input.output_paths() {
             outputs.extend(path.map(|path| ((drv_path.clone(), name.to_owned()), path.clone())));
         }

@@ -21,6 +21,10 @@ use crate::signer_client::{SignerError, Upload, UploadSource};
 /// Giving a job back when the node stops may take this long; afterwards the reaper does it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Pauses between tries to give back a job whose end the database does not take.
+const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
+const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_mins(5);
+
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -86,7 +90,8 @@ async fn steps(
         .roots
         .attempt(job.attempt)
         .map_err(|error| transient(format!("could not register garbage collector roots: {error}")))?;
-    let derivation = inputs::prepare(node, job, &roots, log).await?;
+    let time = node.options.prepare_timeout;
+    let derivation = in_time(time, "its inputs were not ready", inputs::prepare(node, job, &roots, log)).await?;
     let began = Instant::now();
     let built = build::build(node, job, &derivation, log.shared()).await;
     usage.build_seconds = began.elapsed().as_secs_f64();
@@ -99,10 +104,21 @@ async fn steps(
     }
     // From here on the next job may build.
     let uploading = slot.into_uploading();
-    let _turn = node.uploads.acquire().await;
-    let result = upload::publish(node, job, &derivation, &roots, log, usage).await;
+    let publish = async {
+        let _turn = node.uploads.acquire().await;
+        upload::publish(node, job, &derivation, &roots, log, usage).await
+    };
+    let result = in_time(node.options.upload_timeout, "its outputs were not published", publish).await;
     drop(uploading);
     result
+}
+
+/// Whatever hangs (a store daemon, a cache, a signer) holds a job for so long and no longer; then another node may try.
+async fn in_time<T>(time: Duration, what: &str, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(time, work).await {
+        Ok(result) => result,
+        Err(_) => Err(transient(format!("{what} within {} s", time.as_secs_f64())).into()),
+    }
 }
 
 /// Tells of a failure through a signer, with the log; or, if none can be reached, without.
@@ -150,8 +166,25 @@ async fn fail(node: &Node, job: &ClaimedJob, failure: &Failure, usage: &AttemptU
         // Refused: the outputs were accepted after all, and a signer finishes the job.
         Err(DbError::StaleClaim | DbError::Refused { .. }) => End::Void,
         Err(error) => {
-            tracing::error!(attempt = %job.attempt, error = %chain(&error), "Could not record a failed build; it stays held until this node restarts");
-            End::Failed
+            tracing::error!(attempt = %job.attempt, error = %chain(&error), "Could not record a failed build, it is given back instead");
+            give_back(node, job).await;
+            End::Aborted
+        }
+    }
+}
+
+/// Lets go of a job of which the database will hear nothing else. Asks until it is heard: a job that nobody works on must
+/// not stay held.
+async fn give_back(node: &Node, job: &ClaimedJob) {
+    let mut pause = GIVE_BACK_PAUSE;
+    loop {
+        match node.options.db.release_attempt(job.attempt, &job.token, "its end could not be recorded").await {
+            Ok(()) | Err(DbError::StaleClaim) => return,
+            Err(error) => {
+                tracing::error!(attempt = %job.attempt, error = %chain(&error), "Could not give a job back, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(GIVE_BACK_PAUSE_MAX);
+            }
         }
     }
 }

@@ -98,7 +98,7 @@ impl OpenLog {
     /// Compresses what was logged.
     pub(super) async fn compress(&self) -> Result<Compressed, pack::PackError> {
         self.log.flush();
-        pack::compress_file(self.log.path.clone(), self.spool.dir.clone(), LOG_LEVEL).await
+        pack::compress_log(self.log.path.clone(), self.spool.dir.clone(), LOG_LEVEL).await
     }
 }
 
@@ -280,6 +280,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use harmonia_core::log_end;
+
     use super::*;
 
     fn spool() -> (tempfile::TempDir, Arc<Spool>) {
@@ -327,6 +329,20 @@ mod tests {
         assert_eq!(plain.len() as u64, log.size());
         assert!(plain.ends_with(text.as_bytes()));
         assert_eq!(log_blob(&compressed).file_size, file.len() as u64);
+        let (end, total) = log_end::parse(&file).expect("its end is kept behind it");
+        assert_eq!(total, log.size());
+        assert_eq!(zstd::decode_all(end).expect("zstd"), plain[plain.len() - log_end::LOG_END_BYTES..]);
+    }
+
+    #[tokio::test]
+    async fn an_empty_log_is_a_log() {
+        let (_dir, spool) = spool();
+        let log = spool.start(AttemptId(1), 1_000).expect("log");
+        let compressed = log.compress().await.expect("compresses");
+        let file = std::fs::read(&compressed.file).expect("file");
+        assert_eq!(zstd::decode_all(&file[..]).expect("zstd"), b"");
+        let (end, total) = log_end::parse(&file).expect("its end");
+        assert_eq!((zstd::decode_all(end).expect("zstd"), total), (vec![], 0));
     }
 
     #[test]

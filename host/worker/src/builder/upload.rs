@@ -145,7 +145,8 @@ fn changed(path: &StorePath) -> Trouble {
     .into()
 }
 
-/// A log that cannot be compressed (full disk) is no reason to throw a build away.
+/// A build that printed nothing has an empty log: it must not show that of an earlier try. A log that cannot be compressed
+/// (full disk) is no reason to throw a build away.
 pub(super) async fn compressed_log(log: &OpenLog) -> Option<Compressed> {
     match log.compress().await {
         Ok(compressed) => Some(compressed),

@@ -150,6 +150,7 @@ impl World {
         db.register_node(&NodeRegistration {
             id: node.clone(),
             incarnation,
+            secret: harmonia_core::NodeSecret([0; 32]),
             capabilities: vec![Capability::Evaluator, Capability::Builder],
             endpoint: None,
             systems: vec!["x86_64-linux".to_owned()],

@@ -89,19 +89,11 @@ pub(super) async fn get_small(
     name: &str,
     bytes_max: usize,
 ) -> Result<Option<Vec<u8>>, FetchError> {
-    let get = http
-        .get(object_url(cache, name)?)
-        .timeout(SMALL_TIMEOUT)
-        // A proxy's memory of a 404 must not count.
-        .header("cache-control", "no-cache");
-    let mut response = get.send().await.map_err(http_error)?;
-    match response.status().as_u16() {
-        200 => {}
-        // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too. And what wants
-        // a login that we do not have is not there for us.
-        401 | 403 | 404 | 410 => return Ok(None),
-        status => return Err(FetchError::Status(status)),
-    }
+    let url = object_url(cache, name)?;
+    // A proxy's memory of a 404 must not count.
+    let get = || http.get(url.clone()).timeout(SMALL_TIMEOUT).header("cache-control", "no-cache");
+    let answer = ask(cache, &url, get, |get| async { get.send().await.map_err(http_error) }).await?;
+    let Some(mut response) = answer else { return Ok(None) };
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(http_error)? {
         if bytes.len() + chunk.len() > bytes_max {
@@ -118,14 +110,41 @@ pub(super) async fn get_archive(
     cache: &BinaryCache,
     info: &NarInfo,
 ) -> Result<reqwest::Response, FetchError> {
-    let get = http.get(object_url(cache, &info.url)?).send();
-    let response = match tokio::time::timeout(HEADERS_TIMEOUT, get).await {
-        Ok(response) => response.map_err(http_error)?,
-        Err(_) => return Err(FetchError::Stalled { seconds: HEADERS_TIMEOUT.as_secs() }),
+    let url = object_url(cache, &info.url)?;
+    let send = |get: reqwest::RequestBuilder| async {
+        match tokio::time::timeout(HEADERS_TIMEOUT, get.send()).await {
+            Ok(response) => response.map_err(http_error),
+            Err(_) => Err(FetchError::Stalled { seconds: HEADERS_TIMEOUT.as_secs() }),
+        }
     };
+    let answer = ask(cache, &url, || http.get(url.clone()), send).await?;
+    answer.ok_or_else(|| FetchError::NoArchive(info.url.clone()))
+}
+
+/// The answer of a cache, if it has one: first as to anybody, so that proxies may give it; then, if that is nothing, as to
+/// the holder of a claim.
+async fn ask<F: Future<Output = Result<reqwest::Response, FetchError>>>(
+    cache: &BinaryCache,
+    url: &Url,
+    get: impl Fn() -> reqwest::RequestBuilder,
+    send: impl Fn(reqwest::RequestBuilder) -> F,
+) -> Result<Option<reqwest::Response>, FetchError> {
+    let response = send(get()).await?;
     match response.status().as_u16() {
-        200 => Ok(response),
-        401 | 403 | 404 | 410 => Err(FetchError::NoArchive(info.url.clone())),
+        200 => return Ok(Some(response)),
+        // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too. And what wants
+        // a login that we do not have is not there for us.
+        401 | 403 | 404 | 410 => {}
+        status => return Err(FetchError::Status(status)),
+    }
+    // It is for no other server than that of the cache.
+    let Some(claim) = cache.claim().filter(|_| url.origin() == cache.url().expose().origin()) else { return Ok(None) };
+    let response = send(get().bearer_auth(claim.to_hex())).await?;
+    match response.status().as_u16() {
+        200 => Ok(Some(response)),
+        // A bucket in the place of our own server makes nothing of the token.
+        400 | 403 | 404 | 410 => Ok(None),
+        // Also 401: the claim is over, which says nothing of the path.
         status => Err(FetchError::Status(status)),
     }
 }

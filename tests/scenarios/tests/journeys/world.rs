@@ -14,7 +14,7 @@ use harmonia_db::testing::{TestDatabase, desired_statuses, projects_time_passes,
 use harmonia_db::{ClaimedJob, Db};
 use harmonia_fake_forges::{Delivery, Event};
 use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost};
-use harmonia_web::{AppOptions, AppState, Gate};
+use harmonia_web::{AppLimits, AppOptions, AppState, Gate, ListenerLimits};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -99,11 +99,13 @@ impl World {
             version: "0.1.0-test".to_owned(),
             node_silent_after: Duration::from_mins(2),
             clock: Arc::new(clock.clone()),
+            trusted_proxies: Vec::new(),
+            limits: AppLimits::default(),
             shutdown: shutdown.clone(),
         });
         let gate = Gate::new();
         gate.open(harmonia_web::router(state));
-        tokio::spawn(harmonia_web::serve(listener, gate.router(), shutdown.clone()));
+        tokio::spawn(harmonia_web::serve(listener, gate.router(), ListenerLimits::default(), shutdown.clone()));
         let world = Self {
             worker: Played::register(&db).await,
             frontend: frontend("frontend-1", &db, &plugins, &url),

@@ -25,6 +25,7 @@ fn registration(id: &NodeId, incarnation: Incarnation, capability: Capability) -
     NodeRegistration {
         id: id.clone(),
         incarnation,
+        secret: harmonia_core::NodeSecret([0; 32]),
         capabilities: vec![capability],
         endpoint: None,
         systems: vec!["x86_64-linux".into(), "aarch64-linux".into()],

@@ -87,6 +87,8 @@ impl World {
 
     pub(crate) fn options(&self, keys: Vec<PublicKey>) -> BuilderOptions {
         BuilderOptions {
+            prepare_timeout: Duration::from_mins(1),
+            upload_timeout: Duration::from_mins(1),
             node: NodeId("builder-1".into()),
             incarnation: Incarnation(1),
             db: self.database.db.clone(),

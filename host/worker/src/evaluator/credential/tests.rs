@@ -23,6 +23,7 @@ async fn register(db: &Db, id: &str, endpoint: &str) {
     let node = NodeRegistration {
         id: NodeId(id.to_owned()),
         incarnation: Incarnation(1),
+        secret: harmonia_core::NodeSecret([0; 32]),
         capabilities: vec![Capability::Frontend],
         endpoint: Some(endpoint.to_owned()),
         systems: Vec::new(),

@@ -42,6 +42,7 @@ impl World {
         let node = NodeRegistration {
             id: NodeId("frontend".to_owned()),
             incarnation: Incarnation(1),
+            secret: harmonia_core::NodeSecret([0; 32]),
             capabilities: vec![Capability::Frontend],
             endpoint: Some(server.url.to_string()),
             systems: Vec::new(),
