@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use harmonia_core::EvalId;
 use harmonia_core::api::{Evaluation, Project};
+use harmonia_nix::StorePath;
 
 use crate::{Db, DbError};
 

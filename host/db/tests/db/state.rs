@@ -196,7 +196,7 @@ async fn systems_count_for_weeks_after_their_builders_left() {
     world.db.set_evaluator_engine(&world.node, world.run, "nix").await.expect("say");
     world.db.set_evaluator_engine(&arm.id, arm.incarnation, "nix").await.expect("say");
     let key = world.db.reuse_key(Duration::from_mins(2)).await.expect("read");
-    assert!(world.db.set_draining(&arm.id, true).await.expect("drain"));
+    assert!(world.db.set_draining(&arm.id, arm.incarnation, true).await.expect("drain"));
     assert_eq!(world.db.builder_systems().await.expect("systems"), both);
     world.db.deregister_node(&arm.id, arm.incarnation).await.expect("goodbye");
     assert_eq!(world.db.builder_systems().await.expect("systems"), both);
