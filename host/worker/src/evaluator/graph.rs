@@ -181,21 +181,21 @@ impl<'a> Walker<'a> {
                 memo.clear();
             }
         }
-        let look = self.look(roots).await?;
+        let look = self.look(roots, asked).await?;
         let refused = if look.has_unusable { self.refused(roots, &look) } else { HashMap::new() };
         let look = if refused.is_empty() {
             look
         } else {
             // Once more without them: what the others need is not to be told apart otherwise.
             let good: Vec<StorePath> = roots.iter().filter(|root| !refused.contains_key(*root)).cloned().collect();
-            self.look(&good).await?
+            self.look(&good, asked).await?
         };
         let only_files = in_order(look.files).into_iter().map(|derivation| derivation.drv_path).collect::<Vec<_>>();
         self.files_known.extend(only_files.iter().cloned());
         Ok(Walked { derivations: in_order(look.found), only_files, refused })
     }
 
-    async fn look(&mut self, roots: &[StorePath]) -> Result<Look, GraphError> {
+    async fn look(&mut self, roots: &[StorePath], asked: &[(StorePath, AskedLimits)]) -> Result<Look, GraphError> {
         let mut look = Look::default();
         let mut below_available: Vec<StorePath> = Vec::new();
         let mut seen: HashSet<StorePath> = HashSet::new();
