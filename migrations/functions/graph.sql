@@ -40,7 +40,7 @@ DECLARE
     v_project projects;
 BEGIN
     SELECT p.* INTO v_project FROM evaluations e CROSS JOIN LATERAL project_with_limits(e.project_id) p
-    WHERE e.id = p_eval AND e.status = 'running' AND e.claim_token_hash = p_token_hash;
+    WHERE e.id = p_eval AND evaluation_held(p_eval, p_token_hash);
     IF NOT FOUND THEN
         PERFORM raise_stale_claim();
     END IF;
@@ -51,6 +51,7 @@ BEGIN
         WHEN v_project.is_public AND NOT d.public THEN true
         WHEN drv_available(w.drv_path, true) THEN false
         WHEN j.id IS NULL THEN true
+        WHEN EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id) THEN true
         ELSE job_reopens(j, v_project)
     END
     FROM unnest(p_drvs) AS w(drv_path)
@@ -79,7 +80,7 @@ CREATE OR REPLACE FUNCTION insert_batch(
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    v_eval evaluations := held_evaluation(p_eval, p_token_hash);
+    v_eval evaluations := graph_evaluation(p_eval, p_token_hash);
     v_project projects;
     v_new_drvs text[];   -- derivations that nobody knew
     v_wanted text[];     -- derivations that need a job: neither available upstream nor here
@@ -88,6 +89,7 @@ DECLARE
     v_reset bigint[] := '{}';
     v_others text[];     -- what the batch leans on and does not hold: inputs, attributes, holds
     v_above bigint[];
+    v_walked bigint[];   -- jobs that waited for this walk
 BEGIN
     SELECT * INTO v_project FROM project_with_limits(v_eval.project_id);
     new_jobs := 0;
@@ -122,21 +124,18 @@ BEGIN
             s.path IN (SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = ANY (p_drvs))
             OR s.path = ANY (p_source_paths));
     END IF;
-    -- What the evaluator found upstream (for a day; asked again then).
-    INSERT INTO upstream_paths (path, present, expires_at)
-    SELECT o.path, true, now() + interval '1 day' FROM (
-        SELECT DISTINCT p_output_paths[i] AS path FROM generate_subscripts(p_output_drvs, 1) AS i
-        WHERE p_available[p_output_drvs[i]] AND p_output_paths[i] IS NOT NULL
-    ) o
-    WHERE NOT EXISTS (SELECT FROM store_paths s WHERE s.path = o.path AND s.state = 'published')
-    ORDER BY o.path
-    ON CONFLICT (path) DO UPDATE SET present = true, checked_at = now(), expires_at = excluded.expires_at;
+    -- What the evaluator took for available, and is not (any more), is to be walked again.
+    SELECT array_agg(t.drv) INTO missing FROM unnest(p_drvs, p_available) AS t(drv, available)
+    WHERE t.available AND NOT drv_available(t.drv, true);
+    IF missing IS NOT NULL THEN
+        RETURN;
+    END IF;
 
     -- Jobs, in the order of the batch, so that ids follow dependencies.
     SELECT array_agg(t.drv ORDER BY t.place) INTO v_wanted
     FROM unnest(p_drvs, p_available) WITH ORDINALITY AS t(drv, available, place)
-    WHERE NOT t.available AND NOT (EXISTS (SELECT FROM store_paths s JOIN derivation_outputs o ON o.output_path = s.path
-        WHERE o.drv_path = t.drv) AND drv_available(t.drv, true));
+    WHERE NOT ((t.available OR EXISTS (SELECT FROM store_paths s JOIN derivation_outputs o ON o.output_path = s.path
+        WHERE o.drv_path = t.drv)) AND drv_available(t.drv, true));
     v_wanted := coalesce(v_wanted, '{}');
     IF cardinality(v_wanted) > 0 THEN
         INSERT INTO job_classes (system, features)
@@ -215,10 +214,13 @@ BEGIN
         v_reset := reset_jobs(v_reopen, 0);
         revived := cardinality(v_reset);
     END IF;
+    WITH walked AS (
+        DELETE FROM job_walks w USING build_jobs j WHERE j.id = w.job_id AND j.drv_path = ANY (v_wanted) RETURNING j.id
+    ) SELECT coalesce(array_agg(id), '{}') INTO v_walked FROM walked;
     -- After that, or new jobs would be blocked by what just came back.
-    PERFORM settle_jobs(v_new, false);
+    PERFORM settle_jobs(v_new || v_walked, false);
     PERFORM notify_ready(array_agg(DISTINCT class_id)) FROM build_jobs
-    WHERE id = ANY (v_new) AND status = 'pending' AND unmet_deps = 0;
+    WHERE id = ANY (v_new || v_walked) AND status = 'pending' AND unmet_deps = 0;
     new_jobs := cardinality(v_new);
 
     -- A derivation that was available and no longer is gets a job below jobs that already wait: they wait for it too.

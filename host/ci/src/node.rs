@@ -142,6 +142,12 @@ async fn run_roles(
     if config.has(Capability::Frontend) {
         set_limits(config, &db).await?;
     }
+    if config.has(Capability::Signer) {
+        let keys: Vec<String> = parts.public_keys.iter().map(ToString::to_string).collect();
+        db.set_signer_keys(&identity.node, identity.incarnation, &keys)
+            .await
+            .map_err(|error| Failure::failed(format!("could not record the signing keys: {}", chain(&error))))?;
+    }
 
     let reader = parts.store.as_ref().map(|store| {
         let options = ReaderOptions {

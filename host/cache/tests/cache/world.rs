@@ -16,7 +16,7 @@ use harmonia_core::{AttemptId, Capability, ClaimToken, EvalId, Incarnation, JobI
 use harmonia_db::testing::{TestDatabase, random_token};
 use harmonia_db::{
     AttrResult, Db, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewProject,
-    NodeRegistration, ProjectKind,
+    NodeRegistration, ProjectKind, UpstreamAnswer,
 };
 use harmonia_nix::derivation::ModuloHash;
 use harmonia_nix::nar::NarWriter;
@@ -93,6 +93,11 @@ impl World {
         &self.database.db
     }
 
+    /// Another process, which remembers nothing.
+    pub(crate) fn second_reader(&self) -> Reader {
+        Reader::new(self.bucket.store.clone(), self.db().clone(), ReaderOptions::default())
+    }
+
     /// Another signer process on the same database and bucket.
     pub(crate) fn second_signer(&self) -> Signer {
         let options = SignerOptions::default();
@@ -138,6 +143,13 @@ impl World {
             attrs: drvs.iter().map(attr).collect(),
             holds: vec![],
         };
+        let upstream: Vec<UpstreamAnswer> = available
+            .iter()
+            .flat_map(|drv| drv.graph(true).outputs)
+            .filter_map(|output| output.path)
+            .map(|path| UpstreamAnswer { path, cache: "https://up.example/".to_owned(), present: true })
+            .collect();
+        self.db().remember_upstream(self.evaluation, &self.eval_token, &upstream).await.expect("remembered");
         let outcome = self.db().insert_batch(self.evaluation, &self.eval_token, &batch).await.expect("inserted");
         assert!(outcome.missing.is_empty(), "{:?}", outcome.missing);
     }

@@ -270,23 +270,6 @@ impl Db {
         })
     }
 
-    /// Remembers which paths upstream caches have (a day) and which not (ten minutes).
-    pub async fn remember_upstream(
-        &self,
-        eval: EvalId,
-        token: &ClaimToken,
-        answers: &[(StorePath, bool)],
-    ) -> Result<(), DbError> {
-        let paths: Vec<String> = answers.iter().map(|(path, _)| path.to_string()).collect();
-        let present: Vec<bool> = answers.iter().map(|(_, present)| *present).collect();
-        self.run("remember upstream paths", || {
-            sqlx::query!("SELECT remember_upstream($1, $2, $3, $4)", eval.0, hash(token), &paths, &present)
-                .execute(&self.pool)
-        })
-        .await
-        .map(|_| ())
-    }
-
     /// The evaluators' hashes modulo fixed outputs, for known derivations that have one.
     pub async fn evaluator_modulo(&self, drvs: &[StorePath]) -> Result<HashMap<StorePath, String>, DbError> {
         let wanted = strings(drvs);

@@ -25,7 +25,7 @@ macro_rules! files {
 /// `migrations/functions`, in any order: bodies are checked when all are there.
 const FILES: &[(&str, &str)] = files! {
     "accounts" "builders" "claims" "evaluations" "graph" "guards" "healing" "intake" "jobs" "maintenance" "nodes"
-    "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "store_paths" "wanted"
+    "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "store_paths" "upstream" "wanted"
 };
 
 const GRANTS: &str = include_str!("../../../../migrations/grants.sql");

@@ -22,4 +22,5 @@ mod repositories;
 mod roles;
 mod schema;
 mod statuses;
+mod upstream;
 mod world;

@@ -226,6 +226,18 @@ impl<'a> Inserter<'a> {
         Ok(())
     }
 
+    /// What jobs lean on that wait for it (see [`super::walks`]): no attributes.
+    pub(super) async fn insert_below(&mut self, roots: &[StorePath]) -> Result<(), InsertError> {
+        let walked = self.walker.walk(roots, true).await?;
+        self.uploader.derivations(&self.walker, walked.only_files.iter()).await?;
+        let mut rest = walked.derivations;
+        while rest.len() > BATCH_DERIVATIONS {
+            let tail = rest.split_off(BATCH_DERIVATIONS);
+            self.insert(std::mem::replace(&mut rest, tail), Vec::new()).await?;
+        }
+        if rest.is_empty() { Ok(()) } else { self.insert(rest, Vec::new()).await }
+    }
+
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
     async fn insert(&mut self, derivations: Vec<GraphDerivation>, attrs: Vec<GraphAttr>) -> Result<(), InsertError> {
         self.upload(&derivations).await?;

@@ -3,6 +3,7 @@
 
 mod forge;
 mod reuse;
+mod upstream;
 mod waiting;
 
 use std::collections::{BTreeSet, HashSet};

@@ -77,6 +77,17 @@ pub enum FetchError {
     },
 }
 
+impl FetchError {
+    /// Whether nothing at all came from there: asking for something else is no use now.
+    pub(crate) fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Http(error) => error.is_timeout() || error.is_connect(),
+            Self::Stalled { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// The URL of an object of the cache.
 fn object_url(cache: &BinaryCache, name: &str) -> Result<Url, FetchError> {
     cache.object(name).ok_or_else(|| FetchError::Url(name.chars().take(200).collect()))
@@ -89,6 +100,16 @@ pub(super) async fn get_small(
     name: &str,
     bytes_max: usize,
 ) -> Result<Option<Vec<u8>>, FetchError> {
+    Ok(get(http, cache, name, bytes_max).await?.ok())
+}
+
+/// A small object, or the status by which the cache says that it has none.
+async fn get(
+    http: &reqwest::Client,
+    cache: &BinaryCache,
+    name: &str,
+    bytes_max: usize,
+) -> Result<Result<Vec<u8>, u16>, FetchError> {
     let get = http
         .get(object_url(cache, name)?)
         .timeout(SMALL_TIMEOUT)
@@ -99,7 +120,7 @@ pub(super) async fn get_small(
         200 => {}
         // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too. And what wants
         // a login that we do not have is not there for us.
-        401 | 403 | 404 | 410 => return Ok(None),
+        status @ (401 | 403 | 404 | 410) => return Ok(Err(status)),
         status => return Err(FetchError::Status(status)),
     }
     let mut bytes = Vec::new();
@@ -109,7 +130,7 @@ pub(super) async fn get_small(
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(Some(bytes))
+    Ok(Ok(bytes))
 }
 
 /// Begins to receive the archive of `info`.
@@ -130,17 +151,46 @@ pub(super) async fn get_archive(
     }
 }
 
+/// What a cache says of a path.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// It has it, and is to be believed.
+    Found(Box<NarInfo>),
+    /// It does not have it.
+    Absent {
+        /// Since it wants a login, or refuses (401, 403).
+        refused: Option<u16>,
+    },
+}
+
 /// What `cache` says of `path`, if it has it and is to be believed.
-pub(crate) async fn narinfo(
+pub(super) async fn narinfo(
     http: &reqwest::Client,
     cache: &BinaryCache,
     path: &StorePath,
 ) -> Result<Option<NarInfo>, SubstituteError> {
+    match look(http, cache, path).await? {
+        Look::Found(info) => Ok(Some(*info)),
+        Look::Absent { .. } => Ok(None),
+    }
+}
+
+/// The same, with why it is absent.
+pub(crate) async fn look(
+    http: &reqwest::Client,
+    cache: &BinaryCache,
+    path: &StorePath,
+) -> Result<Look, SubstituteError> {
     let name = format!("{}.narinfo", path.hash_part());
     let unavailable = |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.url().clone(), cause };
     let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.url().clone(), cause };
-    let Some(bytes) = get_small(http, cache, &name, NARINFO_BYTES_MAX).await.map_err(unavailable)? else {
-        return Ok(None);
+    let bytes = match get(http, cache, &name, NARINFO_BYTES_MAX).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(status)) => {
+            return Ok(Look::Absent { refused: Some(status).filter(|status| matches!(status, 401 | 403)) });
+        }
+        Err(cause @ FetchError::TooLarge { .. }) => return Err(corrupt(cause)),
+        Err(cause) => return Err(unavailable(cause)),
     };
     let text = String::from_utf8(bytes).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
     let info = NarInfo::parse(&text).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
@@ -149,7 +199,7 @@ pub(crate) async fn narinfo(
     }
     check_compression(&info.compression).map_err(corrupt)?;
     if is_trustworthy(&info, cache.trusted_keys()) {
-        Ok(Some(info))
+        Ok(Look::Found(Box::new(info)))
     } else {
         Err(SubstituteError::BadSignature { path: path.clone(), cache: cache.url().clone() })
     }

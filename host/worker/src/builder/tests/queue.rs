@@ -9,7 +9,7 @@ use harmonia_core::{Capability, ClaimToken, Incarnation, JobId, JobStatus, NodeI
 use harmonia_db::views::LogMark;
 use harmonia_db::{
     AttrResult, ClaimedJob, GraphAttr, GraphBatch, GraphDerivation, GraphOutput, NewEvaluationRow, NewPath, NewProject,
-    NodeRegistration, ProjectKind,
+    NodeRegistration, ProjectKind, UpstreamAnswer,
 };
 use harmonia_nix::StorePath;
 
@@ -86,6 +86,14 @@ impl World {
             attrs: drvs.iter().map(|drv| attr(drv)).collect(),
             holds: Vec::new(),
         };
+        let there: Vec<UpstreamAnswer> = batch
+            .derivations
+            .iter()
+            .filter(|derivation| derivation.available)
+            .flat_map(|derivation| derivation.outputs.iter().filter_map(|output| output.path.clone()))
+            .map(|path| UpstreamAnswer { path, cache: "https://up.example/".to_owned(), present: true })
+            .collect();
+        db.remember_upstream(evaluation.id, &token, &there).await.expect("remembers");
         let outcome = db.insert_batch(evaluation.id, &token, &batch).await.expect("inserts");
         assert_eq!(outcome.missing, []);
         let names: Vec<String> = batch.attrs.iter().map(|attr| attr.attr.clone()).collect();
