@@ -83,14 +83,46 @@ CREATE INDEX store_paths_unpublished ON store_paths (claimed_at) WHERE state = '
 CREATE INDEX store_paths_attempt ON store_paths (producing_attempt);
 CREATE INDEX store_paths_object ON store_paths (object_key);
 
--- Bounded memo of what upstream caches have.
+-- What upstream caches answered about paths: a memo of both answers, bounded by their expiry.
 CREATE TABLE upstream_paths (
-    path text PRIMARY KEY,
+    path text NOT NULL,
+    cache text NOT NULL, -- its URL without credentials
     present boolean NOT NULL,
+    -- What a builder met there and an evaluator saw itself, such as an archive that is gone. Until that expires, no narinfo
+    -- says otherwise.
+    fault text,
     checked_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (path, cache),
+    CHECK (NOT present OR fault IS NULL)
 );
 CREATE INDEX upstream_paths_expiry ON upstream_paths (expires_at);
+
+-- Which evaluator asks which caches. What a cache said that nobody asks any more does not count.
+CREATE TABLE upstream_caches (
+    node text NOT NULL,
+    cache text NOT NULL,
+    keys_digest text NOT NULL, -- of the keys whose signatures count there
+    trouble text, -- why it gives nothing, for people
+    PRIMARY KEY (node, cache)
+);
+
+-- What builders could not get from an upstream cache, until an evaluator asked that cache itself.
+CREATE TABLE upstream_reports (
+    path text NOT NULL,
+    cache text NOT NULL,
+    roots text[] NOT NULL, -- inputs of the job whose closures have the path
+    reason text NOT NULL,
+    attempt_id bigint NOT NULL,
+    reported_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (path, cache)
+);
+
+-- The keys that signers sign with, for those who tell them to people.
+CREATE TABLE signer_keys (
+    node text PRIMARY KEY,
+    keys text[] NOT NULL
+);
 
 -- A path that two attempts built differently: the first stays, the difference is a finding.
 CREATE TABLE reproducibility_findings (

@@ -168,9 +168,29 @@ CREATE UNLOGGED TABLE build_log_tails (
 );
 CREATE INDEX build_log_tails_job ON build_log_tails (job_id);
 
--- Builders' word that an input is in no cache, until a signer looked (healing).
+-- Builders' word that an input is in no cache, or damaged in ours, until a signer looked (healing).
 CREATE TABLE missing_path_reports (
     path text PRIMARY KEY,
-    attempt_id bigint NOT NULL,
+    attempt_id bigint, -- null: a reader met it
+    damaged boolean NOT NULL DEFAULT false, -- it is there, and its bytes are not what they should be
     reported_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Pending jobs that an evaluator must walk below before they can be built: what they lean on was in an upstream cache (or a
+-- source was ours) and is gone. Each counts as one input that is not there. A table of its own, since claims pay for every
+-- index of build_jobs.
+CREATE TABLE job_walks (
+    job_id bigint PRIMARY KEY REFERENCES build_jobs ON DELETE CASCADE,
+    eval_id bigint NOT NULL, -- a live evaluation that wants it, in whose name it is walked
+    tries integer NOT NULL DEFAULT 0,
+    not_before timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX job_walks_eval ON job_walks (eval_id);
+
+-- Who walks in the name of an evaluation, whether that runs or has ended.
+CREATE TABLE walk_claims (
+    eval_id bigint PRIMARY KEY,
+    node text NOT NULL,
+    token_hash bytea NOT NULL CHECK (length(token_hash) = 32),
+    lease_until timestamptz NOT NULL
 );

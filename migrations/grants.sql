@@ -32,8 +32,9 @@ DECLARE
 BEGIN
     -- What every capability may read.
     FOREACH v_table IN ARRAY ARRAY['schema_info', 'derivations', 'derivation_outputs', 'derivation_inputs', 'derivation_sources',
-        'store_paths', 'upstream_paths', 'projects', 'eval_attrs', 'eval_expected_attrs', 'eval_holds', 'job_classes',
-        'live_evaluations', 'missing_path_reports', 'default_limits', 'builder_systems', 'derivation_findings']
+        'store_paths', 'upstream_paths', 'upstream_caches', 'upstream_reports', 'job_walks', 'signer_keys', 'projects', 'eval_attrs',
+        'eval_expected_attrs', 'eval_holds', 'job_classes', 'live_evaluations', 'missing_path_reports', 'default_limits',
+        'builder_systems', 'derivation_findings']
     LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator,builder,signer,frontend}');
     END LOOP;
@@ -98,6 +99,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('fail_attempt', '{builder,signer}'),
     ('release_attempt', '{builder}'),
     ('report_missing_path', '{builder}'),
+    ('report_upstream_fault', '{builder}'),
     -- Evaluators.
     ('set_evaluator_engine', '{evaluator}'),
     ('claim_evaluation', '{evaluator}'),
@@ -109,7 +111,13 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('set_tree_branches', '{evaluator}'),
     ('classify_derivations', '{evaluator}'),
     ('insert_batch', '{evaluator}'),
+    ('register_upstreams', '{evaluator}'),
+    ('note_upstream', '{evaluator}'),
     ('remember_upstream', '{evaluator}'),
+    ('confirm_upstream_fault', '{evaluator}'),
+    ('dismiss_upstream_report', '{evaluator}'),
+    ('claim_walk', '{evaluator}'),
+    ('finish_walk', '{evaluator}'),
     ('expect_attrs', '{evaluator}'),
     ('allow_empty_evaluation', '{evaluator}'),
     ('append_evaluation_log', '{evaluator}'),
@@ -132,6 +140,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('unfinished_publications', '{signer}'),
     ('confirm_lost_path', '{signer}'),
     ('dismiss_missing_path', '{signer}'),
+    ('report_damaged_narinfo', '{signer}'),
+    ('set_signer_keys', '{signer}'),
     -- Frontends.
     ('create_evaluation', '{frontend}'),
     ('cancel_evaluation', '{frontend}'),

@@ -44,10 +44,27 @@ BEGIN
 END
 $$;
 
--- Whether this token holds the evaluation.
+-- The evaluation whose graph this token may add to: it runs under the token, or jobs that it wants are walked under it.
+CREATE OR REPLACE FUNCTION graph_evaluation(p_eval bigint, p_token_hash bytea) RETURNS evaluations
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_eval evaluations;
+BEGIN
+    SELECT * INTO v_eval FROM evaluations e WHERE e.id = p_eval AND evaluation_held(p_eval, p_token_hash) FOR NO KEY UPDATE;
+    -- What had to be waited for may have ended it.
+    IF NOT FOUND OR NOT evaluation_held(p_eval, p_token_hash) THEN
+        PERFORM raise_stale_claim();
+    END IF;
+    RETURN v_eval;
+END
+$$;
+
+-- Whether this token holds the evaluation, or a walk in its name.
 CREATE OR REPLACE FUNCTION evaluation_held(p_eval bigint, p_token_hash bytea) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT EXISTS (SELECT FROM evaluations WHERE id = p_eval AND status = 'running' AND claim_token_hash = p_token_hash)
+        OR EXISTS (SELECT FROM walk_claims w JOIN live_evaluations l ON l.id = w.eval_id
+            WHERE w.eval_id = p_eval AND w.token_hash = p_token_hash AND w.lease_until > now())
 $$;
 
 -- The job behind an attempt's token; HC001 when it is no longer held.

@@ -129,7 +129,7 @@ DECLARE
     v_project projects;
 BEGIN
     SELECT p.* INTO v_project FROM evaluations e CROSS JOIN LATERAL project_with_limits(e.project_id) p
-    WHERE e.id = p_eval AND e.status = 'running' AND e.claim_token_hash = p_token_hash;
+    WHERE e.id = p_eval AND evaluation_held(p_eval, p_token_hash);
     IF NOT FOUND THEN
         PERFORM raise_stale_claim();
     END IF;
@@ -140,6 +140,7 @@ BEGIN
         WHEN v_project.is_public AND NOT d.public THEN true
         WHEN drv_available(w.drv_path, true) THEN false
         WHEN j.id IS NULL THEN true
+        WHEN EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id) THEN true
         ELSE job_reopens(j, v_project, a.timeout_s, a.max_silent_s)
     END
     FROM unnest(p_drvs) AS w(drv_path)
@@ -220,7 +221,7 @@ CREATE OR REPLACE FUNCTION insert_batch(
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    v_eval evaluations := held_evaluation(p_eval, p_token_hash);
+    v_eval evaluations := graph_evaluation(p_eval, p_token_hash);
     v_project projects;
     v_drvs text[];       -- the batch, in its order
     v_lengths integer[]; -- and how long the chains above are
@@ -233,6 +234,7 @@ DECLARE
     v_reset bigint[] := '{}';
     v_others text[];     -- what the batch leans on and does not hold: inputs, attributes, holds
     v_above bigint[];
+    v_walked bigint[];   -- jobs that waited for this walk
 BEGIN
     PERFORM lock_visibility(v_eval.project_id, false);
     SELECT * INTO v_project FROM project_with_limits(v_eval.project_id);
@@ -255,6 +257,12 @@ BEGIN
         WHERE NOT s.public AND (
             s.path IN (SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = ANY (v_drvs))
             OR s.path IN (SELECT r.path FROM derivation_sources r WHERE r.referrer = ANY (v_drvs)));
+    END IF;
+    -- What the evaluator took for available, and is not (any more), is to be walked again.
+    SELECT array_agg(t.drv_path) INTO missing FROM jsonb_to_recordset(p_derivations) AS t(drv_path text, available boolean)
+    WHERE t.available AND NOT drv_available(t.drv_path, true);
+    IF missing IS NOT NULL THEN
+        RETURN;
     END IF;
 
     -- Jobs, in the order of the batch, so that ids follow dependencies.
@@ -352,9 +360,12 @@ BEGIN
     JOIN build_jobs j USING (drv_path)
     WHERE o.drv_path = ANY (ARRAY(SELECT unnest(v_drvs || v_others) EXCEPT SELECT unnest(v_wanted)))
         AND j.status IN ('pending', 'failed', 'dep-failed', 'cancelled') AND drv_available(o.drv_path, true);
-    PERFORM settle_jobs(v_new, false);
+    WITH walked AS (
+        DELETE FROM job_walks w USING build_jobs j WHERE j.id = w.job_id AND j.drv_path = ANY (v_wanted) RETURNING j.id
+    ) SELECT coalesce(array_agg(id), '{}') INTO v_walked FROM walked;
+    PERFORM settle_jobs(v_new || v_walked, false);
     PERFORM notify_ready(array_agg(DISTINCT class_id)) FROM build_jobs
-    WHERE id = ANY (v_new) AND status = 'pending' AND unmet_deps = 0;
+    WHERE id = ANY (v_new || v_walked) AND status = 'pending' AND unmet_deps = 0;
     new_jobs := cardinality(v_new);
 
     -- A derivation that was available and no longer is gets a job below jobs that already wait: they wait for it too.

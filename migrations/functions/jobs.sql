@@ -73,7 +73,8 @@ CREATE OR REPLACE FUNCTION count_unmet(p_jobs bigint[]) RETURNS void
 LANGUAGE sql SET search_path = public, pg_temp AS $$
     UPDATE build_jobs j SET unmet_deps = c.unmet
     FROM (
-        SELECT own.id, count(i.id) FILTER (WHERE i.status <> 'succeeded') AS unmet
+        SELECT own.id, count(i.id) FILTER (WHERE i.status <> 'succeeded')
+            + (SELECT count(*) FROM job_walks w WHERE w.job_id = own.id) AS unmet
         FROM build_jobs own
         LEFT JOIN derivation_inputs d ON d.referrer = own.drv_path
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
@@ -190,29 +191,24 @@ END
 $$;
 
 -- Jobs that became pending again, settled: those whose outputs came by another way meanwhile have what they wait for; those
--- that lean on a derivation without job whose outputs were available once, and are gone, cannot be built before an
--- evaluation walks there.
+-- that lean on a derivation without job whose outputs were available once, and are gone, wait until an evaluator walked there.
 CREATE OR REPLACE FUNCTION recheck_jobs(p_jobs bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_there bigint[];
-    v_stranded record;
+    v_stranded bigint[];
 BEGIN
     SELECT array_agg(id) INTO v_there FROM build_jobs
     WHERE id = ANY (p_jobs) AND status = 'pending' AND drv_available(drv_path, true);
     IF v_there IS NOT NULL THEN
         PERFORM jobs_succeeded(v_there);
     END IF;
-    FOR v_stranded IN
-        SELECT j.id, min(d.input_drv) AS input FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
-        WHERE j.id = ANY (p_jobs) AND j.status = 'pending'
-            AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv) AND NOT drv_available(d.input_drv, false)
-        GROUP BY j.id ORDER BY j.id
-    LOOP
-        PERFORM fail_job(v_stranded.id, 'infrastructure',
-            format('the outputs of its input %s are in no cache any more, and no job makes them: evaluate again', v_stranded.input),
-            NULL);
-    END LOOP;
+    SELECT array_agg(DISTINCT j.id) INTO v_stranded FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
+    WHERE j.id = ANY (p_jobs) AND j.status = 'pending'
+        AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv) AND NOT drv_available(d.input_drv, false);
+    IF v_stranded IS NOT NULL THEN
+        PERFORM await_walk(v_stranded);
+    END IF;
 END
 $$;
 

@@ -58,7 +58,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     UNION ALL
     (SELECT 2, format('job %s (%s) says it waits for %s inputs, %s are not succeeded', w.id, w.drv_path, w.unmet_deps, w.counted)
     FROM (
-        SELECT j.id, j.drv_path, j.unmet_deps, count(i.id) FILTER (WHERE i.status <> 'succeeded') AS counted
+        SELECT j.id, j.drv_path, j.unmet_deps, count(i.id) FILTER (WHERE i.status <> 'succeeded')
+            + (SELECT count(*) FROM job_walks k WHERE k.job_id = j.id) AS counted
         FROM build_jobs j
         LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
@@ -68,6 +69,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     (SELECT 2, format('job %s: its input %s has neither a job nor available outputs', j.id, d.input_drv)
     FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
     WHERE j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
+        AND NOT EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id)
         AND NOT drv_available(d.input_drv, false) LIMIT 100)
     UNION ALL
     (SELECT 3, format('job %s is pending above job %s, which is %s', j.id, i.id, i.status)
@@ -117,6 +119,7 @@ BEGIN
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
         WHERE j.status = 'pending' GROUP BY j.id
         HAVING j.unmet_deps <> count(i.id) FILTER (WHERE i.status <> 'succeeded')
+                + (SELECT count(*) FROM job_walks k WHERE k.job_id = j.id)
             OR count(i.id) FILTER (WHERE i.status IN ('failed', 'dep-failed', 'cancelled')) > 0
     ) w;
     IF v_wrong IS NOT NULL THEN
@@ -151,7 +154,10 @@ BEGIN
     DELETE FROM build_log_tails t WHERE NOT EXISTS (SELECT FROM build_attempts a WHERE a.id = t.attempt_id
         AND (a.outcome = 'running' OR a.finished_at > now() - interval '10 minutes'));
     GET DIAGNOSTICS log_tails = ROW_COUNT;
-    DELETE FROM upstream_paths u WHERE u.expires_at < now() - interval '7 days'
+    -- A live evaluation may have an attribute that only such a row makes green.
+    DELETE FROM upstream_paths u WHERE u.expires_at < now() - CASE WHEN u.present THEN interval '7 days' ELSE interval '0' END
+        AND NOT (u.present AND EXISTS (
+            SELECT FROM derivation_outputs o WHERE o.output_path = u.path AND is_live_root(o.drv_path)))
         AND NOT EXISTS (
             SELECT FROM derivation_outputs o
             JOIN derivation_inputs d ON d.input_drv = o.drv_path
@@ -163,6 +169,10 @@ BEGIN
             JOIN eval_attrs a ON a.drv_path = o.drv_path
             WHERE o.output_path = u.path AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = a.drv_path));
     GET DIAGNOSTICS upstream = ROW_COUNT;
+    DELETE FROM upstream_reports WHERE reported_at < now() - interval '1 hour';
+    DELETE FROM walk_claims WHERE lease_until < now();
+    DELETE FROM upstream_caches c WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.id = c.node
+        AND (NOT n.stopped OR n.last_seen > now() - interval '1 day'));
     DELETE FROM disowned_claims WHERE disowned_at < now() - interval '1 day';
 END
 $$;

@@ -20,7 +20,7 @@ LANGUAGE sql STABLE AS $$
         CASE WHEN s.state = 'failed' AND j.id IS NULL THEN 'infrastructure'
             WHEN s.state IN ('failed', 'dep-failed') THEN coalesce(j.failure_kind, c.failure_kind) END,
         CASE WHEN s.state = 'failed' AND j.id IS NULL
-            THEN 'its outputs were available when it was evaluated; they are in no cache any more, and no job makes them: evaluate again'
+            THEN 'its outputs were available when it was evaluated; they are in no cache any more, and no job makes them'
             WHEN s.state IN ('failed', 'dep-failed', 'cancelled') THEN j.message END,
         CASE WHEN s.state = 'dep-failed' THEN c.id END,
         j.finished_at

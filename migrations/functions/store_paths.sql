@@ -24,18 +24,6 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     WHERE o.drv_path = p_drv
 $$;
 
--- What the evaluator found upstream, or not (negative answers are kept for ten minutes).
-CREATE OR REPLACE FUNCTION remember_upstream(p_eval bigint, p_token_hash bytea, p_paths text[], p_present boolean[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-BEGIN
-    PERFORM held_evaluation(p_eval, p_token_hash);
-    INSERT INTO upstream_paths (path, present, expires_at)
-    SELECT t.path, t.present, now() + CASE WHEN t.present THEN interval '1 day' ELSE interval '10 minutes' END
-    FROM unnest(p_paths, p_present) AS t(path, present) ORDER BY t.path
-    ON CONFLICT (path) DO UPDATE SET present = excluded.present, checked_at = now(), expires_at = excluded.expires_at;
-END
-$$;
-
 -- All outputs of an attempt in one transaction; the first writer of a path wins.
 CREATE OR REPLACE FUNCTION claim_outputs(
     p_attempt bigint, p_token_hash bytea, p_paths text[], p_nar_hashes text[], p_nar_sizes bigint[], p_file_hashes text[],
@@ -102,7 +90,7 @@ DECLARE
     v_public boolean;
 BEGIN
     IF p_eval IS NOT NULL THEN
-        SELECT p.is_public INTO v_public FROM projects p WHERE p.id = (held_evaluation(p_eval, p_token_hash)).project_id;
+        SELECT p.is_public INTO v_public FROM projects p WHERE p.id = (graph_evaluation(p_eval, p_token_hash)).project_id;
     ELSE
         SELECT d.public INTO v_public FROM derivations d WHERE d.drv_path = (held_job(p_attempt, p_token_hash)).drv_path;
     END IF;
@@ -208,5 +196,14 @@ BEGIN
         PERFORM return_jobs(v_jobs);
     END IF;
     RETURN true;
+END
+$$;
+
+-- The public halves of the keys that this signer signs with.
+CREATE OR REPLACE FUNCTION set_signer_keys(p_node text, p_incarnation bigint, p_keys text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM current_node(p_node, p_incarnation, 'signer');
+    INSERT INTO signer_keys (node, keys) VALUES (p_node, p_keys) ON CONFLICT (node) DO UPDATE SET keys = excluded.keys;
 END
 $$;

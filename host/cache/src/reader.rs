@@ -309,14 +309,33 @@ impl Reader {
         // Before the bucket is asked, so that a publication meanwhile is not overwritten by what was read before it.
         let ticket = self.inner.memory.ticket();
         let Some(text) = self.inner.store.get_bytes(&key, NARINFO_BYTES_MAX).await? else { return Ok(None) };
+        match Self::read_entry(hash_part, key, text) {
+            Ok(entry) => {
+                let entry = Arc::new(entry);
+                self.inner.memory.remember(hash_part, Arc::clone(&entry), self.now(), ticket);
+                Ok(Some(entry))
+            }
+            Err(error) => {
+                // A signer writes it again.
+                if let Err(error) = self.inner.db.report_damaged_narinfo(hash_part).await {
+                    tracing::warn!(
+                        hash_part,
+                        error = &error as &dyn std::error::Error,
+                        "could not report a damaged narinfo"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn read_entry(hash_part: &str, key: String, text: Bytes) -> Result<Entry, ReadError> {
         let damaged = |cause| ReadError::Damaged { key: key.clone(), cause };
         let narinfo = std::str::from_utf8(&text).map_err(|error| damaged(error.into()))?;
         let narinfo = NarInfo::parse(narinfo).map_err(|error| damaged(error.into()))?;
         if narinfo.path.hash_part() != hash_part {
             return Err(damaged(format!("it is about {}", narinfo.path).into()));
         }
-        let entry = Arc::new(Entry { text, path: narinfo.path });
-        self.inner.memory.remember(hash_part, Arc::clone(&entry), self.now(), ticket);
-        Ok(Some(entry))
+        Ok(Entry { text, path: narinfo.path })
     }
 }

@@ -148,6 +148,12 @@ async fn run_roles(
             Failure::failed(format!("could not store who may see local projects: {}", chain(&error)))
         })?;
     }
+    if config.has(Capability::Signer) {
+        let keys: Vec<String> = parts.public_keys.iter().map(ToString::to_string).collect();
+        db.set_signer_keys(&identity.node, identity.incarnation, &keys)
+            .await
+            .map_err(|error| Failure::failed(format!("could not record the signing keys: {}", chain(&error))))?;
+    }
 
     let reader = parts.store.as_ref().map(|store| {
         let options = ReaderOptions {

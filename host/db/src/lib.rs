@@ -50,8 +50,8 @@ pub use migrate::Migrated;
 pub use nodes::{HeartbeatAnswer, NodeRegistration, Released, SignerNode};
 pub use outbox::DueNotification;
 pub use paths::{
-    AttemptScope, CanonicalPath, Claimed, EvaluationScope, Finished, Healed, NewPath, PathRow, PathState,
-    UnfinishedPublication,
+    AttemptScope, CanonicalPath, Claimed, ClaimedWalk, EvaluationScope, Finished, Healed, MissingPath, NewPath,
+    PathRow, PathState, UnfinishedPublication, UpstreamAnswer, UpstreamFault, UpstreamTrouble,
 };
 pub use projects::{ForgeProject, HookTarget, PollSource, PollTarget};
 pub use queue::{

@@ -3,7 +3,9 @@
 
 mod publish;
 mod rows;
+mod upstream;
 
-pub use publish::{Claimed, Finished, Healed, NewPath, UnfinishedPublication};
+pub use publish::{Claimed, Finished, Healed, MissingPath, NewPath, UnfinishedPublication};
 pub use rows::{AttemptScope, CanonicalPath, EvaluationScope, PathRow, PathState};
 pub(crate) use rows::{parse_all, strings};
+pub use upstream::{ClaimedWalk, UpstreamAnswer, UpstreamFault, UpstreamTrouble};

@@ -130,9 +130,9 @@ pub fn checked(derivation: &GraphDerivation) -> CheckedDerivation {
 pub async fn upstream_has(db: &Db, paths: impl Iterator<Item = &StorePath>) {
     let paths: Vec<String> = paths.map(ToString::to_string).collect();
     sqlx::query!(
-        "INSERT INTO upstream_paths (path, present, expires_at)
-         SELECT DISTINCT p, true, now() + interval '1 day' FROM unnest($1::text[]) AS p ORDER BY p
-         ON CONFLICT (path) DO UPDATE SET present = true, expires_at = excluded.expires_at",
+        "INSERT INTO upstream_paths (path, cache, present, expires_at)
+         SELECT DISTINCT p, 'https://up.example/', true, now() + interval '1 day' FROM unnest($1::text[]) AS p ORDER BY p
+         ON CONFLICT (path, cache) DO UPDATE SET present = true, fault = NULL, expires_at = excluded.expires_at",
         &paths
     )
     .execute(&db.pool)

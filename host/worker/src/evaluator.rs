@@ -17,6 +17,7 @@ mod source;
 mod traces;
 mod upload;
 mod upstream;
+mod walks;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -173,6 +174,8 @@ pub(crate) struct Settings {
     options: EvaluatorOptions,
     daemon: StoreDaemon,
     upstream: Upstream,
+    /// Raised when there may be something to walk below.
+    walks_wanted: tokio::sync::Notify,
     git: PathBuf,
     nix_instantiate: PathBuf,
     nix_eval_jobs: Option<PathBuf>,
@@ -219,10 +222,11 @@ pub async fn run(
 ) -> Result<(), EvaluatorError> {
     let settings = Arc::new(probe::prepare(options).await?);
     let options = &settings.options;
-    let mut listener = options.db.listen(&[Channel::Evaluations, Channel::Claims]).await?;
+    let mut listener = options.db.listen(&[Channel::Evaluations, Channel::Claims, Channel::MissingPaths]).await?;
     // Raised whenever a claim may have been lost.
     let (claims_changed, _) = watch::channel(());
     let mut running: JoinSet<()> = JoinSet::new();
+    let walks = tokio::spawn(walks::run(Arc::clone(&settings), drain.clone()));
     // The token of a claim whose answer was lost: an evaluation may be held under it, by nobody.
     let mut unheard: Option<ClaimToken> = None;
     // Ends with this function.
@@ -275,7 +279,7 @@ pub async fn run(
             () = abort.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
             Some(ended) = running.join_next(), if !running.is_empty() => log_panic(ended),
-            notice = listener.next() => pass_on(&notice, options, &claims_changed),
+            notice = listener.next() => pass_on(&notice, &settings, &claims_changed),
         }
     }
     // Others of this process may finish their work for hours before the node says goodbye, which gives everything back.
@@ -285,6 +289,7 @@ pub async fn run(
         }
         tokio::time::sleep(REPORT_PAUSE).await;
     }
+    walks.abort();
     // Each task sees `abort` itself; one that does not (we were replaced) is stopped.
     if outcome.is_err() {
         running.shutdown().await;
@@ -296,20 +301,23 @@ pub async fn run(
         tokio::select! {
             Some(ended) = running.join_next() => log_panic(ended),
             // One that is cancelled or superseded meanwhile stops at once.
-            notice = listener.next() => pass_on(&notice, options, &claims_changed),
+            notice = listener.next() => pass_on(&notice, &settings, &claims_changed),
         }
     }
     outcome
 }
 
-/// Claims of this node may have been lost: those who hold one look.
-fn pass_on(notice: &Notice, options: &EvaluatorOptions, claims_changed: &watch::Sender<()>) {
+/// Claims of this node may have been lost: those who hold one look. And there may be something to walk below.
+fn pass_on(notice: &Notice, settings: &Settings, claims_changed: &watch::Sender<()>) {
     match notice {
-        Notice::Hint { channel: Channel::Claims, payload } if *payload == options.node.0 => {
+        Notice::Hint { channel: Channel::Claims, payload } if *payload == settings.options.node.0 => {
             claims_changed.send_replace(());
         }
         Notice::Rescan => {
             claims_changed.send_replace(());
+        }
+        Notice::Hint { channel: Channel::Evaluations | Channel::MissingPaths, .. } => {
+            settings.walks_wanted.notify_one();
         }
         Notice::Hint { .. } => {}
     }

@@ -23,7 +23,8 @@ use crate::binary_cache::BinaryCache;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 
 pub use cache::FetchError;
-pub(crate) use cache::narinfo;
+pub(crate) use cache::{Look, look};
+pub(crate) use closure::examine;
 
 /// How to substitute.
 #[derive(Debug, Clone)]
@@ -63,6 +64,8 @@ pub struct Plan {
     /// Everything looked at: what was asked for, and the references of what is missing.
     seen: BTreeSet<StorePath>,
     found: BTreeMap<StorePath, Offer>,
+    /// What was asked for.
+    roots: BTreeSet<StorePath>,
 }
 
 /// A cache that has a path, checked to be trustworthy.
@@ -95,7 +98,7 @@ impl Plan {
 #[derive(Debug, thiserror::Error)]
 pub enum SubstituteError {
     /// Every cache answered that it does not have them.
-    #[error("{} is in none of the {caches} configured caches", shown(paths))]
+    #[error("{} is in none of the {caches} configured caches, as far as they show it to this builder", shown(paths))]
     Missing {
         /// The paths, at least one.
         paths: Vec<StorePath>,
@@ -163,6 +166,60 @@ pub enum SubstituteError {
     Query(#[source] ClientError),
 }
 
+/// What a cache does not give although it was expected there, or is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The path.
+    pub path: StorePath,
+    /// The cache.
+    pub cache: SecretUrl,
+    /// Whether that is ours (the first one).
+    pub is_own: bool,
+    /// What is wrong.
+    pub reason: String,
+    /// What of that which was asked for has the path in its closure.
+    pub roots: Vec<StorePath>,
+}
+
+/// Why paths could not be had, and what each cache has to do with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct SubstituteFailure {
+    /// What to tell.
+    pub cause: SubstituteError,
+    /// What is to be looked at.
+    pub faults: Vec<Fault>,
+}
+
+impl From<SubstituteError> for SubstituteFailure {
+    fn from(cause: SubstituteError) -> Self {
+        Self { cause, faults: Vec::new() }
+    }
+}
+
+impl SubstituteFailure {
+    /// Adds to each fault which of `roots` need its path, as far as narinfos in `found` tell.
+    fn below(mut self, roots: &BTreeSet<StorePath>, found: &BTreeMap<StorePath, Offer>) -> Self {
+        for fault in &mut self.faults {
+            fault.roots = roots.iter().filter(|root| reaches(root, &fault.path, found)).cloned().collect();
+        }
+        self
+    }
+}
+
+fn reaches(root: &StorePath, wanted: &StorePath, found: &BTreeMap<StorePath, Offer>) -> bool {
+    let mut seen = BTreeSet::from([root]);
+    let mut open = vec![root];
+    while let Some(path) = open.pop() {
+        if path == wanted {
+            return true;
+        }
+        let references = found.get(path).into_iter().flat_map(|offer| &offer.info.references);
+        open.extend(references.filter(|reference| seen.insert(reference)));
+    }
+    false
+}
+
 impl Substituter {
     /// Fetches into the store of `daemon`, which must trust us.
     pub fn new(http: reqwest::Client, daemon: StoreDaemon, options: SubstituterOptions) -> Self {
@@ -182,8 +239,8 @@ impl Substituter {
     /// Makes all of these valid in the local store, with their closures: [`Substituter::plan`], then
     /// [`Substituter::import`].
     pub async fn substitute(&self, paths: &BTreeSet<StorePath>) -> Result<(), SubstituteError> {
-        let plan = self.plan(paths).await?;
-        self.import(plan).await
+        let plan = self.plan(paths).await.map_err(|failure| failure.cause)?;
+        self.import(plan).await.map_err(|failure| failure.cause)
     }
 
     /// The bytes of an object of our cache (the first one), at most `bytes_max`; `None` when it says that there is none.
@@ -214,17 +271,38 @@ impl Substituter {
 
 /// How the caches' answers about one path add up to one error. The order is what a reader should look at first: a cache
 /// that could not say may well have it.
-fn verdict(path: &StorePath, caches: usize, errors: Vec<SubstituteError>) -> SubstituteError {
+fn verdict(path: &StorePath, caches: &[BinaryCache], errors: Vec<SubstituteError>) -> SubstituteFailure {
     let rank = |error: &SubstituteError| match error {
         SubstituteError::Unavailable { .. } => 0,
         SubstituteError::Corrupt { .. } => 1,
         SubstituteError::BadSignature { .. } => 2,
         _ => 3,
     };
-    errors
-        .into_iter()
-        .min_by_key(rank)
-        .unwrap_or_else(|| SubstituteError::Missing { paths: vec![path.clone()], caches })
+    let own = caches.first().map(BinaryCache::url);
+    let fault = |cache: &SecretUrl, reason| Fault {
+        path: path.clone(),
+        cache: cache.clone(),
+        is_own: own == Some(cache),
+        reason,
+        roots: Vec::new(),
+    };
+    let faults = errors
+        .iter()
+        .filter_map(|error| match error {
+            SubstituteError::Corrupt { cache, cause, .. } => Some(fault(cache, harmonia_core::chain(cause))),
+            SubstituteError::BadSignature { cache, .. } => {
+                Some(fault(cache, "no signature of a trusted key".to_owned()))
+            }
+            _ => None,
+        })
+        .collect();
+    match errors.into_iter().min_by_key(rank) {
+        Some(cause) => SubstituteFailure { cause, faults },
+        None => SubstituteFailure {
+            cause: SubstituteError::Missing { paths: vec![path.clone()], caches: caches.len() },
+            faults: caches.iter().skip(1).map(|cache| fault(cache.url(), "it is not there".to_owned())).collect(),
+        },
+    }
 }
 
 /// The first path, and how many more there are.

@@ -22,6 +22,8 @@ enum ArchiveError {
     Compression(#[source] std::io::Error),
     #[error("it is no canonical archive")]
     Nar(#[from] NarError),
+    #[error("its file has the hash {found}, not {declared}")]
+    FileHash { declared: String, found: String },
     #[error("its NAR has the hash {found}, not {declared}")]
     NarHash { declared: String, found: String },
     #[error("its NAR has more or fewer than the declared {declared} bytes")]
@@ -36,7 +38,9 @@ pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), S
     let Some(body) = store.get(&key, None).await? else {
         return Err(SignError::NotUploaded(vec![NotUploaded { key, reason: ObjectDifference::Missing }]));
     };
-    let reader = StreamReader::new(Box::pin(body.into_stream().map_err(std::io::Error::other)));
+    let mut file_hasher = Hasher::new(HashAlgorithm::Sha256);
+    let chunks = body.into_stream().inspect_ok(|chunk| file_hasher.update(chunk)).map_err(std::io::Error::other);
+    let reader = StreamReader::new(Box::pin(chunks));
     let mut reader = ZstdDecoder::new(BufReader::with_capacity(BUFFER_BYTES, reader));
     let mut reading = Reading::new(upload);
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -49,7 +53,18 @@ pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), S
         };
         reading.update(&buffer[..count]).map_err(archive)?;
     }
+    // What follows the compressed archive belongs to the file.
+    let mut rest = reader.into_inner();
+    let copied = tokio::io::copy_buf(&mut rest, &mut tokio::io::sink()).await;
+    copied.map_err(|error| reading_failed(error, |error| archive(ArchiveError::Compression(error))))?;
+    drop(rest);
     let found = reading.finish().map_err(archive)?;
+    let (declared, file_hash) = (Hash::from(upload.object.hash), file_hasher.finish());
+    if declared != file_hash {
+        return Err(
+            archive(ArchiveError::FileHash { declared: declared.to_string(), found: file_hash.to_string() }).into()
+        );
+    }
     match (upload.ca, found) {
         (Some(expected), Some(found)) if expected.hash != found => {
             Err(Refusal::wrong_hash(&upload.path, expected, found).into())

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harmonia_core::signer_api::AttemptUsage;
-use harmonia_core::{AttemptId, JobId};
-use harmonia_db::{PathState, UnfinishedPublication};
+use harmonia_core::{AttemptId, JobId, chain};
+use harmonia_db::{MissingPath, PathState, UnfinishedPublication};
 use harmonia_nix::nar::check_listing;
 use harmonia_nix::{NarInfo, SecretKey, Sha256Hash, StorePath};
 
+use super::content;
 use super::error::{ObjectDifference, SignError};
 use super::rows::{Row, rows_of};
 use super::wire::{Object, Upload};
@@ -24,6 +25,9 @@ const UNFINISHED_PER_ROUND: u32 = 100;
 
 /// Most reports of missing paths looked at in one round.
 const REPORTS_PER_ROUND: u32 = 1_000;
+
+/// Largest narinfo that is read (the limit of the parser).
+const NARINFO_BYTES_MAX: usize = 4 << 20;
 
 /// Listings that came along with a call, with the NAR that each describes.
 pub(super) type Listings = BTreeMap<StorePath, (Sha256Hash, String)>;
@@ -74,29 +78,67 @@ impl Signer {
         Ok(())
     }
 
-    /// Looks at the paths that builders found in no cache. Those that the bucket cannot deliver are lost, so that they are
-    /// built again; says how many. To be called when such a report is notified, and every now and then.
+    /// Looks at the paths that builders found in no cache, or damaged in ours. Those that the bucket cannot deliver as they
+    /// should be are lost, so that they are built again; says how many. To be called when such a report is notified, and
+    /// every now and then.
     pub async fn check_reported_paths(&self) -> Result<usize, SignError> {
         let reported = self.db().missing_paths(REPORTS_PER_ROUND).await?;
-        let rows = self.rows(&reported).await?;
+        let paths: Vec<StorePath> = reported.iter().map(|missing| missing.path.clone()).collect();
+        let rows = self.rows(&paths).await?;
         let mut lost = 0;
-        for path in &reported {
-            let is_there = match rows.get(path) {
-                Some(row) if row.state == PathState::Published => self.confirm_delivered(row).await?,
-                // On its way.
-                Some(row) if row.state == PathState::Claimed => true,
-                // Not ours to deliver: an upstream cache was said to have it.
-                _ => {
-                    self.lose(path).await?;
-                    false
+        for MissingPath { path, damaged } in &reported {
+            let is_sound = match rows.get(path) {
+                Some(row) if row.state == PathState::Published => {
+                    let is_sound =
+                        self.confirm_delivered(row).await? && !(*damaged && self.confirm_damaged(row).await?);
+                    if is_sound {
+                        self.mend_narinfo(row).await?;
+                    }
+                    is_sound
                 }
+                // On its way, lost already, or never ours: what upstream caches were said to have is for evaluators.
+                _ => true,
             };
-            if is_there {
+            if is_sound {
                 self.db().dismiss_missing_path(path).await?;
             }
-            lost += usize::from(!is_there);
+            lost += usize::from(!is_sound);
         }
         Ok(lost)
+    }
+
+    /// A narinfo is made of a row and the keys: one that is gone, or is not that, is written again.
+    async fn mend_narinfo(&self, row: &Row) -> Result<(), SignError> {
+        let path = &row.upload.path;
+        let found = self.store().get_bytes(&keys::narinfo(path), NARINFO_BYTES_MAX).await?;
+        let found = found.as_deref().and_then(|text| std::str::from_utf8(text).ok()).map(NarInfo::parse);
+        let wanted = narinfo(&row.upload, &[]);
+        let keys = self.public_keys();
+        let is_right =
+            |found: NarInfo| found.is_signed_by(&keys) && NarInfo { signatures: Vec::new(), ..found } == wanted;
+        let is_sound = found.and_then(Result::ok).is_some_and(is_right);
+        if !is_sound {
+            tracing::warn!(%path, "the narinfo of a published path was damaged: it is written again");
+            self.put_narinfo(&row.upload).await?;
+            self.tell_published(std::slice::from_ref(path));
+        }
+        Ok(())
+    }
+
+    /// Reads the whole object. One that is not what its row says is deleted, or it would be taken for a new upload.
+    async fn confirm_damaged(&self, row: &Row) -> Result<bool, SignError> {
+        let path = &row.upload.path;
+        match content::verify(self.store(), &row.upload).await {
+            Ok(()) => return Ok(false),
+            Err(SignError::Refused(refusal)) => {
+                tracing::warn!(%path, error = %chain(&refusal), "the object of a published path is damaged: it is to be built again");
+            }
+            Err(SignError::NotUploaded(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.store().delete(&keys::nar(&row.upload.object.hash)).await?;
+        self.lose(path).await?;
+        Ok(true)
     }
 
     async fn confirm_delivered(&self, row: &Row) -> Result<bool, SignError> {
@@ -133,6 +175,8 @@ impl Signer {
     async fn lose(&self, path: &StorePath) -> Result<(), SignError> {
         // First: a narinfo promises what can be delivered.
         self.store().delete(&keys::narinfo(path)).await?;
+        // It says at which offsets of this generation's archive files lie.
+        self.store().delete(&keys::listing(path)).await?;
         self.tell_published(std::slice::from_ref(path));
         let outcome = self.db().confirm_lost_path(path).await?;
         tracing::info!(%path, ?outcome, "a lost path was given up");
@@ -173,13 +217,18 @@ impl Signer {
     }
 
     async fn write_narinfo(&self, upload: &Upload, listings: &Listings) -> Result<(), ObjectError> {
-        if let Some((nar_hash, listing)) = listings.get(&upload.path)
-            && *nar_hash == upload.nar_hash
-            && is_listing(&upload.path, listing)
-        {
-            let options = PutOptions { content_type: "application/json", ..PutOptions::default() };
-            self.store().put(&keys::listing(&upload.path), listing.clone().into(), options).await?;
+        match listings.get(&upload.path) {
+            Some((nar_hash, listing)) if *nar_hash == upload.nar_hash && is_listing(&upload.path, listing) => {
+                let options = PutOptions { content_type: "application/json", ..PutOptions::default() };
+                self.store().put(&keys::listing(&upload.path), listing.clone().into(), options).await?;
+            }
+            // One of an earlier generation would lead into the wrong archive.
+            _ => self.store().delete(&keys::listing(&upload.path)).await?,
         }
+        self.put_narinfo(upload).await
+    }
+
+    async fn put_narinfo(&self, upload: &Upload) -> Result<(), ObjectError> {
         let text = narinfo(upload, &self.inner.keys).to_string();
         let options = PutOptions { content_type: "text/x-nix-narinfo", ..PutOptions::default() };
         self.store().put(&keys::narinfo(&upload.path), Bytes::from(text), options).await?;

@@ -186,7 +186,7 @@ async fn a_lost_object_is_built_again() {
     assert!(narinfo(&world, &path).await.is_some());
 
     let user = world.claim(&app).await;
-    let report = || world.db().report_missing_path(user.id, &user.token, &path);
+    let report = || world.db().report_missing_path(user.id, &user.token, &path, false);
     report().await.expect("reported");
     assert_eq!(world.signer.check_reported_paths().await.expect("looked"), 0, "it is there");
     world.bucket.store.delete(&keys::nar(&Sha256Hash::of(&nar.compressed))).await.expect("deleted");

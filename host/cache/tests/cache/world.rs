@@ -94,6 +94,11 @@ impl World {
         &self.database.db
     }
 
+    /// Another process, which remembers nothing.
+    pub(crate) fn second_reader(&self) -> Reader {
+        Reader::new(self.bucket.store.clone(), self.db().clone(), ReaderOptions::default())
+    }
+
     /// Another signer process on the same database and bucket.
     pub(crate) fn second_signer(&self) -> Signer {
         let options = SignerOptions::default();

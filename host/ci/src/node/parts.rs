@@ -209,9 +209,12 @@ impl Parts {
         let http = super::http::client(config)?;
         let signer = SignerClient::from_database(http.clone(), db.clone(), config.intervals.node_dead_after.0);
         let cache_url = config.cache.url.clone().unwrap_or_else(|| endpoint.clone().into());
-        // Those of upstream caches are not ours; only a node that does not sign has to be told ours.
+        // Those of upstream caches, which are trusted as well, are not ours.
         let public_keys = if secret_keys.is_empty() {
-            trusted_keys(config, &[])?
+            let known = db.signer_keys().await;
+            let known = known
+                .map_err(|error| Failure::failed(format!("could not read the signers' keys: {}", chain(&error))))?;
+            known.iter().filter_map(|key| key.parse().ok()).collect()
         } else {
             secret_keys.iter().map(SecretKey::public_key).collect()
         };

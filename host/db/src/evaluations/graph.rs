@@ -62,7 +62,7 @@ pub struct GraphDerivation {
     pub inputs: Vec<(StorePath, Vec<String>)>,
     /// Input sources.
     pub sources: Vec<StorePath>,
-    /// An upstream cache has all outputs: no job.
+    /// The walk found all outputs in upstream caches: no job. Nobody takes its word for it.
     pub available: bool,
     /// Jobs on the longest known chain of jobs that wait for this one, itself included; at least 1.
     pub path_length: u32,
@@ -126,7 +126,9 @@ impl Rows {
     fn of(batch: &GraphBatch) -> Result<Self, DbError> {
         let derivations = batch.derivations.iter().map(|derivation| {
             let length = i32::try_from(derivation.path_length.max(1)).unwrap_or(i32::MAX);
-            json!({ "drv_path": derivation.drv_path.as_str(), "path_length": length })
+            json!({
+                "drv_path": derivation.drv_path.as_str(), "path_length": length, "available": derivation.available,
+            })
         });
         let mut attrs = Vec::with_capacity(batch.attrs.len());
         let mut asked = batch.asked.clone();
@@ -235,23 +237,6 @@ impl Db {
             revived: row.revived as u64,
             missing: parse_all(&row.missing)?,
         })
-    }
-
-    /// Remembers which paths upstream caches have (a day) and which not (ten minutes).
-    pub async fn remember_upstream(
-        &self,
-        eval: EvalId,
-        token: &ClaimToken,
-        answers: &[(StorePath, bool)],
-    ) -> Result<(), DbError> {
-        let paths: Vec<String> = answers.iter().map(|(path, _)| path.to_string()).collect();
-        let present: Vec<bool> = answers.iter().map(|(_, present)| *present).collect();
-        self.run("remember upstream paths", || {
-            sqlx::query!("SELECT remember_upstream($1, $2, $3, $4)", eval.0, hash(token), &paths, &present)
-                .execute(&self.pool)
-        })
-        .await
-        .map(|_| ())
     }
 }
 

@@ -25,7 +25,7 @@ macro_rules! files {
 /// `migrations/functions`, in any order: bodies are checked when all are there.
 const FILES: &[(&str, &str)] = files! {
     "accounts" "builders" "claims" "evaluations" "graph" "guards" "healing" "intake" "jobs" "maintenance" "nodes"
-    "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "states" "store_paths" "visibility" "wanted"
+    "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "states" "store_paths" "upstream" "visibility" "wanted"
 };
 
 const GRANTS: &str = include_str!("../../../../migrations/grants.sql");

@@ -102,6 +102,15 @@ impl Columns {
     }
 }
 
+/// A path that somebody could not get out of our cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingPath {
+    /// The path.
+    pub path: StorePath,
+    /// It is there, and its bytes are not what its narinfo says.
+    pub damaged: bool,
+}
+
 impl Db {
     /// Keeps the sweep away from these paths' objects for a day.
     pub async fn renew_leases(&self, paths: &[StorePath]) -> Result<(), DbError> {
@@ -256,18 +265,28 @@ impl Db {
         Ok(unfinished)
     }
 
-    /// Paths that builders found in no cache, oldest report first: for a signer to look at.
-    pub async fn missing_paths(&self, limit: u32) -> Result<Vec<StorePath>, DbError> {
-        let paths = self
+    /// Paths that builders found in no cache, or damaged in ours, oldest report first: for a signer to look at.
+    pub async fn missing_paths(&self, limit: u32) -> Result<Vec<MissingPath>, DbError> {
+        let rows = self
             .run("list missing paths", || {
-                sqlx::query_scalar!(
-                    "SELECT path FROM missing_path_reports ORDER BY reported_at LIMIT $1",
+                sqlx::query!(
+                    "SELECT path, damaged FROM missing_path_reports ORDER BY reported_at LIMIT $1",
                     i64::from(limit)
                 )
                 .fetch_all(&self.pool)
             })
             .await?;
-        parse_all(&paths)
+        let missing = |path: &str, damaged| Ok(MissingPath { path: parse("store path", path)?, damaged });
+        rows.into_iter().map(|row| missing(&row.path, row.damaged)).collect()
+    }
+
+    /// A reader met a narinfo that is none: signers look at its path.
+    pub async fn report_damaged_narinfo(&self, hash_part: &str) -> Result<(), DbError> {
+        self.run("report a damaged narinfo", || {
+            sqlx::query!("SELECT report_damaged_narinfo($1)", hash_part).execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
     }
 
     /// A signer saw that the path's object is gone: it is lost, and the job that makes it is pending again.

@@ -1,6 +1,6 @@
 //! Reads: scopes of tokens, rows of paths, derivations and their outputs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use harmonia_core::{AttemptId, ClaimToken, EvalId, JobId, ProjectId};
 use harmonia_nix::store_path::StorePath;
@@ -160,7 +160,7 @@ impl Db {
             .collect()
     }
 
-    /// Which of these paths are neither published nor known to be in an upstream cache.
+    /// Which of these paths are neither published nor, as far as an answer has not expired, in an upstream cache.
     pub async fn unavailable_references(&self, paths: &[StorePath]) -> Result<Vec<StorePath>, DbError> {
         let wanted = strings(paths);
         let missing = self
@@ -168,28 +168,14 @@ impl Db {
                 sqlx::query_scalar!(
                     r#"SELECT w.path AS "path!" FROM unnest($1::text[]) AS w(path)
                        WHERE NOT EXISTS (SELECT FROM store_paths s WHERE s.path = w.path AND s.state = 'published')
-                           AND NOT EXISTS (SELECT FROM upstream_paths u WHERE u.path = w.path AND u.present)"#,
+                           AND NOT EXISTS (SELECT FROM upstream_paths u WHERE u.path = w.path AND u.present
+                               AND u.expires_at > now())"#,
                     &wanted
                 )
                 .fetch_all(&self.pool)
             })
             .await?;
         parse_all(&missing)
-    }
-
-    /// What is remembered of upstream caches, for those paths whose answer has not expired.
-    pub async fn upstream_memo(&self, paths: &[StorePath]) -> Result<HashMap<StorePath, bool>, DbError> {
-        let wanted = strings(paths);
-        let rows = self
-            .run("read the upstream memo", || {
-                sqlx::query!(
-                    "SELECT path, present FROM upstream_paths WHERE path = ANY ($1) AND expires_at > now()",
-                    &wanted
-                )
-                .fetch_all(&self.pool)
-            })
-            .await?;
-        rows.into_iter().map(|row| Ok((parse("store path", &row.path)?, row.present))).collect()
     }
 
     /// (derivation, output name, path) of every output of these derivations that is known.

@@ -134,16 +134,17 @@ impl Db {
         .map(|_| ())
     }
 
-    /// Healing: this attempt found an input in no cache. A signer looks at it (`missing_paths`, then
+    /// Healing: this attempt found an input in no cache, or `damaged` in ours. A signer looks at it (`missing_paths`, then
     /// `confirm_lost_path` or `dismiss_missing_path`). The attempt goes on to hold its job: end it as a transient failure.
     pub async fn report_missing_path(
         &self,
         attempt: AttemptId,
         token: &ClaimToken,
         path: &StorePath,
+        damaged: bool,
     ) -> Result<(), DbError> {
         self.run("report a missing path", || {
-            sqlx::query!("SELECT report_missing_path($1, $2, $3)", attempt.0, hash(token), path.as_str())
+            sqlx::query!("SELECT report_missing_path($1, $2, $3, $4)", attempt.0, hash(token), path.as_str(), damaged)
                 .execute(&self.pool)
         })
         .await

@@ -1,11 +1,11 @@
 //! Lost paths: the queue heals itself, within bounds.
 
 use harmonia_core::FailureKind;
-use harmonia_core::JobStatus::{Building, DepFailed, Failed, Pending, Succeeded};
+use harmonia_core::JobStatus::{Building, DepFailed, Failed, Pending};
 use harmonia_db::testing::pool;
-use harmonia_db::{Healed, PathState, Violation};
+use harmonia_db::{Healed, MissingPath, PathState, Violation};
 
-use crate::world::{World, batch, graph, out_path};
+use crate::world::{World, graph, out_path};
 
 #[tokio::test]
 async fn a_lost_input_is_built_again_under_a_new_generation() {
@@ -16,10 +16,11 @@ async fn a_lost_input_is_built_again_under_a_new_generation() {
     let zero = world.claim_only(0).await;
     world.complete(&zero).await.expect("complete");
     let one = world.claim(1).await.remove(0);
-    world.db.report_missing_path(one.attempt, &one.token, &out_path(0)).await.expect("report");
-    assert!(world.db.report_missing_path(one.attempt, &one.token, &out_path(77)).await.is_err(), "no input");
+    world.db.report_missing_path(one.attempt, &one.token, &out_path(0), true).await.expect("report");
+    assert!(world.db.report_missing_path(one.attempt, &one.token, &out_path(77), false).await.is_err(), "no input");
     world.fail(&one, None).await.expect("transient");
-    assert_eq!(world.db.missing_paths(10).await.expect("reports"), [out_path(0)]);
+    let reported = world.db.missing_paths(10).await.expect("reports");
+    assert_eq!(reported, [MissingPath { path: out_path(0), damaged: true }]);
     world.db.dismiss_missing_path(&out_path(0)).await.expect("false alarm");
     assert!(world.db.missing_paths(10).await.expect("reports").is_empty());
 
@@ -72,31 +73,6 @@ async fn a_running_dependent_goes_on_and_waits_when_it_comes_back() {
     assert_eq!(world.status(1).await, Building);
     world.db.release_attempt(one.attempt, &one.token, "stopped").await.expect("release");
     assert_eq!(world.status(1).await, DepFailed);
-    world.assert_sound().await;
-}
-
-#[tokio::test]
-async fn what_only_an_upstream_cache_had_fails_those_that_wait_and_the_next_evaluation_builds_it() {
-    let world = World::new().await;
-    let graph = graph(&[&[], &[0]]);
-    let eval = world.evaluation("main").await;
-    let mut upstream = batch(&graph, &[0, 1], &[1]);
-    upstream.derivations[0].available = true;
-    world.insert_batch(&eval, &upstream).await.expect("insert");
-    assert_eq!(world.statuses().await, [(1, Pending)]);
-    assert_eq!(world.db.confirm_lost_path(&out_path(0)).await.expect("lost"), Healed::NoProducer);
-    assert_eq!(world.jobs().await[&1].kind, Some(FailureKind::Infrastructure));
-    world.assert_sound().await;
-    let next = world.evaluation("other").await;
-    let outcome = world.insert(&next, &graph, &[1]).await.expect("insert");
-    assert_eq!((outcome.new_jobs, outcome.revived), (1, 1));
-    assert_eq!(world.jobs().await[&1].unmet, 1);
-    world.assert_sound().await;
-    // And when the upstream cache has it after all, the job is not needed.
-    let later = world.evaluation("third").await;
-    world.insert_batch(&later, &upstream).await.expect("insert");
-    assert_eq!(world.statuses().await, [(0, Succeeded), (1, Pending)]);
-    assert_eq!(world.jobs().await[&1].unmet, 0);
     world.assert_sound().await;
 }
 

@@ -24,5 +24,6 @@ mod roles;
 mod schema;
 mod state;
 mod statuses;
+mod upstream;
 mod visibility;
 mod world;

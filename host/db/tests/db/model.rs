@@ -251,6 +251,30 @@ impl History {
         assert_eq!(healed == Healed::LimitReached, expected, "{healed:?}");
     }
 
+    /// An evaluator walks below what was in a cache and is gone.
+    async fn walk_below(&mut self) {
+        let token = harmonia_db::testing::random_token();
+        let walk = self.world.db.claim_walk(&self.world.node, self.world.run, &token).await.expect("claim");
+        let Some(walk) = walk else {
+            assert!(self.model.wanted_walks().is_empty(), "{:?} are to be walked", self.model.wanted_walks());
+            return;
+        };
+        let roots: Vec<usize> = walk.drvs.iter().map(|drv| crate::world::number_of(drv.as_str())).collect();
+        self.log.push(format!("walk below {roots:?} for {}", walk.eval));
+        assert!(!roots.is_empty() && self.model.walks().is_superset(&roots.iter().copied().collect()), "{roots:?}");
+        let eval = Eval { id: walk.eval, token };
+        let mut batch = self.world.walk(&eval, &self.model.graph, &roots).await.expect("walk");
+        batch.attrs.clear();
+        let walked: Vec<usize> =
+            batch.derivations.iter().map(|drv| crate::world::number_of(drv.drv_path.as_str())).collect();
+        assert_eq!(walked, self.model.walk(&roots), "where the walk goes");
+        let outcome = self.world.insert_batch(&eval, &batch).await.expect("insert");
+        assert_eq!(outcome.missing, [], "nothing came in between");
+        assert_eq!(outcome.new_jobs as usize, self.model.insert(eval.id.0, &walked, &[]), "new jobs");
+        self.world.db.finish_walk(&walk, &eval.token, None).await.expect("finish");
+        self.model.end_walk(eval.id.0);
+    }
+
     async fn node_trouble(&mut self) {
         let held: Vec<usize> = self.held.keys().copied().collect();
         if self.rng.random_bool(0.6) {
@@ -321,7 +345,8 @@ impl History {
             85..89 => self.rebuild().await,
             89..92 => self.cancel_job().await,
             92..94 => self.lose_a_path().await,
-            94..96 => self.node_trouble().await,
+            94 => self.walk_below().await,
+            95 => self.node_trouble().await,
             96..99 => self.strange_system().await,
             _ => self.repair().await,
         }

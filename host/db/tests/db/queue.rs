@@ -62,7 +62,10 @@ async fn what_completes_a_job_holds_its_current_token() {
         assert!(matches!(world.db.claim_outputs(attempt, stale, &outputs).await, Err(DbError::StaleClaim)));
         assert!(matches!(world.db.release_attempt(attempt, stale, "").await, Err(DbError::StaleClaim)));
         assert!(matches!(world.db.attempt_scope(attempt, stale).await, Err(DbError::StaleClaim)));
-        assert!(matches!(world.db.report_missing_path(attempt, stale, &out_path(0)).await, Err(DbError::StaleClaim)));
+        assert!(matches!(
+            world.db.report_missing_path(attempt, stale, &out_path(0), false).await,
+            Err(DbError::StaleClaim)
+        ));
         let usage = AttemptUsage::default();
         let failed = world.db.fail_attempt(attempt, stale, &crate::world::failure(None), &usage, None).await;
         assert!(matches!(failed, Err(DbError::StaleClaim)));
@@ -351,7 +354,13 @@ async fn a_batch_that_leans_on_what_nobody_has_is_refused_whole() {
     // What an upstream cache has needs no job, and is no hindrance.
     let mut with_upstream = batch(&graph, &[0, 1], &[1]);
     with_upstream.derivations[0].available = true;
-    let outcome = world.insert_batch(&eval, &with_upstream).await.expect("insert");
+    // Nobody takes the evaluator's word for it.
+    let registered = [harmonia_db::testing::checked(&with_upstream.derivations[0])];
+    world.db.register_derivations(&registered).await.expect("registers");
+    let outcome = world.db.insert_batch(eval.id, &eval.token, &with_upstream).await.expect("refused");
+    assert_eq!(outcome.missing, [drv_path(0)]);
+    crate::upstream::remember(&world, &eval, &[(0, true)]).await;
+    let outcome = world.db.insert_batch(eval.id, &eval.token, &with_upstream).await.expect("insert");
     assert_eq!((outcome.new_jobs, outcome.missing.len()), (1, 0));
     world.claim_only(1).await;
     world.assert_sound().await;

@@ -8,7 +8,7 @@ use harmonia_core::api::{AttrState, Verdict};
 use harmonia_core::limits::LOST_NODES_MAX;
 use harmonia_core::{EvalId, EvalStatus, FailureKind, Incarnation, NodeId, Timestamp};
 use harmonia_db::testing::{checked, pool, random_token, upstream_has};
-use harmonia_db::{ClaimedJob, DbError, GraphBatch, Healed};
+use harmonia_db::{ClaimedJob, DbError, GraphBatch};
 
 use crate::world::{
     Drv, Eval, World, attr, batch, derivation, drv_path, graph, new_evaluation, new_path, new_paths, out_path,
@@ -170,6 +170,9 @@ async fn an_attribute_without_a_job_is_green_only_while_its_outputs_are_availabl
     // The answer had expired when the evaluation ended: nobody knew.
     world.run("UPDATE upstream_paths SET expires_at = now() - interval '1 hour'").await;
     assert_eq!(world.shown(eval).await, (vec![AttrState::Failed], Verdict::Failed));
+    let detail = world.db.view_evaluation(eval).await.expect("read").expect("there");
+    assert_eq!(detail.attrs[0].failure_kind, Some(FailureKind::Infrastructure));
+    assert!(detail.attrs[0].error.as_deref().is_some_and(|error| error.contains("in no cache any more")));
     // It expires later: what was shown stays, for as long as nothing else is known, however long that is.
     world
         .run("UPDATE evaluations SET finished_at = now() - interval '40 days', created_at = now() - interval '40 days'")
@@ -177,14 +180,11 @@ async fn an_attribute_without_a_job_is_green_only_while_its_outputs_are_availabl
     world.run("UPDATE upstream_paths SET expires_at = now() - interval '39 days'").await;
     world.db.delete_stale(Duration::from_hours(24)).await.expect("delete");
     assert_eq!(world.shown(eval).await, (vec![AttrState::Cached], Verdict::Succeeded));
-    // Found gone.
-    assert_eq!(world.db.confirm_lost_path(&out_path(0)).await.expect("lost"), Healed::NoProducer);
-    assert_eq!(world.shown(eval).await, (vec![AttrState::Failed], Verdict::Failed));
-    let detail = world.db.view_evaluation(eval).await.expect("read").expect("there");
-    assert_eq!(detail.attrs[0].failure_kind, Some(FailureKind::Infrastructure));
-    assert!(detail.attrs[0].error.as_deref().is_some_and(|error| error.contains("in no cache any more")));
-    world.run("DELETE FROM upstream_paths").await;
-    assert_eq!(world.shown(eval).await.1, Verdict::Failed);
+    // Found gone: it becomes a job.
+    let (path, cache) = (out_path(0), crate::upstream::UPSTREAM);
+    world.db.confirm_upstream_fault(&world.node, world.run, &path, cache, "it is gone").await.expect("confirms");
+    assert_eq!(world.shown(eval).await, (vec![AttrState::Pending], Verdict::Running));
+    world.assert_sound().await;
 }
 
 #[tokio::test]
@@ -277,6 +277,9 @@ async fn what_a_derivation_is_comes_from_signers_alone() {
     let mut lie = batch(&graph, &[1], &[1]);
     lie.derivations[0].outputs[0].path = Some(out_path(0));
     lie.derivations[0].available = true;
+    let outcome = world.db.insert_batch(liar.id, &liar.token, &lie).await.expect("not believed");
+    assert_eq!(outcome.missing, paths);
+    lie.derivations[0].available = false;
     world.db.insert_batch(liar.id, &liar.token, &lie).await.expect("insert");
     assert_eq!(world.statuses().await, [(0, Succeeded), (1, Pending)]);
     let honest = world.evaluated("honest", &graph, &[1]).await;

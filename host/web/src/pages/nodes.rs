@@ -1,5 +1,7 @@
 //! `/ci/nodes`: who does the work, and how the plugins are.
 
+use std::collections::BTreeMap;
+
 use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
@@ -28,6 +30,8 @@ struct NodeRow {
     version: String,
     paused: Option<String>,
     policy_error: Option<String>,
+    /// Upstream caches that give it nothing: which, and why.
+    upstreams: Vec<(String, String)>,
     last_seen: When,
 }
 
@@ -57,18 +61,28 @@ struct NodesPage {
 pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebError> {
     let now = state.options().clock.now();
     let nodes = state.db().nodes(state.options().node_silent_after).await?;
+    let mut upstreams: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for trouble in state.db().upstream_troubles().await? {
+        upstreams.entry(trouble.node.0).or_default().push((trouble.cache, trouble.trouble));
+    }
     let plugins = state.plugins();
     let mut frame = state.frame("Nodes");
     frame.refresh_s = Some(REFRESH_S);
     page(&NodesPage {
         frame,
-        nodes: nodes.into_iter().map(|node| row(node, now)).collect(),
+        nodes: nodes
+            .into_iter()
+            .map(|node| {
+                let upstreams = upstreams.remove(&node.id).unwrap_or_default();
+                row(node, upstreams, now)
+            })
+            .collect(),
         plugins: plugins.statuses().into_iter().map(plugin_row).collect(),
         refused_configuration: plugins.refused_configuration(),
     })
 }
 
-fn row(node: Node, now: Timestamp) -> NodeRow {
+fn row(node: Node, upstreams: Vec<(String, String)>, now: Timestamp) -> NodeRow {
     let (class, symbol, word) = match &node {
         Node { online: false, .. } => ("bad", "✖", "offline"),
         Node { draining: true, .. } => ("warn", "⇣", "draining"),
@@ -88,6 +102,7 @@ fn row(node: Node, now: Timestamp) -> NodeRow {
         version: node.version,
         paused: node.paused,
         policy_error: node.policy_error,
+        upstreams,
         last_seen: format::when(node.last_seen, now),
     }
 }

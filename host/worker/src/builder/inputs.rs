@@ -6,7 +6,7 @@ use std::io::Read as _;
 
 use harmonia_core::FailureKind;
 use harmonia_core::limits::DRV_BYTES_MAX;
-use harmonia_db::ClaimedJob;
+use harmonia_db::{ClaimedJob, DbError, UpstreamFault};
 use harmonia_nix::worker_protocol::types::GcRequest;
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 
@@ -16,7 +16,7 @@ use super::spool::AttemptLog;
 use super::{Node, persist};
 use crate::pack::physical_path;
 use crate::store_daemon::Connection;
-use crate::substitute::{SubstituteError, Substituter};
+use crate::substitute::{SubstituteError, SubstituteFailure, Substituter};
 
 /// Most paths in the closure of a build's inputs.
 const CLOSURE_PATHS_MAX: usize = 200_000;
@@ -223,18 +223,33 @@ async fn wrong_paths(
         .collect())
 }
 
-/// A path that no cache has any more is reported, so that its derivation is built again; then this job waits for it.
-async fn substitution_failed(node: &Node, job: &ClaimedJob, error: SubstituteError) -> Trouble {
-    let lost = match &error {
-        SubstituteError::Missing { paths, .. } => paths.as_slice(),
-        SubstituteError::Corrupt { path, .. } => std::slice::from_ref(path),
-        _ => &[],
+/// What a cache did not give is reported, so that others ask that cache themselves, and it is built if need be; this job
+/// waits for it then.
+async fn substitution_failed(node: &Node, job: &ClaimedJob, failure: SubstituteFailure) -> Trouble {
+    let db = &node.options.db;
+    let told = |reported: Result<(), DbError>, path: &StorePath| {
+        if let Err(error) = reported {
+            tracing::warn!(%path, error = %chain(&error), "Could not report that {path} cannot be had");
+        }
     };
-    for path in lost {
-        let report = persist(|| node.options.db.report_missing_path(job.attempt, &job.token, path)).await;
-        if let Err(error) = report {
-            tracing::warn!(%path, error = %chain(&error), "Could not report that {path} is in no cache");
+    if let SubstituteError::Missing { paths, .. } = &failure.cause {
+        for path in paths {
+            told(persist(|| db.report_missing_path(job.attempt, &job.token, path, false)).await, path);
         }
     }
-    transient(format!("an input could not be substituted: {}", chain(&error))).into()
+    for fault in &failure.faults {
+        let path = &fault.path;
+        if fault.is_own {
+            told(persist(|| db.report_missing_path(job.attempt, &job.token, path, true)).await, path);
+        } else {
+            let fault = UpstreamFault {
+                path: path.clone(),
+                cache: fault.cache.to_string(),
+                roots: fault.roots.clone(),
+                reason: fault.reason.clone(),
+            };
+            told(persist(|| db.report_upstream_fault(job.attempt, &job.token, &fault)).await, path);
+        }
+    }
+    transient(format!("an input could not be substituted: {}", chain(&failure.cause))).into()
 }

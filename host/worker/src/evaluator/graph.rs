@@ -11,7 +11,7 @@ use harmonia_core::{ClaimToken, EvalId};
 use harmonia_db::{AskedLimits, Db, DbError, GraphDerivation, GraphOutput, Walk};
 use harmonia_nix::{Derivation, StorePath};
 
-use super::upstream::Upstream;
+use super::upstream::{Asker, Upstream};
 use crate::pack::physical_path;
 
 /// Derivations asked of the database at once.
@@ -218,7 +218,8 @@ impl<'a> Walker<'a> {
                     },
                 }
             }
-            let available = self.upstream.available(descend.iter().map(|(derivation, _)| derivation)).await;
+            let asker = Asker { db: self.db, eval: self.eval, token: self.token };
+            let available = self.upstream.available(asker, descend.iter().map(|(derivation, _)| derivation)).await?;
             for ((mut derivation, path), available) in descend.into_iter().zip(available) {
                 derivation.available = available;
                 let inputs = derivation.inputs.iter().map(|(input, _)| input.clone());

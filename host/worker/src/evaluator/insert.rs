@@ -325,6 +325,21 @@ impl<'a> Inserter<'a> {
         Ok(())
     }
 
+    /// What jobs lean on that wait for it (see [`super::walks`]): no attributes.
+    pub(super) async fn insert_below(&mut self, roots: &[StorePath]) -> Result<(), InsertError> {
+        let walked = self.walker.walk(roots, &[], true).await?;
+        if let Some((_, problem)) = walked.refused.into_iter().next() {
+            return Err(InsertError::Unusable(problem));
+        }
+        self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
+        let mut rest = walked.derivations;
+        while rest.len() > BATCH_DERIVATIONS {
+            let tail = rest.split_off(BATCH_DERIVATIONS);
+            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &[]).await?;
+        }
+        if rest.is_empty() { Ok(()) } else { self.insert(rest, Vec::new(), &[]).await }
+    }
+
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
     async fn insert(
         &mut self,
@@ -333,7 +348,6 @@ impl<'a> Inserter<'a> {
         asked: &[(StorePath, AskedLimits)],
     ) -> Result<(), InsertError> {
         self.upload(&derivations).await?;
-        self.remember_available(&derivations).await?;
         let mut batch = GraphBatch { derivations, attrs, holds: Vec::new(), asked: asked.to_vec() };
         for _ in 0..MISSING_ROUNDS_MAX {
             let outcome = self.db.insert_batch(self.eval, self.token, &batch).await?;
@@ -351,7 +365,6 @@ impl<'a> Inserter<'a> {
             }
             self.uploader.derivations(&mut self.walker, more.only_files.iter()).await?;
             self.upload(&more.derivations).await?;
-            self.remember_available(&more.derivations).await?;
             let known: BTreeSet<StorePath> =
                 more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
             batch.derivations.retain(|derivation| !known.contains(&derivation.drv_path));
@@ -359,17 +372,6 @@ impl<'a> Inserter<'a> {
         }
         let first = batch.derivations.swap_remove(0).drv_path;
         Err(InsertError::Missing(first))
-    }
-
-    /// What upstream caches were found to have: a batch says nothing of that, it is looked up.
-    async fn remember_available(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {
-        let available = derivations.iter().filter(|derivation| derivation.available);
-        let paths = available.flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.clone());
-        let answers: Vec<(StorePath, bool)> = paths.map(|path| (path, true)).collect();
-        if !answers.is_empty() {
-            self.db.remember_upstream(self.eval, self.token, &answers).await?;
-        }
-        Ok(())
     }
 
     async fn upload(&mut self, derivations: &[GraphDerivation]) -> Result<(), InsertError> {

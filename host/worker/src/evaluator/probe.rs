@@ -49,6 +49,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
     let mut settings = Settings {
         engine_id,
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),
+        walks_wanted: tokio::sync::Notify::new(),
         daemon,
         mirrors: Mirrors::new(options.state_dir.join("mirrors"), options.mirrors),
         git,

@@ -4,6 +4,7 @@
 mod alone;
 mod forge;
 mod reuse;
+mod upstream;
 mod waiting;
 
 use std::collections::{BTreeSet, HashSet};

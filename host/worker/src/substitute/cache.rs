@@ -77,6 +77,17 @@ pub enum FetchError {
     },
 }
 
+impl FetchError {
+    /// Whether nothing at all came from there: asking for something else is no use now.
+    pub(crate) fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Http(error) => error.is_timeout() || error.is_connect(),
+            Self::Stalled { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// The URL of an object of the cache.
 fn object_url(cache: &BinaryCache, name: &str) -> Result<Url, FetchError> {
     cache.object(name).ok_or_else(|| FetchError::Url(name.chars().take(200).collect()))
@@ -89,11 +100,23 @@ pub(super) async fn get_small(
     name: &str,
     bytes_max: usize,
 ) -> Result<Option<Vec<u8>>, FetchError> {
+    Ok(get(http, cache, name, bytes_max).await?.ok())
+}
+
+/// A small object, or the status by which the cache says that it has none.
+async fn get(
+    http: &reqwest::Client,
+    cache: &BinaryCache,
+    name: &str,
+    bytes_max: usize,
+) -> Result<Result<Vec<u8>, u16>, FetchError> {
     let url = object_url(cache, name)?;
     // A proxy's memory of a 404 must not count.
     let get = || http.get(url.clone()).timeout(SMALL_TIMEOUT).header("cache-control", "no-cache");
-    let answer = ask(cache, &url, get, |get| async { get.send().await.map_err(http_error) }).await?;
-    let Some(mut response) = answer else { return Ok(None) };
+    let mut response = match ask(cache, &url, get, |get| async { get.send().await.map_err(http_error) }).await? {
+        Ok(response) => response,
+        Err(status) => return Ok(Err(status)),
+    };
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(http_error)? {
         if bytes.len() + chunk.len() > bytes_max {
@@ -101,7 +124,7 @@ pub(super) async fn get_small(
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(Some(bytes))
+    Ok(Ok(bytes))
 }
 
 /// Begins to receive the archive of `info`.
@@ -118,48 +141,79 @@ pub(super) async fn get_archive(
         }
     };
     let answer = ask(cache, &url, || http.get(url.clone()), send).await?;
-    answer.ok_or_else(|| FetchError::NoArchive(info.url.clone()))
+    answer.map_err(|_| FetchError::NoArchive(info.url.clone()))
 }
 
-/// The answer of a cache, if it has one: first as to anybody, so that proxies may give it; then, if that is nothing, as to
+/// The answer of a cache, or the status by which it says that it has none: first as to anybody, so that proxies may give it; then, if that is nothing, as to
 /// the holder of a claim.
 async fn ask<F: Future<Output = Result<reqwest::Response, FetchError>>>(
     cache: &BinaryCache,
     url: &Url,
     get: impl Fn() -> reqwest::RequestBuilder,
     send: impl Fn(reqwest::RequestBuilder) -> F,
-) -> Result<Option<reqwest::Response>, FetchError> {
+) -> Result<Result<reqwest::Response, u16>, FetchError> {
     let response = send(get()).await?;
-    match response.status().as_u16() {
-        200 => return Ok(Some(response)),
+    let refused = match response.status().as_u16() {
+        200 => return Ok(Ok(response)),
         // Buckets that may not be listed answer 403 for what they do not have; stock Nix reads it so, too. And what wants
         // a login that we do not have is not there for us.
-        401 | 403 | 404 | 410 => {}
+        status @ (401 | 403 | 404 | 410) => status,
         status => return Err(FetchError::Status(status)),
-    }
+    };
     // It is for no other server than that of the cache.
-    let Some(claim) = cache.claim().filter(|_| url.origin() == cache.url().expose().origin()) else { return Ok(None) };
+    let Some(claim) = cache.claim().filter(|_| url.origin() == cache.url().expose().origin()) else {
+        return Ok(Err(refused));
+    };
     let response = send(get().bearer_auth(claim.to_hex())).await?;
     match response.status().as_u16() {
-        200 => Ok(Some(response)),
+        200 => Ok(Ok(response)),
         // A bucket in the place of our own server makes nothing of the token.
-        400 | 403 | 404 | 410 => Ok(None),
+        status @ (400 | 403 | 404 | 410) => Ok(Err(status)),
         // Also 401: the claim is over, which says nothing of the path.
         status => Err(FetchError::Status(status)),
     }
 }
 
+/// What a cache says of a path.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// It has it, and is to be believed.
+    Found(Box<NarInfo>),
+    /// It does not have it.
+    Absent {
+        /// Since it wants a login, or refuses (401, 403).
+        refused: Option<u16>,
+    },
+}
+
 /// What `cache` says of `path`, if it has it and is to be believed.
-pub(crate) async fn narinfo(
+pub(super) async fn narinfo(
     http: &reqwest::Client,
     cache: &BinaryCache,
     path: &StorePath,
 ) -> Result<Option<NarInfo>, SubstituteError> {
+    match look(http, cache, path).await? {
+        Look::Found(info) => Ok(Some(*info)),
+        Look::Absent { .. } => Ok(None),
+    }
+}
+
+/// The same, with why it is absent.
+pub(crate) async fn look(
+    http: &reqwest::Client,
+    cache: &BinaryCache,
+    path: &StorePath,
+) -> Result<Look, SubstituteError> {
     let name = format!("{}.narinfo", path.hash_part());
     let unavailable = |cause| SubstituteError::Unavailable { path: path.clone(), cache: cache.url().clone(), cause };
     let corrupt = |cause| SubstituteError::Corrupt { path: path.clone(), cache: cache.url().clone(), cause };
-    let Some(bytes) = get_small(http, cache, &name, NARINFO_BYTES_MAX).await.map_err(unavailable)? else {
-        return Ok(None);
+    let bytes = match get(http, cache, &name, NARINFO_BYTES_MAX).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(status)) => {
+            return Ok(Look::Absent { refused: Some(status).filter(|status| matches!(status, 401 | 403)) });
+        }
+        Err(cause @ FetchError::TooLarge { .. }) => return Err(corrupt(cause)),
+        Err(cause) => return Err(unavailable(cause)),
     };
     let text = String::from_utf8(bytes).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
     let info = NarInfo::parse(&text).map_err(|error| corrupt(FetchError::NarInfo(Box::new(error))))?;
@@ -168,7 +222,7 @@ pub(crate) async fn narinfo(
     }
     check_compression(&info.compression).map_err(corrupt)?;
     if is_trustworthy(&info, cache.trusted_keys()) {
-        Ok(Some(info))
+        Ok(Look::Found(Box::new(info)))
     } else {
         Err(SubstituteError::BadSignature { path: path.clone(), cache: cache.url().clone() })
     }

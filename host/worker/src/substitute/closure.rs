@@ -9,7 +9,8 @@ use harmonia_nix::worker_protocol::types::{PathInfo, ValidPathInfo};
 use harmonia_nix::{NarInfo, StorePath};
 
 use super::cache::{self, FetchError};
-use super::{Offer, Plan, SubstituteError, Substituter, stream as archive, verdict};
+use super::{Offer, Plan, SubstituteError, SubstituteFailure, Substituter, stream as archive, verdict};
+use crate::binary_cache::BinaryCache;
 use crate::store_daemon::Connection;
 
 /// Most paths of one plan.
@@ -19,23 +20,23 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 impl Substituter {
     /// Finds out what of `paths` and of their closures is missing, and which cache has it.
-    pub async fn plan(&self, paths: &BTreeSet<StorePath>) -> Result<Plan, SubstituteError> {
-        let mut plan = Plan::default();
+    pub async fn plan(&self, paths: &BTreeSet<StorePath>) -> Result<Plan, SubstituteFailure> {
+        let mut plan = Plan { roots: paths.clone(), ..Plan::default() };
         let mut frontier = paths.clone();
         if frontier.is_empty() {
             return Ok(plan);
         }
-        let mut daemon = self.daemon.connect().await?;
+        let mut daemon = self.daemon.connect().await.map_err(SubstituteError::from)?;
         while !frontier.is_empty() {
             let valid = daemon.query_valid_paths(&frontier, false).await.map_err(SubstituteError::Query)?;
             plan.seen.extend(frontier.iter().cloned());
             if plan.seen.len() > PLAN_PATHS_MAX {
-                return Err(SubstituteError::TooManyPaths { max: PLAN_PATHS_MAX });
+                return Err(SubstituteError::TooManyPaths { max: PLAN_PATHS_MAX }.into());
             }
             let missing: Vec<StorePath> = frontier.difference(&valid).cloned().collect();
             let mut answers = stream::iter(missing.into_iter().map(|path| self.find(path)))
                 .buffer_unordered(self.options.parallel_queries.max(1));
-            let mut nowhere = Vec::new();
+            let (mut nowhere, mut faults) = (Vec::new(), Vec::new());
             frontier = BTreeSet::new();
             while let Some(answer) = answers.next().await {
                 match answer {
@@ -44,20 +45,24 @@ impl Substituter {
                         plan.found.insert(offer.info.path.clone(), offer);
                     }
                     // Who hears of it wants to know all of them, to have them made again at once.
-                    Err(SubstituteError::Missing { paths, .. }) => nowhere.extend(paths),
-                    Err(error) => return Err(error),
+                    Err(SubstituteFailure { cause: SubstituteError::Missing { paths, .. }, faults: of_them }) => {
+                        nowhere.extend(paths);
+                        faults.extend(of_them);
+                    }
+                    Err(failure) => return Err(failure.below(&plan.roots, &plan.found)),
                 }
             }
             if !nowhere.is_empty() {
                 nowhere.sort_unstable();
-                return Err(SubstituteError::Missing { paths: nowhere, caches: self.options.caches.len() });
+                let cause = SubstituteError::Missing { paths: nowhere, caches: self.options.caches.len() };
+                return Err(SubstituteFailure { cause, faults }.below(&plan.roots, &plan.found));
             }
         }
         Ok(plan)
     }
 
     /// Fetches what was planned, several archives side by side, each after those it refers to.
-    pub async fn import(&self, plan: Plan) -> Result<(), SubstituteError> {
+    pub async fn import(&self, plan: Plan) -> Result<(), SubstituteFailure> {
         let mut order = Order::new(&plan.found);
         let mut idle: Vec<Connection> = Vec::new();
         let mut running = FuturesUnordered::new();
@@ -71,7 +76,8 @@ impl Substituter {
             match running.next().await {
                 None => break,
                 Some(result) => {
-                    let (path, connection) = result?;
+                    let (path, connection) =
+                        result.map_err(|failure: SubstituteFailure| failure.below(&plan.roots, &plan.found))?;
                     idle.extend(connection);
                     order.done(&path);
                 }
@@ -79,16 +85,16 @@ impl Substituter {
         }
         match order.waiting.into_keys().next() {
             None => Ok(()),
-            Some(path) => Err(SubstituteError::Cycle { path }),
+            Some(path) => Err(SubstituteError::Cycle { path }.into()),
         }
     }
 
     /// The first cache that has `path` and is to be believed.
-    async fn find(&self, path: StorePath) -> Result<Offer, SubstituteError> {
+    async fn find(&self, path: StorePath) -> Result<Offer, SubstituteFailure> {
         self.first_offer(&path, 0, true).await
     }
 
-    async fn first_offer(&self, path: &StorePath, from: usize, patient: bool) -> Result<Offer, SubstituteError> {
+    async fn first_offer(&self, path: &StorePath, from: usize, patient: bool) -> Result<Offer, SubstituteFailure> {
         let caches = &self.options.caches;
         let mut retry = 0;
         loop {
@@ -100,10 +106,10 @@ impl Substituter {
                     Err(error) => errors.push(error),
                 }
             }
-            let error = verdict(path, caches.len(), errors);
-            let may_change = matches!(error, SubstituteError::Unavailable { .. });
+            let failure = verdict(path, caches, errors);
+            let may_change = matches!(failure.cause, SubstituteError::Unavailable { .. });
             if !patient || !may_change || retry >= self.options.retries {
-                return Err(error);
+                return Err(failure);
             }
             tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(retry.min(6))).await;
             retry += 1;
@@ -115,12 +121,12 @@ impl Substituter {
         &self,
         connection: Option<Connection>,
         planned: &Offer,
-    ) -> Result<(StorePath, Option<Connection>), SubstituteError> {
+    ) -> Result<(StorePath, Option<Connection>), SubstituteFailure> {
         let path = &planned.info.path;
         let _alone = self.alone(path).await;
         let mut connection = match connection {
             Some(connection) => connection,
-            None => self.daemon.connect().await?,
+            None => self.daemon.connect().await.map_err(SubstituteError::from)?,
         };
         // Another build may have brought or built it while we waited.
         if connection.is_valid_path(path).await.map_err(SubstituteError::Query)? {
@@ -132,18 +138,22 @@ impl Substituter {
         loop {
             match self.fetch(connection, &offer).await {
                 Ok(connection) => return Ok((path.clone(), Some(connection))),
-                Err(error @ SubstituteError::Daemon { .. }) => return Err(error),
+                Err(error @ SubstituteError::Daemon { .. }) => return Err(error.into()),
                 Err(error) => errors.push(error),
             }
-            connection = self.daemon.connect().await?;
+            connection = self.daemon.connect().await.map_err(SubstituteError::from)?;
             // The next cache, if it tells the same of the path; else from the start again, if that may help.
             match self.first_offer(path, offer.index + 1, false).await {
                 Ok(next) if next.info.references == planned.info.references => offer = next,
                 other => {
-                    errors.extend(other.err().filter(|error| !matches!(error, SubstituteError::Missing { .. })));
-                    let error = verdict(path, self.options.caches.len(), std::mem::take(&mut errors));
-                    if !matches!(error, SubstituteError::Unavailable { .. }) || retry >= self.options.retries {
-                        return Err(error);
+                    let later = other.err().filter(|failure| !matches!(failure.cause, SubstituteError::Missing { .. }));
+                    let (cause, faults) = later.map(|failure| (failure.cause, failure.faults)).unzip();
+                    errors.extend(cause);
+                    let mut failure = verdict(path, &self.options.caches, std::mem::take(&mut errors));
+                    let new = faults.unwrap_or_default().into_iter().filter(|fault| !failure.faults.contains(fault));
+                    failure.faults.extend(new.collect::<Vec<_>>());
+                    if !matches!(failure.cause, SubstituteError::Unavailable { .. }) || retry >= self.options.retries {
+                        return Err(failure);
                     }
                     tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(retry.min(6))).await;
                     retry += 1;
@@ -169,6 +179,29 @@ impl Substituter {
                 None => SubstituteError::Daemon { path: info.path.clone(), cause },
             }),
         }
+    }
+}
+
+/// Whether a cache gives a path: its narinfo is read and believed, and the whole archive is what that says. For a second
+/// opinion; nothing is kept.
+pub(crate) async fn examine(
+    http: &reqwest::Client,
+    cache: &BinaryCache,
+    path: &StorePath,
+    nar_bytes_max: u64,
+) -> Result<(), SubstituteError> {
+    let Some(info) = cache::narinfo(http, cache, path).await? else {
+        return Err(SubstituteError::Missing { paths: vec![path.clone()], caches: 1 });
+    };
+    let failed = |error| classify(path, cache.url(), error);
+    if info.nar_size > nar_bytes_max {
+        return Err(failed(FetchError::TooLarge { max: nar_bytes_max }));
+    }
+    let response = cache::get_archive(http, cache, &info).await.map_err(failed)?;
+    let (mut nar, fault) = archive::open(response, &info).map_err(failed)?;
+    match tokio::io::copy(&mut nar, &mut tokio::io::sink()).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(fault.take().unwrap_or(FetchError::Unpack(error)))),
     }
 }
 

@@ -336,6 +336,6 @@ async fn a_daemon_that_is_away_is_named() {
     let socket = daemon.socket();
     drop(daemon);
     let error = substituter.import(plan).await.expect_err("no daemon");
-    let SubstituteError::Connect(cause) = &error else { panic!("{error:?}") };
+    let SubstituteError::Connect(cause) = &error.cause else { panic!("{error:?}") };
     assert!(cause.to_string().contains(&socket.display().to_string()), "{cause}");
 }

@@ -16,6 +16,8 @@ pub(crate) struct Job {
     priority: i32,
     retries: u32,
     lost: u32,
+    /// An evaluator must walk below it first.
+    walking: bool,
     /// Order of insertion.
     id: usize,
 }
@@ -80,7 +82,8 @@ impl Model {
 
     fn unmet(&self, number: usize) -> i32 {
         let open = |dep: &&usize| self.status(**dep).is_some_and(|status| status != Succeeded);
-        self.graph[number].deps.iter().filter(open).count() as i32
+        let walking = self.jobs.get(&number).is_some_and(|job| job.walking);
+        self.graph[number].deps.iter().filter(open).count() as i32 + i32::from(walking)
     }
 
     pub(crate) fn view(&self) -> BTreeMap<usize, Seen> {
@@ -213,7 +216,8 @@ impl Model {
     /// Where an evaluator walks from these roots.
     pub(crate) fn walk(&self, roots: &[usize]) -> Vec<usize> {
         let descends = |number: usize| {
-            let stands = self.available(number) || (self.status(number).is_some() && !self.reopens(number));
+            let stands = self.available(number)
+                || (self.status(number).is_some() && !self.reopens(number) && !self.jobs[&number].walking);
             !(self.known.contains(&number) && stands)
         };
         let mut walked: BTreeSet<usize> = roots.iter().copied().filter(|root| descends(*root)).collect();
@@ -234,12 +238,16 @@ impl Model {
         for number in walked {
             if !self.jobs.contains_key(number) && !self.available(*number) {
                 let id = self.jobs.len();
-                let fresh = Job { status: Pending, kind: None, priority: 0, retries: 0, lost: 0, id };
+                let fresh = Job { status: Pending, kind: None, priority: 0, retries: 0, lost: 0, walking: false, id };
                 self.jobs.insert(*number, fresh);
                 new += 1;
             }
         }
         let reset = self.reset(&reopened, Some(0));
+        for number in walked.iter().filter(|number| !self.available(**number)).copied().collect::<Vec<_>>() {
+            self.jobs.get_mut(&number).expect("a job").walking = false;
+        }
+        self.settle();
         let eval = self.evals.get_mut(&id).expect("live");
         eval.attrs.extend(roots);
         let inner: BTreeSet<usize> = walked.iter().flat_map(|number| self.graph[*number].deps.clone()).collect();
@@ -303,12 +311,58 @@ impl Model {
     /// After `numbers` became pending again: what is there is there, and what nobody can make strands those above.
     fn recheck(&mut self, numbers: &BTreeSet<usize>) {
         self.turn_up();
-        for number in numbers {
-            let stranded =
-                self.graph[*number].deps.iter().any(|dep| !self.jobs.contains_key(dep) && !self.available(*dep));
-            if stranded && self.status(*number) == Some(Pending) {
-                self.fail_for_good(*number, FailureKind::Infrastructure);
+        let is_stranded = |number: &usize| {
+            self.status(*number) == Some(Pending)
+                && self.graph[*number].deps.iter().any(|dep| !self.jobs.contains_key(dep) && !self.available(*dep))
+        };
+        let stranded: Vec<usize> = numbers.iter().copied().filter(is_stranded).collect();
+        self.await_walk(&stranded);
+    }
+
+    /// What somebody wants waits for a walk, the rest fails.
+    fn await_walk(&mut self, numbers: &[usize]) {
+        let (wanted, mut left): (Vec<usize>, Vec<usize>) =
+            numbers.iter().partition(|number| self.jobs[*number].walking || self.is_wanted_by_an_evaluation(**number));
+        for number in wanted {
+            self.jobs.get_mut(&number).expect("a job").walking = true;
+        }
+        self.settle();
+        left.sort_by_key(|number| self.jobs[number].id);
+        for number in left {
+            if self.status(number) == Some(Pending) {
+                self.fail_for_good(number, FailureKind::Infrastructure);
             }
+        }
+    }
+
+    /// Through jobs that have not ended.
+    fn is_wanted_by_an_evaluation(&self, number: usize) -> bool {
+        let mut up = BTreeSet::from([number]);
+        for other in number..self.graph.len() {
+            let runs = matches!(self.status(other), Some(Pending | Building | Uploading));
+            if runs && self.graph[other].deps.iter().any(|dep| up.contains(dep)) {
+                up.insert(other);
+            }
+        }
+        self.evals.values().any(|eval| !eval.roots().is_disjoint(&up))
+    }
+
+    /// Pending jobs that an evaluator is to walk below.
+    pub(crate) fn walks(&self) -> BTreeSet<usize> {
+        let walks = |(_, job): &(&usize, &Job)| job.walking && job.status == Pending;
+        self.jobs.iter().filter(walks).map(|(number, _)| *number).collect()
+    }
+
+    /// Those of them that somebody is to find.
+    pub(crate) fn wanted_walks(&self) -> BTreeSet<usize> {
+        self.walks().into_iter().filter(|number| self.is_wanted_by_an_evaluation(*number)).collect()
+    }
+
+    /// The attributes of an evaluation that ended hold everything.
+    pub(crate) fn end_walk(&mut self, id: i64) {
+        let eval = self.evals.get_mut(&id).expect("live");
+        if !eval.is_running() {
+            eval.holds.clear();
         }
     }
 
@@ -451,6 +505,23 @@ impl Model {
         let losses = self.losses.entry(path).or_default();
         *losses += 1;
         let too_often = *losses > 2;
+        // What was there without a job gets one, if somebody wants it.
+        let unmade: Vec<usize> = (0..self.graph.len())
+            .filter(|number| self.graph[*number].outputs.contains(&path) && !self.jobs.contains_key(number))
+            .filter(|number| self.known.contains(number))
+            .collect();
+        for number in unmade {
+            if self.is_wanted_by_an_evaluation(number) {
+                let id = self.jobs.len();
+                let fresh = Job { status: Pending, kind: None, priority: 0, retries: 0, lost: 0, walking: true, id };
+                self.jobs.insert(number, fresh);
+                self.settle();
+            } else {
+                let above: Vec<usize> =
+                    self.above(number).filter(|above| self.status(*above) == Some(Pending)).collect();
+                self.await_walk(&above);
+            }
+        }
         let makers: Vec<usize> = (0..self.graph.len())
             .filter(|number| self.status(*number) == Some(Succeeded) && self.graph[*number].outputs.contains(&path))
             .collect();
@@ -459,17 +530,6 @@ impl Model {
         }
         self.settle();
         self.recheck(&makers.iter().copied().collect());
-        // What was there without a job cannot be waited for.
-        let unmade: Vec<usize> = (0..self.graph.len())
-            .filter(|number| self.graph[*number].outputs.contains(&path) && !self.jobs.contains_key(number))
-            .filter(|number| self.known.contains(number))
-            .collect();
-        for number in unmade.iter().flat_map(|number| self.above(*number).collect::<Vec<_>>()).collect::<BTreeSet<_>>()
-        {
-            if self.status(number) == Some(Pending) {
-                self.fail_for_good(number, FailureKind::Infrastructure);
-            }
-        }
         if too_often {
             for number in &makers {
                 if self.status(*number) == Some(Pending) {

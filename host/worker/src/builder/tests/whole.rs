@@ -309,7 +309,7 @@ async fn an_input_that_no_cache_has_is_reported_and_the_job_tried_again() {
     assert_eq!(failure.kind, None);
     assert!(failure.message.contains("none of the 1 configured caches"), "{failure:?}");
     let missing = world.database.db.missing_paths(10).await.expect("reports");
-    assert_eq!(missing, [path]);
+    assert_eq!(missing, [harmonia_db::MissingPath { path, damaged: false }]);
 }
 
 #[tokio::test]

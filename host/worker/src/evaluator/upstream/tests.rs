@@ -1,6 +1,8 @@
 //! Real HTTP servers that play caches of every kind.
 
-use harmonia_db::GraphOutput;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use harmonia_nix::store_path::References;
 use harmonia_nix::{ContentAddress, Hash, HashAlgorithm, NarInfo, PublicKey, SecretKey, Sha256Hash};
 
@@ -9,20 +11,6 @@ use crate::test_parts::{Answer, TestServer};
 
 fn path(name: &str) -> StorePath {
     StorePath::from_base_name(&format!("{:0>32}-{name}", name.len())).expect("a store path")
-}
-
-fn derivation(output: &StorePath) -> GraphDerivation {
-    GraphDerivation {
-        drv_path: StorePath::from_base_name("00000000000000000000000000000000-x.drv").expect("a store path"),
-        name: "x".to_owned(),
-        system: "x86_64-linux".to_owned(),
-        required_features: Vec::new(),
-        outputs: vec![GraphOutput { name: "out".to_owned(), path: Some(output.clone()), fixed_hash: None }],
-        inputs: Vec::new(),
-        sources: Vec::new(),
-        available: false,
-        path_length: 1,
-    }
 }
 
 fn key(name: &str) -> SecretKey {
@@ -51,7 +39,7 @@ fn narinfo(path: &StorePath, compression: &str, signed_by: &[&SecretKey]) -> Nar
 
 async fn is_available(server: &TestServer, keys: &[PublicKey], output: &StorePath) -> bool {
     let upstream = Upstream::new(reqwest::Client::new(), vec![server.cache(keys)]);
-    upstream.available(std::iter::once(&derivation(output))).await == [true]
+    upstream.find(std::slice::from_ref(output), &[]).await.present.contains(output)
 }
 
 #[tokio::test]
@@ -109,4 +97,70 @@ async fn the_key_of_one_cache_does_not_count_for_another() {
     let server = TestServer::start(move |_| Answer::new(200, text.clone())).await;
     assert!(is_available(&server, &[one.public_key()], &output).await);
     assert!(!is_available(&server, &[two.public_key()], &output).await);
+}
+
+fn answer(path: &StorePath, server: &TestServer, present: bool) -> UpstreamAnswer {
+    UpstreamAnswer { path: path.clone(), cache: server.url.to_string(), present }
+}
+
+#[tokio::test]
+async fn what_is_remembered_is_not_asked_and_what_is_asked_is_an_answer() {
+    let trusted = key("up-1");
+    let (here, gone, new) = (path("here"), path("gone-1"), path("new-path"));
+    let text = narinfo(&new, "zstd", &[&trusted]).to_string();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let empty = TestServer::start(|_| Answer::new(404, "")).await;
+    let server = TestServer::start(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Answer::new(200, text.clone())
+    })
+    .await;
+    let keys = [trusted.public_key()];
+    let upstream = Upstream::new(reqwest::Client::new(), vec![empty.cache(&keys), server.cache(&keys)]);
+    let memo = [
+        answer(&here, &server, true),
+        answer(&gone, &server, false),
+        answer(&gone, &empty, false),
+        // Of a cache that is not asked any more.
+        UpstreamAnswer { path: gone.clone(), cache: "https://removed.example/".to_owned(), present: true },
+    ];
+    let found = upstream.find(&[here.clone(), gone, new.clone()], &memo).await;
+    assert_eq!(found.present, HashSet::from([here, new.clone()]));
+    assert_eq!(found.answers, [answer(&new, &empty, false), answer(&new, &server, true)]);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+/// A port that takes connections and never answers costs one time-out, whatever the number of paths.
+#[tokio::test]
+async fn a_black_hole_is_not_waited_for_again_and_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let url = format!("http://{}/", listener.local_addr().expect("address"));
+    let held = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.push(stream);
+        }
+    });
+    let cache = BinaryCache::new(&url.parse().expect("URL"), Vec::new()).expect("a cache");
+    let upstream = Upstream::new(reqwest::Client::new(), vec![cache]);
+    let many: Vec<StorePath> =
+        (0..500).map(|number| StorePath::from_base_name(&format!("{number:0>32}-x")).expect("a store path")).collect();
+    let begun = std::time::Instant::now();
+    let found = upstream.find(&many, &[]).await;
+    let waited = begun.elapsed();
+    assert!(found.present.is_empty() && found.answers.is_empty(), "what is not known is neither there nor absent");
+    assert_eq!(found.silent, BTreeSet::from([url]));
+    assert!(waited < 2 * TIMEOUT, "500 paths took {waited:?}");
+    held.abort();
+}
+
+#[tokio::test]
+async fn a_cache_that_refuses_is_noted_for_people() {
+    let server = TestServer::start(|_| Answer::new(403, "")).await;
+    let upstream = Upstream::new(reqwest::Client::new(), vec![server.cache(&[])]);
+    let found = upstream.find(&[path("a")], &[]).await;
+    assert_eq!(found.answers, [answer(&path("a"), &server, false)]);
+    let news = upstream.caches[0].1.news();
+    assert!(news.and_then(|news| news.0).is_some_and(|news| news.contains("HTTP 403")));
 }
