@@ -107,6 +107,7 @@ mod tests {
             max_jobs: 1,
             max_evals: 0,
             version: "0".to_owned(),
+            secret: harmonia_core::NodeSecret([0; 32]),
         };
         test.db.register_node(&registration).await.expect("register");
         let (drain, stop, mut tasks) = (CancellationToken::new(), CancellationToken::new(), JoinSet::new());
