@@ -136,5 +136,6 @@ fn the_messages_are_those_of_the_flake() {
     assert!(FLAKE.contains(BROKEN_LOG_LINE) && FLAKE.contains(IMPOSSIBLE_MESSAGE));
     let dialect = harmonia_core::project_config::Dialect::Harmonia;
     let parsed = harmonia_core::project_config::parse(dialect, PROJECT_CONFIG.as_bytes()).expect("is well-formed");
-    assert_eq!(parsed.config, harmonia_core::project_config::ProjectConfig::default());
+    let defaults = harmonia_core::project_config::ProjectConfig::default();
+    assert_eq!(parsed.config, harmonia_core::project_config::ProjectConfig { attrs_are_named: true, ..defaults });
 }

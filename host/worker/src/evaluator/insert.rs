@@ -398,7 +398,10 @@ fn refused(answer: &Answer, refusal: &InsertError) -> Answer {
 fn warning_in(text: &str) -> Option<String> {
     let line = text.lines().next()?.trim();
     let line = line.strip_prefix("trace: ").unwrap_or(line);
-    ["warning: ", "evaluation warning: "].iter().find_map(|prefix| line.strip_prefix(prefix)).map(str::to_owned)
+    let warning = ["warning: ", "evaluation warning: "].iter().find_map(|prefix| line.strip_prefix(prefix))?;
+    // Nix says so when its processes wait for each other, which they do all the time: that is in the log, and for nobody.
+    let is_of_nix = warning.strip_prefix("error: ").unwrap_or(warning).starts_with("SQLite database ");
+    (!(is_of_nix && warning.contains("' is busy"))).then(|| warning.to_owned())
 }
 
 #[cfg(test)]
@@ -409,6 +412,9 @@ mod tests {
     fn warnings_are_found() {
         assert_eq!(warning_in("trace: warning: old option\n").as_deref(), Some("old option"));
         assert_eq!(warning_in("evaluation warning: x\n").as_deref(), Some("x"));
+        assert_eq!(warning_in("warning: error: SQLite database '/r/db.sqlite' is busy\n"), None);
+        assert_eq!(warning_in("warning: SQLite database '/r/db.sqlite' is busy (SQLITE_PROTOCOL)\n"), None);
+        assert_eq!(warning_in("warning: the database is busy\n").as_deref(), Some("the database is busy"));
         assert_eq!(warning_in("building '/nix/store/x'...\n"), None);
     }
 }

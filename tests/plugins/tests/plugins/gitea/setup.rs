@@ -7,6 +7,7 @@ use harmonia_core::Clock as _;
 use harmonia_core::forge::RepositoryRef;
 use harmonia_fake_forges::{FakeGitea, Hook, Permission};
 use harmonia_plugin_harness::{Harness, Running, component};
+use harmonia_plugin_host::SecretGrant;
 
 use crate::bench::{Bench, StoppedClock};
 use crate::watch::Watch;
@@ -42,18 +43,18 @@ impl Gitea {
     pub(super) async fn start_without_hook_secret() -> Self {
         let missing = |harness: Harness| {
             harness.configure(|spec| {
-                let secret = spec.secrets.get_mut("webhook").expect("it was set");
-                secret.file = "/no/such/hook-secret".into();
+                let file = "/no/such/hook-secret".into();
+                spec.secrets.insert("webhook".to_owned(), SecretGrant { file, hosts: None });
             })
         };
         Self::configured(FakeGitea::start().await, missing).await
     }
 
     async fn of(fake: FakeGitea) -> Self {
-        Self::configured(fake, |harness| harness).await
+        Self::configured(fake, |harness| harness.secret("webhook", HOOK_SECRET)).await
     }
 
-    async fn configured(fake: FakeGitea, change: impl FnOnce(Harness) -> Harness) -> Self {
+    async fn configured(fake: FakeGitea, with_hook_secret: impl FnOnce(Harness) -> Harness) -> Self {
         let clock = StoppedClock::new();
         let forges = Arc::clone(&clock);
         fake.world().set_clock(move || forges.now());
@@ -62,12 +63,11 @@ impl Gitea {
             .setting("instance", fake.url())
             .setting("client_id", fake.client_id())
             .secret("token", fake.token())
-            .secret("webhook", HOOK_SECRET)
             .secret("client_secret", fake.client_secret())
             .allow_host(fake.url())
             .clock(clock.clone())
             .store(watch.clone());
-        let running = change(harness).start().await;
+        let running = with_hook_secret(harness).start().await;
         let bench = Bench { forge: running.forge(), watch };
         Self { fake, clock, running, bench }
     }
