@@ -352,12 +352,17 @@ BEGIN
 END
 $$;
 
--- Whether this token was given out for a claim that is held (true) or was once (false); null: nobody ever had it.
+-- Whether this token was given out for a claim that is held (true) or was until lately (false); null: nobody had it. Asked with
+-- whatever strangers send: it must not cost what history costs, and tokens of attempts have no index (decision 0011). So only
+-- the newest attempts are looked through for one that ended: their holders may ask once more for an answer that was lost.
 CREATE OR REPLACE FUNCTION claim_is_held(p_token_hash bytea) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    SELECT bool_or(is_held) FROM (
-        SELECT outcome = 'running' AS is_held FROM build_attempts WHERE token_hash = p_token_hash
-        UNION ALL
-        SELECT true FROM evaluations WHERE status = 'running' AND claim_token_hash = p_token_hash
-    ) known
+    SELECT CASE
+        WHEN EXISTS (SELECT FROM build_jobs WHERE status IN ('building', 'uploading') AND claim_token_hash = p_token_hash)
+            OR EXISTS (SELECT FROM evaluations WHERE status = 'running' AND claim_token_hash = p_token_hash)
+            OR EXISTS (SELECT FROM walk_claims w JOIN live_evaluations l ON l.id = w.eval_id
+                WHERE w.token_hash = p_token_hash AND w.lease_until > now()) THEN true
+        WHEN EXISTS (SELECT FROM (SELECT token_hash FROM build_attempts ORDER BY id DESC LIMIT 20000) newest
+            WHERE token_hash = p_token_hash) THEN false
+    END
 $$;

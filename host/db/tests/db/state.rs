@@ -173,6 +173,10 @@ async fn an_attribute_without_a_job_is_green_only_while_its_outputs_are_availabl
     let detail = world.db.view_evaluation(eval).await.expect("read").expect("there");
     assert_eq!(detail.attrs[0].failure_kind, Some(FailureKind::Infrastructure));
     assert!(detail.attrs[0].error.as_deref().is_some_and(|error| error.contains("in no cache any more")));
+    // Nor does anybody know when there is no answer at all.
+    world.run("DELETE FROM upstream_paths").await;
+    assert_eq!(world.shown(eval).await, (vec![AttrState::Failed], Verdict::Failed));
+    upstream_has(&world.db, [out_path(0)].iter()).await;
     // It expires later: what was shown stays, for as long as nothing else is known, however long that is.
     world
         .run("UPDATE evaluations SET finished_at = now() - interval '40 days', created_at = now() - interval '40 days'")

@@ -2,7 +2,7 @@
 
 use harmonia_core::JobStatus::{Pending, Succeeded};
 use harmonia_db::testing::{pool, random_token};
-use harmonia_db::{DbError, UpstreamAnswer, UpstreamFault};
+use harmonia_db::{ClaimState, DbError, UpstreamAnswer, UpstreamFault};
 
 use crate::world::{Eval, World, batch, drv_path, graph, out_path};
 
@@ -89,6 +89,8 @@ async fn what_a_cache_does_not_give_becomes_a_job_in_the_evaluations_that_run() 
         "under a lease"
     );
     let walker = Eval { id: walk.eval, token };
+    let state = || async { world.db.claim_of(&walker.token).await.expect("asked") };
+    assert_eq!(state().await, Some(ClaimState::Held), "signers take what it uploads, by the token alone");
     assert!(world.db.finish_evaluation(walker.id, &walker.token).await.is_err(), "a walk is no evaluation");
     let mut below = world.walk(&walker, &graph, &[1]).await.expect("walk");
     below.attrs.clear();
@@ -96,6 +98,7 @@ async fn what_a_cache_does_not_give_becomes_a_job_in_the_evaluations_that_run() 
     assert_eq!((outcome.new_jobs, outcome.missing), (1, Vec::new()));
     world.db.finish_walk(&walk, &walker.token, None).await.expect("finish");
     assert!(world.db.finish_walk(&walk, &walker.token, None).await.is_err(), "the token is used up");
+    assert_eq!(state().await, None);
     world.assert_sound().await;
     for number in [0, 1, 2] {
         let claimed = world.claim_only(number).await;
