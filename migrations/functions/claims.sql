@@ -82,15 +82,12 @@ BEGIN
 END
 $$;
 
--- Boosted jobs are of no project's queue.
-CREATE OR REPLACE FUNCTION remake_queue_digest() RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
-DECLARE
-    v_start timestamptz := clock_timestamp();
-    v_digest queue_digest;
-BEGIN
+-- The ready queues of these classes that have anything: a loose index scan hops from project to project through
+-- `build_jobs_ready`. Boosted jobs are of no project's queue. (No settings of its own, so that callers' plans take it in.)
+CREATE OR REPLACE FUNCTION ready_queues(p_classes integer[]) RETURNS TABLE (class_id integer, project_id bigint)
+LANGUAGE sql STABLE AS $$
     WITH RECURSIVE ready(class_id, project_id) AS (
-        SELECT c.id, p.project_id FROM job_classes c
+        SELECT c.id, p.project_id FROM unnest(p_classes) AS c(id)
         CROSS JOIN LATERAL (
             SELECT j.project_id FROM build_jobs j
             WHERE j.class_id = c.id AND j.priority = 0 AND j.status = 'pending' AND j.unmet_deps = 0
@@ -104,14 +101,25 @@ BEGIN
                 AND j.unmet_deps = 0
             ORDER BY j.project_id LIMIT 1
         ) p
-    ), building AS (
+    )
+    SELECT ready.class_id, ready.project_id FROM ready
+$$;
+
+-- What `queue_heads` reads instead of hopping, from time to time.
+CREATE OR REPLACE FUNCTION remake_queue_digest() RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    v_start timestamptz := clock_timestamp();
+    v_digest queue_digest;
+BEGIN
+    WITH building AS (
         SELECT j.project_id, count(*) AS running FROM build_jobs j
         WHERE j.status IN ('building', 'uploading') AND j.status = 'building' GROUP BY j.project_id
     )
     SELECT array_agg(r.class_id), array_agg(r.project_id), array_agg(h.id), array_agg(p.scheduling_shares),
         array_agg(p.consumed_seconds), array_agg(coalesce(b.running, 0))
     INTO v_digest.classes, v_digest.projects, v_digest.marks, v_digest.shares, v_digest.consumed_seconds, v_digest.running
-    FROM ready r
+    FROM ready_queues((SELECT array_agg(id) FROM job_classes)) r
     CROSS JOIN LATERAL (
         SELECT j.id FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0
@@ -132,12 +140,11 @@ END
 $$;
 
 -- Heads of the ready queues of these classes with what a policy may know of their projects: boosted jobs, and of each
--- project that has anything ready its first `p_per_project` jobs, of those in `p_deeper` as many as `p_depths` says.
+-- project that has anything ready its first `p_per_project` jobs.
 --
 -- When there is plenty, from the digest: as things stood a few milliseconds ago, so that a job readied since then before the
--- others of its project is passed over for that long. When that finds too little, exactly: a loose index scan hops from
--- project to project through `build_jobs_ready`. A job may be there twice.
-CREATE OR REPLACE FUNCTION queue_heads(p_classes integer[], p_per_project integer, p_deeper bigint[], p_depths integer[])
+-- others of its project is passed over for that long. When that finds too little, exactly. A job may be there twice.
+CREATE OR REPLACE FUNCTION queue_heads(p_classes integer[], p_per_project integer)
 RETURNS TABLE (job_id bigint, project_id bigint, class_id integer, priority integer, queued_at timestamptz, retry_count integer,
     path_length integer, shares integer, consumed_seconds double precision, running bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -164,7 +171,7 @@ BEGIN
         SELECT j.id, j.project_id, j.priority, j.queued_at, j.retry_count, j.path_length FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0 AND j.id >= r.mark
             AND j.status = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
-        ORDER BY j.id LIMIT coalesce(p_depths[array_position(p_deeper, r.project_id)], p_per_project)
+        ORDER BY j.id LIMIT p_per_project
     ) h
     WHERE r.class_id = ANY (p_classes)
     UNION ALL
@@ -184,32 +191,16 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
-    WITH RECURSIVE ready(class_id, project_id) AS (
-        SELECT c.id, p.project_id FROM unnest(p_classes) AS c(id)
-        CROSS JOIN LATERAL (
-            SELECT j.project_id FROM build_jobs j
-            WHERE j.class_id = c.id AND j.priority = 0 AND j.status = 'pending' AND j.unmet_deps = 0
-            ORDER BY j.project_id LIMIT 1
-        ) p
-        UNION ALL
-        SELECT r.class_id, p.project_id FROM ready r
-        CROSS JOIN LATERAL (
-            SELECT j.project_id FROM build_jobs j
-            WHERE j.class_id = r.class_id AND j.priority = 0 AND j.project_id > r.project_id AND j.status = 'pending'
-                AND j.unmet_deps = 0
-            ORDER BY j.project_id LIMIT 1
-        ) p
-    )
     SELECT h.id, h.project_id, h.class_id, h.priority, h.queued_at, h.retry_count, h.path_length,
         p.scheduling_shares, p.consumed_seconds,
         coalesce(v_digest.running[array_position(v_digest.projects, h.project_id)], 0)
-    FROM ready r
+    FROM ready_queues(p_classes) r
     JOIN projects p ON p.id = r.project_id
     CROSS JOIN LATERAL (
         SELECT j.id, j.project_id, j.class_id, j.priority, j.queued_at, j.retry_count, j.path_length FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0
             AND j.status = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
-        ORDER BY j.id LIMIT coalesce(p_depths[array_position(p_deeper, r.project_id)], p_per_project)
+        ORDER BY j.id LIMIT p_per_project
     ) h;
 END
 $$;

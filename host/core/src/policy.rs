@@ -9,10 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::clock::Timestamp;
 use crate::ids::{ClassId, JobId, NodeId, ProjectId};
 
-mod depths;
 mod kept;
 
-pub use depths::Depths;
 pub use kept::{KEPT_FOR, KeptOrder};
 
 /// One ready job near the head of its project's queue.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Candidate, Depths};
+use super::Candidate;
 use crate::ids::{ClassId, JobId, ProjectId};
 
 /// How long a node claims from an order before it asks again. So much later a claim hears of other accounts and of jobs that
@@ -15,47 +15,29 @@ pub const KEPT_FOR: Duration = Duration::from_millis(500);
 pub struct KeptOrder {
     jobs: VecDeque<JobId>,
     classes: Vec<ClassId>,
-    short_of: Vec<ProjectId>,
     made_at: Option<Instant>,
 }
 
 impl KeptOrder {
     /// The part of `order` that later claims may follow.
     ///
-    /// The policy saw the first jobs of each project and class, as many as `depths` says. Where it used up all those of a
-    /// queue that may have more, the next of that queue might have been its choice: there the order ends.
-    pub fn new(
-        order: &[JobId],
-        candidates: &[Candidate],
-        depths: &Depths,
-        classes: &[ClassId],
-        made_at: Instant,
-    ) -> Self {
+    /// The policy saw the first `heads` jobs of each project and class. Where it used up all those of a queue that may have
+    /// more, the next of that queue might have been its choice: there the order ends.
+    pub fn new(order: &[JobId], candidates: &[Candidate], heads: u32, classes: &[ClassId], made_at: Instant) -> Self {
         let queues: HashMap<JobId, (ProjectId, ClassId)> =
             candidates.iter().map(|candidate| (candidate.job, (candidate.project, candidate.class))).collect();
         let mut used: HashMap<(ProjectId, ClassId), u32> = HashMap::new();
-        let mut kept =
-            Self { jobs: VecDeque::new(), classes: classes.to_vec(), short_of: Vec::new(), made_at: Some(made_at) };
+        let mut jobs = VecDeque::new();
         for job in order {
-            kept.jobs.push_back(*job);
+            jobs.push_back(*job);
             let Some(queue) = queues.get(job) else { break };
             let count = used.entry(*queue).or_default();
             *count += 1;
-            if *count >= depths.of(queue.0) {
-                let half = |(queue, count): (&(ProjectId, ClassId), &u32)| {
-                    (count * 2 >= depths.of(queue.0)).then_some(queue.0)
-                };
-                kept.short_of = used.iter().filter_map(half).collect();
+            if *count >= heads {
                 break;
             }
         }
-        kept
-    }
-
-    /// When the order ended because the policy had not seen enough: the projects of which it has half or more of what was
-    /// seen. With more of these it would have been longer.
-    pub fn short_of(&self) -> &[ProjectId] {
-        &self.short_of
+        Self { jobs, classes: classes.to_vec(), made_at: Some(made_at) }
     }
 
     /// Whether it may still be followed by a node of these classes.
@@ -66,13 +48,6 @@ impl KeptOrder {
     /// The first `count` jobs.
     pub fn first(&self, count: usize) -> Vec<JobId> {
         self.jobs.iter().take(count).copied().collect()
-    }
-
-    /// Leaves the first `count` jobs to others, unless nothing would be left.
-    pub fn skip(&mut self, count: usize) {
-        if count < self.jobs.len() {
-            self.jobs.drain(..count);
-        }
     }
 
     /// A claim tried the first `tried` jobs and got `claimed` of the `wanted` ones: what is in front of the last of them others
@@ -110,14 +85,12 @@ mod tests {
         }
     }
 
-    /// Jobs 1.. of project 1, 11.. of project 2, two of each seen; one of project 3; three of project 4, looked at deeper.
+    /// Jobs 1.. of project 1, 11.. of project 2, two of each seen; one of project 3.
     fn kept(order: &[i64], made_at: Instant) -> KeptOrder {
-        let of = [(1, 1), (2, 1), (11, 2), (12, 2), (21, 3), (31, 4), (32, 4), (33, 4)];
+        let of = [(1, 1), (2, 1), (11, 2), (12, 2), (21, 3)];
         let candidates = of.map(|(job, project)| candidate(job, project));
         let order: Vec<JobId> = order.iter().map(|job| JobId(*job)).collect();
-        let mut depths = Depths::from(2);
-        depths.deepen(ProjectId(4), 3, 3);
-        KeptOrder::new(&order, &candidates, &depths, &[ClassId(1)], made_at)
+        KeptOrder::new(&order, &candidates, 2, &[ClassId(1)], made_at)
     }
 
     fn left(kept: &KeptOrder) -> Vec<i64> {
@@ -126,19 +99,14 @@ mod tests {
 
     #[test]
     fn an_order_ends_where_a_queue_that_may_have_more_is_used_up() {
-        for (order, expected, short_of) in [
-            (&[1, 11, 2, 21, 12][..], &[1, 11, 2][..], &[1, 2][..]),
-            (&[21, 1, 11, 12, 2], &[21, 1, 11, 12], &[1, 2, 3]),
-            (&[21, 1, 11], &[21, 1, 11], &[]),
-            (&[31, 1, 2], &[31, 1, 2], &[1]),
-            (&[31, 32, 1, 33, 2], &[31, 32, 1, 33], &[1, 4]),
-            (&[1, 77, 11], &[1, 77], &[]),
-            (&[], &[], &[]),
+        for (order, expected) in [
+            (&[1, 11, 2, 21, 12][..], &[1, 11, 2][..]),
+            (&[21, 1, 11, 12, 2], &[21, 1, 11, 12]),
+            (&[21, 1, 11], &[21, 1, 11]),
+            (&[1, 77, 11], &[1, 77]),
+            (&[], &[]),
         ] {
-            let kept = kept(order, Instant::now());
-            let mut projects: Vec<i64> = kept.short_of().iter().map(|project| project.0).collect();
-            projects.sort_unstable();
-            assert_eq!((left(&kept), &projects[..]), (expected.to_vec(), short_of), "of {order:?}");
+            assert_eq!(left(&kept(order, Instant::now())), expected, "of {order:?}");
         }
     }
 
@@ -158,10 +126,6 @@ mod tests {
         let mut kept = kept(&[21, 1, 11, 12], Instant::now());
         kept.tried(4, &[JobId(1)], 1);
         assert_eq!(left(&kept), [11, 12], "21 was passed over, somebody has it");
-        kept.skip(2);
-        assert_eq!(kept.left(), 2, "something must be left");
-        kept.skip(1);
-        assert_eq!(left(&kept), [12]);
         kept.tried(9, &[JobId(12)], 2);
         assert_eq!(kept.left(), 0, "two were wanted: who got one has seen all");
         let mut kept = self::kept(&[21, 1, 11, 12], Instant::now());

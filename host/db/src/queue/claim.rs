@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 
-use harmonia_core::policy::{Candidate, Depths, ProjectLoad};
+use harmonia_core::policy::{Candidate, ProjectLoad};
 use harmonia_core::{AttemptId, ClaimToken, ClassId, Incarnation, JobId, NodeId, ProjectId};
 use harmonia_nix::store_path::StorePath;
 
@@ -64,16 +64,11 @@ impl Db {
         Ok(ids.into_iter().map(ClassId).collect())
     }
 
-    /// The first ready jobs of each project that has any, for these classes, as many as `depths` says, with the projects'
-    /// loads. When there are more, as things stood a few milliseconds ago; boosted jobs are always there.
-    pub async fn queue_heads(&self, classes: &[ClassId], depths: impl Into<Depths>) -> Result<QueueHeads, DbError> {
+    /// The first `each` ready jobs of each project and class that has any, for these classes, with the projects' loads. When there are more, as things stood a few milliseconds ago; boosted jobs are always there.
+    pub async fn queue_heads(&self, classes: &[ClassId], each: u32) -> Result<QueueHeads, DbError> {
         if classes.is_empty() {
             return Ok(QueueHeads::default());
         }
-        let depths = depths.into();
-        let count = |depth| i32::try_from(depth).unwrap_or(i32::MAX);
-        let (deeper, deep): (Vec<i64>, Vec<i32>) =
-            depths.deeper().map(|(project, depth)| (project.0, count(depth))).unzip();
         let classes: Vec<i32> = classes.iter().map(|class| class.0).collect();
         let rows = self
             .run("look at the queue", || {
@@ -81,11 +76,9 @@ impl Db {
                     r#"SELECT job_id AS "job!", project_id AS "project!", class_id AS "class!", priority AS "priority!",
                            queued_at AS "queued_at!", retry_count AS "retries!", path_length AS "path_length!",
                            shares AS "shares!", consumed_seconds AS "consumed!", running AS "running!"
-                       FROM queue_heads($1, $2, $3, $4)"#,
+                       FROM queue_heads($1, $2)"#,
                     &classes,
-                    count(depths.each()),
-                    &deeper,
-                    &deep
+                    i32::try_from(each).unwrap_or(i32::MAX)
                 )
                 .fetch_all(&self.pool)
             })
@@ -121,7 +114,7 @@ impl Db {
             let its = Some((head.project, head.class));
             place = if queue == its { place + 1 } else { 1 };
             queue = its;
-            place <= depths.of(head.project)
+            place <= each
         });
         Ok(heads)
     }

@@ -8,12 +8,10 @@ use harmonia_core::policy::{AskingNode, KeptOrder, Policy, PolicyError, order_ca
 use harmonia_core::{ClaimToken, ClassId, Incarnation, JobId, NodeId};
 use harmonia_db::{ClaimedJob, Db, DbError};
 
-use pacing::{HEADS_MAX, Pacing};
-
-mod pacing;
-
 /// How often a claim looks again, at twice as many candidates, when others were quicker with those that it saw.
 const LOOKS_MAX: u32 = 4;
+/// Most heads of each queue that a claim asks for.
+const HEADS_MAX: u32 = 64;
 /// How many candidates more than it wants a claim tries at first, for each that it wants: others may have the first ones.
 const SPARE_EACH: usize = 32;
 
@@ -27,7 +25,9 @@ pub struct Claimer {
     incarnation: Incarnation,
     policy: Arc<dyn Policy>,
     kept: KeptOrder,
-    pacing: Pacing,
+    /// How many heads of each queue to ask for at least, so that what is kept lasts about as long as it may: a node that
+    /// claims now and then needs one, one that claims all the time many.
+    ahead: u32,
 }
 
 /// What came of a claim.
@@ -48,7 +48,7 @@ pub struct Claims {
 impl Claimer {
     /// Nothing is kept yet.
     pub fn new(db: Db, node: NodeId, incarnation: Incarnation, policy: Arc<dyn Policy>) -> Self {
-        Self { db, node, incarnation, policy, kept: KeptOrder::default(), pacing: Pacing::default() }
+        Self { db, node, incarnation, policy, kept: KeptOrder::default(), ahead: 1 }
     }
 
     /// Claims up to `wanted` jobs of `classes`.
@@ -79,30 +79,29 @@ impl Claimer {
         if !self.kept.is_fresh(classes, now) {
             // It grew old with plenty left: fewer will do.
             if self.kept.left() > SPARE_EACH * wanted {
-                self.pacing.grew_old();
+                self.ahead = (self.ahead / 2).max(1);
             }
             return Ok(());
         }
-        self.kept.skip(rand::random_range(0..=self.pacing.spread()));
         // Where others have all of the first ones they are ahead: then further down, before the queue is looked at again.
-        let mut passed = 0;
         for count in [wanted * (1 + SPARE_EACH), usize::MAX] {
             let order = self.kept.first(count);
             if order.is_empty() {
                 break;
             }
             self.take(claims, &order, wanted - claims.jobs.len(), true).await?;
-            let last = claims.jobs.last().and_then(|last| order.iter().position(|job| *job == last.job));
-            if let Some(place) = last {
-                self.pacing.took(passed + place, wanted);
-            }
-            passed += order.len();
             if claims.jobs.len() == wanted {
                 return Ok(());
             }
         }
-        self.pacing.ran_out(self.kept.short_of(), wanted);
+        // It was used up before it was old: more would have served more claims.
+        self.ahead = self.heads(wanted).saturating_mul(2).min(HEADS_MAX);
         Ok(())
+    }
+
+    /// How many heads of each queue a claim of `wanted` jobs asks for at first.
+    fn heads(&self, wanted: usize) -> u32 {
+        u32::try_from(wanted).unwrap_or(u32::MAX).max(self.ahead).min(HEADS_MAX)
     }
 
     async fn look_and_claim(
@@ -112,10 +111,10 @@ impl Claimer {
         wanted: usize,
         now: Instant,
     ) -> Result<(), DbError> {
-        let mut depths = self.pacing.heads(wanted);
+        let mut each = self.heads(wanted);
         for _ in 0..LOOKS_MAX {
             let slots = wanted - claims.jobs.len();
-            let heads = self.db.queue_heads(classes, depths.clone()).await?;
+            let heads = self.db.queue_heads(classes, each).await?;
             claims.looks += 1;
             if heads.candidates.is_empty() {
                 self.kept = KeptOrder::default();
@@ -132,7 +131,7 @@ impl Claimer {
             // Only a runtime that is going down leaves no answer.
             let Ok((order, error, candidates)) = ranked else { break };
             claims.policy = Some(error);
-            self.kept = KeptOrder::new(&order, &candidates, &depths, classes, now);
+            self.kept = KeptOrder::new(&order, &candidates, each, classes, now);
             // Others may have all of the first ones by now.
             let (first, rest) = order.split_at(order.len().min(slots * (1 + SPARE_EACH)));
             self.take(claims, first, slots, false).await?;
@@ -140,10 +139,10 @@ impl Claimer {
                 self.take(claims, rest, wanted - claims.jobs.len(), false).await?;
             }
             // All that there was, or all that the policy wants built.
-            if claims.jobs.len() >= wanted || order.len() < slots || depths.each() >= HEADS_MAX {
+            if claims.jobs.len() >= wanted || order.len() < slots || each >= HEADS_MAX {
                 break;
             }
-            depths = depths.doubled(HEADS_MAX);
+            each = each.saturating_mul(2).min(HEADS_MAX);
         }
         Ok(())
     }
