@@ -66,6 +66,7 @@ CREATE TABLE evaluations (
     claim_incarnation bigint,
     claim_token_hash bytea CHECK (length(claim_token_hash) = 32),
     claimed_at timestamptz, -- when an evaluator last took it
+    evaluated_by text, -- the node that did; its store has the .drv files
     lost_count integer NOT NULL DEFAULT 0, -- how often its evaluator ended without stopping
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,

@@ -73,7 +73,8 @@ BEGIN
         PERFORM FROM evaluations WHERE id = v_id AND status = 'queued' FOR NO KEY UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         UPDATE evaluations SET status = 'running', claimed_by = p_node, claim_incarnation = p_incarnation,
-            claim_token_hash = p_token_hash, claimed_at = now(), started_at = now(), warnings = '{}',
+            claim_token_hash = p_token_hash, claimed_at = now(), evaluated_by = p_node, started_at = now(),
+            warnings = '{}',
             -- Of an earlier try, perhaps by another engine.
             reuse_key = NULL, embeds_commit = NULL
         WHERE id = v_id;

@@ -206,7 +206,8 @@ BEGIN
 END
 $$;
 
--- An evaluator takes the jobs of one evaluation that are to be walked, under a lease: it may vanish.
+-- An evaluator takes the jobs of one evaluation that are to be walked, under a lease: it may vanish. The node that evaluated has
+-- the .drv files: while it is about to come back, the walk is its.
 CREATE OR REPLACE FUNCTION claim_walk(
     p_node text, p_incarnation bigint, p_token_hash bytea, OUT eval_id bigint, OUT drvs text[]
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -225,7 +226,10 @@ BEGIN
         AND NOT EXISTS (SELECT FROM live_evaluations l WHERE l.id = w.eval_id);
     SELECT w.eval_id INTO v_eval FROM job_walks w JOIN build_jobs j ON j.id = w.job_id AND j.status = 'pending'
     JOIN live_evaluations l ON l.id = w.eval_id
-    WHERE w.not_before <= now()
+    JOIN evaluations e ON e.id = l.attrs_of
+    WHERE w.not_before <= now() AND (e.evaluated_by IS NULL OR e.evaluated_by = p_node OR NOT EXISTS (
+            SELECT FROM nodes n WHERE n.id = e.evaluated_by AND 'evaluator' = ANY (n.capabilities)
+                AND n.last_seen > now() - interval '1 hour'))
         AND NOT EXISTS (SELECT FROM walk_claims c WHERE c.eval_id = w.eval_id AND c.lease_until > now())
     ORDER BY w.not_before, w.job_id LIMIT 1;
     IF v_eval IS NULL THEN

@@ -1,10 +1,12 @@
 //! What upstream caches have, have no more, and never had.
 
+use std::time::Duration;
+
 use harmonia_core::JobStatus::{Pending, Succeeded};
-use harmonia_db::testing::{pool, random_token};
+use harmonia_db::testing::{falls_silent, pool, random_token};
 use harmonia_db::{ClaimState, DbError, UpstreamAnswer, UpstreamFault};
 
-use crate::world::{Eval, World, batch, drv_path, graph, out_path};
+use crate::world::{Eval, World, batch, drv_path, graph, out_path, registration};
 
 pub(crate) const UPSTREAM: &str = "https://up.example/";
 
@@ -163,6 +165,29 @@ async fn a_walk_that_cannot_be_done_fails_with_its_reason_after_three_tries() {
     let message = message.fetch_one(pool(&world.db)).await.expect("a job").unwrap_or_default();
     assert!(message.contains("its .drv is not here"), "{message}");
     world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_walk_is_for_the_node_that_evaluated_as_long_as_that_may_come_back() {
+    let (world, _, eval) = leaning_on_upstream().await;
+    assert!(world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
+    world
+        .db
+        .confirm_upstream_fault(&world.node, world.run, &out_path(1), UPSTREAM, "it is gone")
+        .await
+        .expect("confirms");
+    let other = registration("other", 1);
+    world.db.register_node(&other).await.expect("register");
+    let claim = || async {
+        world.db.claim_walk(&other.id, other.incarnation, &random_token()).await.expect("claim").map(|walk| walk.eval)
+    };
+    // It has the .drv files, which the other has not.
+    for away in [1, 59] {
+        falls_silent(&world.db, "n", Duration::from_mins(away)).await;
+        assert_eq!(claim().await, None, "away for {away} min");
+    }
+    falls_silent(&world.db, "n", Duration::from_mins(61)).await;
+    assert_eq!(claim().await, Some(eval.id));
 }
 
 #[tokio::test]
