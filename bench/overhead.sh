@@ -10,8 +10,10 @@ derivations=${1:-200}
 runs=${2:-5}
 
 export SQLX_OFFLINE=true
-cargo build --quiet --locked --release -p harmonia-ci
-bin="${CARGO_TARGET_DIR:-target}/release/harmonia-ci"
+# HARMONIA_BENCH_PROFILE=dev measures a debug build: to compare with another one, not with nix-build.
+profile=${HARMONIA_BENCH_PROFILE:-release}
+cargo build --quiet --locked --profile "$profile" -p harmonia-ci
+bin="${CARGO_TARGET_DIR:-target}/$([ "$profile" = dev ] && echo debug || echo "$profile")/harmonia-ci"
 bin=$(realpath "$bin")
 system="$(uname -m)-linux"
 work=$(mktemp -d "${TMPDIR:-/tmp}/harmonia-ci-bench.XXXXXX")
