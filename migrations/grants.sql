@@ -85,6 +85,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('drv_available', '{evaluator,builder,signer,frontend}'),
     ('outputs_claimed', '{evaluator,builder,signer,frontend}'),
     ('can_run', '{evaluator,builder,signer,frontend}'),
+    ('last_offered', '{evaluator,builder,signer,frontend}'),
+    ('walks_itself', '{evaluator,builder,signer,frontend}'),
     ('job_may_become', '{evaluator,builder,signer,frontend}'),
     ('claim_is_held', '{signer,frontend}'),
     ('shown_project', '{frontend}'),

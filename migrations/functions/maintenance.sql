@@ -1,6 +1,16 @@
 -- Chores of frontends, and the sweep that looks whether the invariants hold.
 
-CREATE OR REPLACE FUNCTION mark_unsupported(p_after interval) RETURNS bigint
+-- When a node was last heard of that can run jobs of this class; null: none ever was. Of a class that is younger than that, the
+-- node's own row tells, and of one without features, that somebody offered the system.
+CREATE OR REPLACE FUNCTION last_offered(c job_classes) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT greatest(CASE WHEN c.ever_seen THEN c.last_seen END,
+        (SELECT max(n.last_seen) FROM nodes n WHERE 'builder' = ANY (n.capabilities) AND can_run(n.systems, n.features, c)),
+        (SELECT b.last_seen FROM builder_systems b WHERE b.system = c.system AND c.features = '{}'))
+$$;
+
+-- Pending jobs of a class that nobody offered within `p_within`, and that is known for longer than `p_after`, fail.
+CREATE OR REPLACE FUNCTION mark_unsupported(p_after interval, p_within interval) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_job record;
@@ -10,9 +20,7 @@ BEGIN
         SELECT j.id, format('no node offers %s%s', c.system,
             CASE WHEN c.features <> '{}' THEN ' with ' || array_to_string(c.features, ', ') ELSE '' END) AS message
         FROM job_classes c JOIN build_jobs j ON j.class_id = c.id
-        WHERE j.status = 'pending' AND c.last_seen < now() - p_after
-            AND NOT EXISTS (SELECT FROM nodes n WHERE 'builder' = ANY (n.capabilities) AND NOT n.stopped
-                AND n.last_seen >= now() - p_after AND can_run(n.systems, n.features, c))
+        WHERE j.status = 'pending' AND c.last_seen < now() - p_after AND (last_offered(c) >= now() - p_within) IS NOT TRUE
         ORDER BY j.id
     LOOP
         PERFORM FROM build_jobs WHERE id = v_job.id AND status = 'pending' FOR NO KEY UPDATE;

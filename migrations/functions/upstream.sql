@@ -206,8 +206,13 @@ BEGIN
 END
 $$;
 
--- An evaluator takes the jobs of one evaluation that are to be walked, under a lease: it may vanish. The node that evaluated has
--- the .drv files: while it is about to come back, the walk is its.
+-- The node that evaluated has the .drv files: while it may come back, the walk is its own.
+CREATE OR REPLACE FUNCTION walks_itself(p_node nodes, p_evaluated_by text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT p_node.id = p_evaluated_by AND 'evaluator' = ANY (p_node.capabilities) AND p_node.last_seen > now() - interval '1 hour'
+$$;
+
+-- An evaluator takes the jobs of one evaluation that are to be walked, under a lease: it may vanish.
 CREATE OR REPLACE FUNCTION claim_walk(
     p_node text, p_incarnation bigint, p_token_hash bytea, OUT eval_id bigint, OUT drvs text[]
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -227,9 +232,8 @@ BEGIN
     SELECT w.eval_id INTO v_eval FROM job_walks w JOIN build_jobs j ON j.id = w.job_id AND j.status = 'pending'
     JOIN live_evaluations l ON l.id = w.eval_id
     JOIN evaluations e ON e.id = l.attrs_of
-    WHERE w.not_before <= now() AND (e.evaluated_by IS NULL OR e.evaluated_by = p_node OR NOT EXISTS (
-            SELECT FROM nodes n WHERE n.id = e.evaluated_by AND 'evaluator' = ANY (n.capabilities)
-                AND n.last_seen > now() - interval '1 hour'))
+    WHERE w.not_before <= now()
+        AND NOT EXISTS (SELECT FROM nodes n WHERE n.id <> p_node AND walks_itself(n, e.evaluated_by))
         AND NOT EXISTS (SELECT FROM walk_claims c WHERE c.eval_id = w.eval_id AND c.lease_until > now())
     ORDER BY w.not_before, w.job_id LIMIT 1;
     IF v_eval IS NULL THEN

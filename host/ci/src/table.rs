@@ -19,9 +19,9 @@ impl Table {
     }
 }
 
-/// Control characters could move the cursor or fake lines: names come from repositories.
+/// Escape sequences and control characters could move the cursor or fake lines: names come from repositories.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    harmonia_core::log_text::clean(&text.replace(['\r', '\n'], " ")).replace('\t', " ")
 }
 
 impl fmt::Display for Table {
@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn columns_line_up_and_control_characters_are_gone() {
         let mut table = Table::new(&["A", "LONG"]);
-        table.row(["wider".to_owned(), "x\u{1b}[2J\n".to_owned()]);
-        assert_eq!(table.to_string(), "A      LONG\nwider  x [2J\n");
+        table.row(["wider".to_owned(), "x\u{1b}[1;31my\u{1b}[0m\u{8}z\n!".to_owned()]);
+        assert_eq!(table.to_string(), "A      LONG\nwider  xyz !\n");
     }
 
     #[test]

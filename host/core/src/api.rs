@@ -6,6 +6,7 @@
 //! | `POST /api/v1/evaluations` | [`NewEvaluation`] | [`EvaluationCreated`] |
 //! | `GET /api/v1/evaluations?project=&before=&limit=` | – | `[`[`Evaluation`]`]`, newest first |
 //! | `GET /api/v1/evaluations/{id}` | – | [`EvaluationDetail`] |
+//! | `GET /api/v1/evaluations/{id}/waits?limit=` | – | [`EvaluationWaits`] |
 //! | `GET /api/v1/evaluations/{id}/log` | – | the engine's log, text |
 //! | `POST /api/v1/evaluations/{id}/cancel` | – | [`Changed`] |
 //! | `POST /api/v1/evaluations/{id}/rebuild-failed` | – | [`Changed`] |
@@ -398,6 +399,15 @@ pub struct QueuedJob {
     /// When the current try began.
     #[serde(with = "time::serde::rfc3339::option")]
     pub started_at: Option<Timestamp>,
+}
+
+/// What an evaluation waits for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationWaits {
+    /// Why it is not evaluated yet, one sentence each; empty when it is not queued.
+    pub evaluation: Vec<String>,
+    /// Its jobs that wait for no other job, each with its reasons, in claim order as far as known; at most the asked number.
+    pub jobs: Vec<QueuedJob>,
 }
 
 /// What runs and what waits.

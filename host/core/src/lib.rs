@@ -17,6 +17,7 @@ pub mod ids;
 pub mod intake;
 pub mod limits;
 pub mod log_end;
+pub mod log_text;
 pub mod plugin;
 pub mod policy;
 pub mod ports;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harmonia_core::limits::LOST_NODES_MAX;
+use harmonia_core::limits::{LOST_NODES_MAX, SYSTEMS_KNOWN_FOR};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::connection::{Db, interval};
@@ -104,10 +104,16 @@ impl Db {
         Ok(Reaped { nodes: row.nodes as u64, jobs: row.jobs as u64, evaluations: row.evaluations as u64 })
     }
 
-    /// Fails pending jobs whose class no node could run for `after`. Returns how many.
+    /// Fails pending jobs of classes that are known for `after` and that no node offered within [`SYSTEMS_KNOWN_FOR`]. Returns how
+    /// many.
     pub async fn mark_unsupported(&self, after: Duration) -> Result<u64, DbError> {
         self.run("mark unsupported jobs", || {
-            sqlx::query_scalar!(r#"SELECT mark_unsupported($1) AS "jobs!""#, interval(after)).fetch_one(&self.pool)
+            sqlx::query_scalar!(
+                r#"SELECT mark_unsupported($1, $2) AS "jobs!""#,
+                interval(after),
+                interval(SYSTEMS_KNOWN_FOR)
+            )
+            .fetch_one(&self.pool)
         })
         .await
         .map(|jobs| jobs as u64)

@@ -140,6 +140,19 @@ pub async fn upstream_has(db: &Db, paths: impl Iterator<Item = &StorePath>) {
     .expect("an upstream cache has these");
 }
 
+/// As if builders that offer this system had been away for longer than evaluations count it.
+///
+/// # Panics
+/// When the database does not answer.
+pub async fn long_ago(db: &Db, system: &str) {
+    for (table, matches) in
+        [("job_classes", "system = $1"), ("builder_systems", "system = $1"), ("nodes", "$1 = ANY (systems)")]
+    {
+        let statement = format!("UPDATE {table} SET last_seen = now() - interval '31 days' WHERE {matches}");
+        sqlx::query(AssertSqlSafe(statement)).bind(system).execute(&db.pool).await.expect("time passes");
+    }
+}
+
 /// The node was last heard of that long ago.
 ///
 /// # Panics

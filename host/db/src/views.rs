@@ -13,6 +13,7 @@ pub(crate) mod forges;
 mod logs;
 mod projects;
 mod queue;
+mod waits;
 mod why;
 
 pub(crate) use evaluations::attr_state;

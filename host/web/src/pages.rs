@@ -20,7 +20,6 @@ pub(crate) mod forges;
 mod format;
 pub(crate) mod home;
 pub(crate) mod landing;
-mod log_text;
 pub(crate) mod nodes;
 mod project;
 pub(crate) mod queue;

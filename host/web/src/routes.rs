@@ -50,6 +50,7 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/evaluations", get(evaluations::list).post(evaluations::create))
         .route("/api/v1/evaluations/{id}", get(evaluations::show))
         .route("/api/v1/evaluations/{id}/log", get(evaluations::log))
+        .route("/api/v1/evaluations/{id}/waits", get(evaluations::waits))
         .route("/api/v1/evaluations/{id}/cancel", post(evaluations::cancel))
         .route("/api/v1/evaluations/{id}/rebuild-failed", post(evaluations::rebuild_failed))
         .route("/api/v1/builds/find", get(builds::find))

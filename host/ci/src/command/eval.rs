@@ -7,14 +7,15 @@ pub(crate) mod progress;
 pub(crate) mod repository;
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use harmonia_core::EvalId;
 use harmonia_core::api::{
-    Attr, AttrState, BundleStored, EvaluationCreated, EvaluationDetail, NewEvaluation, Source, Verdict,
+    Attr, AttrCounts, AttrState, BundleStored, EvaluationCreated, EvaluationDetail, EvaluationWaits, JobCounts,
+    NewEvaluation, Source, Verdict,
 };
 use harmonia_core::git::{self, Location};
-use harmonia_core::project_name;
+use harmonia_core::{EvalId, EvalStatus};
+use harmonia_core::{log_text, project_name};
 use tokio_util::io::ReaderStream;
 use url::Url;
 
@@ -28,6 +29,11 @@ use progress::{Lines, Progress, Screen};
 const POLL_EVERY: Duration = Duration::from_millis(300);
 /// How long `--wait` puts up with a server that does not answer (it may be restarting).
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long nothing may happen before the server is asked why, and how often after that.
+const WHY_AFTER: Duration = Duration::from_secs(5);
+const WHY_EVERY: Duration = Duration::from_secs(10);
+/// Waiting jobs whose reasons are shown.
+const WHY_JOBS: u32 = 3;
 /// Lines of a failed build's log that are printed at the end.
 const LOG_TAIL_LINES: usize = 15;
 
@@ -73,7 +79,8 @@ pub(crate) async fn watch(
     id: EvalId,
     progress: &mut dyn Progress,
 ) -> Result<EvaluationDetail, Failure> {
-    let mut silent_since: Option<std::time::Instant> = None;
+    let mut silent_since: Option<Instant> = None;
+    let mut standstill = Standstill::new(Instant::now());
     loop {
         match client.get::<EvaluationDetail>(&format!("/api/v1/evaluations/{id}")).await {
             Ok(detail) => {
@@ -83,10 +90,17 @@ pub(crate) async fn watch(
                     progress.end();
                     return Ok(detail);
                 }
+                if standstill.asks_why(&detail, Instant::now()) {
+                    let path = format!("/api/v1/evaluations/{id}/waits?limit={WHY_JOBS}");
+                    // Not to know why is no reason to stop watching.
+                    if let Ok(waits) = client.get::<EvaluationWaits>(&path).await {
+                        progress.waits(&waits);
+                    }
+                }
             }
             // A restart of the server loses nothing: wait for it.
             Err(error @ (CallError::Unreachable(_) | CallError::Refused { status: 503, .. })) => {
-                let since = *silent_since.get_or_insert_with(std::time::Instant::now);
+                let since = *silent_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > PATIENCE {
                     progress.end();
                     return Err(error.into());
@@ -98,6 +112,35 @@ pub(crate) async fn watch(
             }
         }
         tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+/// Notices that nothing goes on.
+struct Standstill {
+    /// Everything that changes when something goes on.
+    last: Option<(EvalStatus, AttrCounts, JobCounts)>,
+    next: Instant,
+}
+
+impl Standstill {
+    fn new(now: Instant) -> Self {
+        Self { last: None, next: now + WHY_AFTER }
+    }
+
+    /// Whether it is time to ask why nothing happens: something waits, nothing of it is worked on, for [`WHY_AFTER`] already.
+    fn asks_why(&mut self, detail: &EvaluationDetail, now: Instant) -> bool {
+        let (evaluation, jobs) = (&detail.evaluation, &detail.jobs);
+        let state = (evaluation.status, evaluation.counts, *jobs);
+        let is_worked_on = evaluation.status == EvalStatus::Running || jobs.building + jobs.uploading > 0;
+        if is_worked_on || self.last.replace(state) != Some(state) {
+            self.next = now + WHY_AFTER;
+            return false;
+        }
+        if now < self.next {
+            return false;
+        }
+        self.next = now + WHY_EVERY;
+        true
     }
 }
 
@@ -176,7 +219,7 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 fn summary(detail: &EvaluationDetail) -> String {
     let evaluation = &detail.evaluation;
     if let Some(error) = &evaluation.error {
-        return format!("evaluation {} failed: {}", evaluation.id, clean_lines(error));
+        return format!("evaluation {} failed: {}", evaluation.id, log_text::clean(error));
     }
     let c = &evaluation.counts;
     let parts: Vec<String> = [
@@ -192,24 +235,30 @@ fn summary(detail: &EvaluationDetail) -> String {
     format!("evaluation {}: of {} attributes {}", evaluation.id, c.total, parts.join(", "))
 }
 
-/// Text from a repository for a terminal: lines stay, other control characters go.
-fn clean_lines(text: &str) -> String {
-    text.lines().map(clean).collect::<Vec<_>>().join("\n")
+/// A program's output as standard output shows it: coloured on a terminal, unless the user wants none (no-color.org).
+fn printed(text: &str) -> String {
+    let colors = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if colors { log_text::colored(text) } else { log_text::clean(text) }
 }
 
 /// What failed and why, with the end of the logs; then the count.
 async fn report(client: &Client, detail: &EvaluationDetail) {
-    for warning in &detail.warnings {
-        eprintln!("warning: {}", clean_lines(warning));
-    }
     for attr in detail.attrs.iter().filter(|attr| matches!(attr.state, AttrState::Failed | AttrState::Error)) {
         outln!("\n✗ {} {}", clean(&attr.attr), progress::word(attr.state));
         if let Some(error) = &attr.error {
-            for line in error.lines() {
-                outln!("    {}", clean(line));
+            for line in printed(error).lines() {
+                outln!("    {line}");
             }
         }
         print_log_tail(client, attr).await;
+    }
+    // Last, where they are seen: what a flake warns of scrolls away above a failure's log.
+    if !detail.warnings.is_empty() {
+        let number = detail.warnings.len();
+        eprintln!("\n{number} warning{}:", if number == 1 { "" } else { "s" });
+        for warning in &detail.warnings {
+            eprintln!("warning: {}", log_text::clean(warning));
+        }
     }
     let c = &detail.evaluation.counts;
     // Where nothing was evaluated, the error says it all.
@@ -223,12 +272,12 @@ async fn print_log_tail(client: &Client, attr: &Attr) {
     let request = client.request(reqwest::Method::GET, &format!("/api/v1/builds/{job}/log"));
     let Ok(answer) = client.send(request).await else { return };
     let text = answer.text().await.unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    if lines.is_empty() {
+    let (tail, _) = log_text::last_lines(&text, LOG_TAIL_LINES);
+    if tail.is_empty() {
         return;
     }
     outln!("    last lines of the log (`harmonia-ci log {job}` prints all):");
-    for line in &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..] {
-        outln!("    │ {}", clean(line));
+    for line in printed(tail).lines() {
+        outln!("    │ {line}");
     }
 }

@@ -1,7 +1,7 @@
 //! What runs and what waits. Start at [`Db::view_queue`].
 
 use harmonia_core::api::{JobCounts, Queue, QueuedJob};
-use harmonia_core::{JobId, Timestamp};
+use harmonia_core::{EvalId, JobId, Timestamp};
 
 use super::state;
 use crate::{Db, DbError};
@@ -86,6 +86,41 @@ impl Db {
         .fetch_all(&self.pool)
         .await
         .map_err(|error| DbError::from_sqlx("list waiting jobs", error))?;
+        rows.into_iter().map(Row::into_job).collect()
+    }
+
+    /// Jobs of an evaluation that wait, though for no other job: for a node, for their time, or for an evaluator to walk below
+    /// them. As they would be claimed.
+    pub(super) async fn waiting_below(&self, id: EvalId, limit: i64) -> Result<Vec<QueuedJob>, DbError> {
+        let rows = sqlx::query_as!(
+            Row,
+            r#"WITH RECURSIVE reached (id, drv_path, unmet_deps) AS (
+                   SELECT j.id, j.drv_path, j.unmet_deps
+                   FROM (SELECT a.drv_path FROM evaluations e JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
+                         WHERE e.id = $3
+                         UNION SELECT h.drv_path FROM eval_holds h WHERE h.eval_id = $3) root
+                   JOIN build_jobs j ON j.drv_path = root.drv_path WHERE j.status = 'pending'
+                   UNION
+                   SELECT j.id, j.drv_path, j.unmet_deps
+                   FROM reached r
+                   JOIN derivation_inputs i ON i.referrer = r.drv_path AND r.unmet_deps > 0
+                   JOIN build_jobs j ON j.drv_path = i.input_drv WHERE j.status = 'pending'
+               )
+               SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
+                      j.started_at
+               FROM reached r
+               JOIN build_jobs j ON j.id = r.id
+               JOIN projects p ON p.id = j.project_id
+               JOIN derivations d ON d.drv_path = j.drv_path
+               WHERE (d.public OR $2) AND (r.unmet_deps = 0 OR EXISTS (SELECT FROM job_walks w WHERE w.job_id = r.id))
+               ORDER BY j.priority DESC, j.id LIMIT $1"#,
+            limit,
+            self.sees_all(),
+            id.0,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| DbError::from_sqlx("list what an evaluation waits for", error))?;
         rows.into_iter().map(Row::into_job).collect()
     }
 }

@@ -10,7 +10,7 @@ use time::macros::format_description;
 use crate::{Db, DbError};
 
 /// A node that was not heard of for this long counts as gone (operations.md).
-const SILENT_AFTER: Duration = Duration::from_mins(2);
+pub(super) const SILENT_AFTER: Duration = Duration::from_mins(2);
 /// Most names in one sentence.
 const NAMES_MAX: usize = 5;
 /// Further than this nobody counts the jobs ahead.
@@ -32,6 +32,19 @@ struct Facts {
     avoid_node: Option<String>,
     /// Ready jobs of its class that come first by priority and age.
     ahead: usize,
+    /// It cannot be built before an evaluator walked below it.
+    walk: Option<Walk>,
+}
+
+/// What is known of a walk that a job waits for: what the job leans on was in an upstream cache, and is gone.
+#[derive(Debug, Clone, Default)]
+struct Walk {
+    /// Who walks now.
+    walker: Option<String>,
+    /// The evaluator that has the `.drv` files, when the walk is still its own (functions/upstream.sql, `claim_walk`).
+    reserved_for: Option<String>,
+    tries: usize,
+    not_before: Option<Timestamp>,
 }
 
 impl Db {
@@ -40,8 +53,7 @@ impl Db {
         let ids: Vec<i64> = jobs.iter().map(|job| job.0).collect();
         let rows = sqlx::query!(
             r#"SELECT j.id, j.unmet_deps, j.not_before, j.avoid_node, c.system, c.features,
-                      CASE WHEN c.ever_seen THEN c.last_seen WHEN c.features = '{}' THEN (
-                          SELECT b.last_seen FROM builder_systems b WHERE b.system = c.system) END AS last_offered, last.node AS "node?",
+                      last_offered(c) AS "last_offered?", last.node AS "node?",
                       last.outcome AS "outcome?", last.message AS "message?",
                       CASE WHEN j.unmet_deps > 0 THEN 0 ELSE (
                           SELECT count(*) FROM (
@@ -50,9 +62,15 @@ impl Db {
                                 AND (o.priority > j.priority OR (o.priority = j.priority AND o.id < j.id))
                               LIMIT $2
                           ) first
-                      ) END AS "ahead!"
+                      ) END AS "ahead!",
+                      w.tries AS "walk_tries?", w.not_before AS "walk_not_before?", wc.node AS "walker?", n.id AS "reserved_for?"
                FROM build_jobs j
                JOIN job_classes c ON c.id = j.class_id
+               LEFT JOIN job_walks w ON w.job_id = j.id
+               LEFT JOIN walk_claims wc ON wc.eval_id = w.eval_id AND wc.lease_until > now()
+               LEFT JOIN evaluations e ON e.id = w.eval_id
+               LEFT JOIN evaluations evaluated ON evaluated.id = coalesce(e.reuses_eval_id, e.id)
+               LEFT JOIN nodes n ON walks_itself(n, evaluated.evaluated_by)
                LEFT JOIN LATERAL (
                    SELECT a.node, a.outcome, a.message FROM build_attempts a WHERE a.job_id = j.id ORDER BY a.id DESC LIMIT 1
                ) last ON true
@@ -81,6 +99,12 @@ impl Db {
                     last_try: row.node.zip(row.outcome).map(|(node, outcome)| (node, outcome, row.message)),
                     avoid_node: row.avoid_node,
                     ahead: usize::try_from(row.ahead).unwrap_or(0),
+                    walk: row.walk_tries.map(|tries| Walk {
+                        walker: row.walker,
+                        reserved_for: row.reserved_for,
+                        tries: usize::try_from(tries).unwrap_or(0),
+                        not_before: row.walk_not_before,
+                    }),
                 };
                 (JobId(row.id), sentences(&facts, &nodes, now))
             })
@@ -119,10 +143,15 @@ impl Db {
 
 /// The reasons, the decisive one first.
 fn sentences(facts: &Facts, nodes: &[Node], now: Timestamp) -> Vec<String> {
-    if facts.unmet_deps > 0 {
-        return vec![blocked_by(facts)];
+    let mut reasons: Vec<String> = facts.walk.iter().map(|walk| awaits_walk(walk, nodes, now)).collect();
+    // A walk counts as one of them.
+    let unmet = facts.unmet_deps.saturating_sub(reasons.len());
+    if unmet > 0 {
+        reasons.push(blocked_by(facts, unmet));
     }
-    let mut reasons = Vec::new();
+    if !reasons.is_empty() {
+        return reasons;
+    }
     if let Some(until) = facts.not_before.filter(|until| *until > now) {
         reasons.push(delayed(until, facts.last_try.as_ref()));
     }
@@ -157,10 +186,37 @@ fn sentences(facts: &Facts, nodes: &[Node], now: Timestamp) -> Vec<String> {
     reasons
 }
 
-fn blocked_by(facts: &Facts) -> String {
+fn awaits_walk(walk: &Walk, nodes: &[Node], now: Timestamp) -> String {
+    let waits = if let Some(walker) = &walk.walker {
+        format!("{walker} looks what has to be built instead")
+    } else if let Some(until) = walk.not_before.filter(|until| *until > now) {
+        let times = if walk.tries == 1 { "once".to_owned() } else { format!("{} times", walk.tries) };
+        format!("what has to be built instead could not be found out {times}, tried again at {}", time_of_day(until))
+    } else {
+        let online = |id: Option<&str>| {
+            nodes.iter().any(|node| {
+                node.online
+                    && !node.draining
+                    && node.capabilities.iter().any(|capability| capability == "evaluator")
+                    && id.is_none_or(|id| node.id == id)
+            })
+        };
+        match &walk.reserved_for {
+            Some(id) if online(Some(id)) => format!("{id} is about to look what has to be built instead"),
+            Some(id) => format!(
+                "{id}, which evaluated it, has to look what must be built instead and is away; an hour after it was last \
+                 heard of, another evaluator does"
+            ),
+            None if online(None) => "an evaluator is about to look what has to be built instead".to_owned(),
+            None => "an evaluator has to look what must be built instead, and none is online".to_owned(),
+        }
+    };
+    format!("what it needs is gone from the cache that had it: {waits}")
+}
+
+fn blocked_by(facts: &Facts, number: usize) -> String {
     let names: Vec<String> = facts.blockers.iter().map(|(name, status)| format!("{name} ({status})")).collect();
-    let more = facts.unmet_deps.saturating_sub(names.len());
-    let number = facts.unmet_deps;
+    let more = number.saturating_sub(names.len());
     let things = if number == 1 { "dependency" } else { "dependencies" };
     match (names.is_empty(), more) {
         (true, _) => format!("blocked by {number} unfinished {things}"),
@@ -169,9 +225,13 @@ fn blocked_by(facts: &Facts) -> String {
     }
 }
 
-fn delayed(until: Timestamp, last_try: Option<&(String, String, Option<String>)>) -> String {
+fn time_of_day(at: Timestamp) -> String {
     let format = format_description!("[hour]:[minute]:[second] UTC");
-    let time = until.format(&format).unwrap_or_else(|_| until.to_string());
+    at.format(&format).unwrap_or_else(|_| at.to_string())
+}
+
+fn delayed(until: Timestamp, last_try: Option<&(String, String, Option<String>)>) -> String {
+    let time = time_of_day(until);
     match last_try {
         Some((node, outcome, message)) => {
             let what = if outcome == "lost" { "lost its node" } else { "failed transiently" };
@@ -260,6 +320,46 @@ mod tests {
         assert_eq!(why(&blocked, &[]), "blocked by 2 unfinished dependencies: a (building), b (pending)");
         blocked.unmet_deps = 9;
         assert_eq!(why(&blocked, &[]), "blocked by 9 unfinished dependencies: a (building), b (pending) and 7 more");
+    }
+
+    #[test]
+    fn somebody_has_to_look_below_it_first() {
+        let evaluator = Node { capabilities: vec!["evaluator".into()], ..node("e") };
+        let away = Node { online: false, ..evaluator.clone() };
+        let cases: [(Walk, &Node, &str); 6] = [
+            (Walk::default(), &away, "an evaluator has to look what must be built instead, and none is online"),
+            (Walk::default(), &evaluator, "an evaluator is about to look what has to be built instead"),
+            (
+                Walk { reserved_for: Some("e".into()), ..Walk::default() },
+                &evaluator,
+                "e is about to look what has to be built instead",
+            ),
+            (
+                Walk { reserved_for: Some("e".into()), ..Walk::default() },
+                &away,
+                "e, which evaluated it, has to look what must be built instead and is away; an hour after it was last \
+                 heard of, another evaluator does",
+            ),
+            (
+                Walk { walker: Some("e".into()), reserved_for: Some("e".into()), ..Walk::default() },
+                &evaluator,
+                "e looks what has to be built instead",
+            ),
+            (
+                Walk { tries: 2, not_before: Some(datetime!(2026-01-02 03:05:00 UTC)), ..Walk::default() },
+                &evaluator,
+                "what has to be built instead could not be found out 2 times, tried again at 03:05:00 UTC",
+            ),
+        ];
+        for (walk, node, expected) in cases {
+            let job = Facts { unmet_deps: 1, walk: Some(walk), ..facts() };
+            assert_eq!(
+                why(&job, std::slice::from_ref(node)),
+                format!("what it needs is gone from the cache that had it: {expected}")
+            );
+        }
+        let both = Facts { unmet_deps: 2, walk: Some(Walk::default()), ..facts() };
+        assert!(why(&both, &[evaluator]).ends_with("; blocked by 1 unfinished dependency"));
     }
 
     #[test]

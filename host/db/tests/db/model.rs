@@ -8,7 +8,7 @@ mod state;
 use std::collections::BTreeMap;
 
 use harmonia_core::{FailureKind, JobStatus, ProjectId};
-use harmonia_db::testing::pool;
+use harmonia_db::testing::{long_ago, pool};
 use harmonia_db::{ClaimedJob, Healed, NewProject, NodeRegistration, ProjectKind};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -307,10 +307,7 @@ impl History {
     async fn strange_system(&mut self) {
         if self.rng.random_bool(0.6) {
             self.log.push("nobody offers the strange system".to_owned());
-            sqlx::query!("UPDATE job_classes SET last_seen = now() - interval '1 day' WHERE system = $1", STRANGE)
-                .execute(pool(&self.world.db))
-                .await
-                .expect("time passes");
+            long_ago(&self.world.db, STRANGE).await;
             self.world.db.mark_unsupported(HOUR).await.expect("mark");
             self.model.mark_unsupported(STRANGE);
         } else {

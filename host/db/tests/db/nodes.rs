@@ -5,7 +5,7 @@ use std::time::Duration;
 use harmonia_core::JobStatus::{Building, DepFailed, Failed, Pending, Succeeded, Uploading};
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{FailureKind, Incarnation, NodeId};
-use harmonia_db::testing::pool;
+use harmonia_db::testing::{long_ago, pool};
 use harmonia_db::{NodeRegistration, Reaped, Released};
 
 use crate::world::{World, graph, new_paths, out_path, registration};
@@ -117,6 +117,42 @@ async fn a_class_without_nodes_fails_after_a_while_and_comes_back_with_a_node() 
     world.db.register_node(&arm).await.expect("register");
     assert_eq!(world.statuses().await, [(0, Pending), (1, Pending), (2, Pending)]);
     assert_eq!(world.db.builder_systems().await.expect("systems"), ["aarch64-linux", "x86_64-linux"]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn jobs_wait_for_a_builder_that_is_away_as_long_as_its_systems_are_evaluated() {
+    let world = World::new().await;
+    let mut graph = graph(&[&[], &[]]);
+    for (drv, features) in graph.iter_mut().zip([vec![], vec!["kvm".to_owned()]]) {
+        drv.system = "aarch64-linux";
+        drv.features = features;
+    }
+    let arm = NodeRegistration {
+        systems: vec!["aarch64-linux".to_owned()],
+        features: vec!["kvm".to_owned()],
+        ..registration("arm", 1)
+    };
+    world.db.register_node(&arm).await.expect("register");
+    world.db.deregister_node(&arm.id, arm.incarnation).await.expect("goodbye");
+    // Classes that are new while it is away, and that it could run.
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph, &[0, 1]).await.expect("insert");
+    sqlx::query!("UPDATE job_classes SET last_seen = now() - interval '2 days'")
+        .execute(pool(&world.db))
+        .await
+        .expect("time");
+    assert_eq!(world.db.mark_unsupported(MINUTES_30).await.expect("mark"), 0);
+    assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
+    let why = world.db.why(&[world.job_id(1).await], time::OffsetDateTime::now_utc()).await.expect("why");
+    let sentences: Vec<String> = why.into_values().flatten().collect();
+    assert!(
+        matches!(sentences.as_slice(), [one] if one.starts_with("no node offers aarch64-linux with kvm now; one did until "))
+    );
+
+    long_ago(&world.db, "aarch64-linux").await;
+    assert!(world.db.builder_systems().await.expect("systems").iter().all(|system| system != "aarch64-linux"));
+    assert_eq!(world.db.mark_unsupported(MINUTES_30).await.expect("mark"), 2);
     world.assert_sound().await;
 }
 

@@ -181,13 +181,22 @@ async fn a_walk_is_for_the_node_that_evaluated_as_long_as_that_may_come_back() {
     let claim = || async {
         world.db.claim_walk(&other.id, other.incarnation, &random_token()).await.expect("claim").map(|walk| walk.eval)
     };
+    let job = world.job_id(1).await;
+    let why = || async {
+        let why = world.db.why(&[job], time::OffsetDateTime::now_utc()).await.expect("why").remove(&job);
+        why.expect("it waits").join("; ")
+    };
     // It has the .drv files, which the other has not.
     for away in [1, 59] {
         falls_silent(&world.db, "n", Duration::from_mins(away)).await;
         assert_eq!(claim().await, None, "away for {away} min");
+        let why = why().await;
+        assert!(why.contains("cache that had it: n") && why.contains("is away") == (away > 2), "{why}");
     }
     falls_silent(&world.db, "n", Duration::from_mins(61)).await;
+    assert!(why().await.ends_with("an evaluator is about to look what has to be built instead"));
     assert_eq!(claim().await, Some(eval.id));
+    assert!(why().await.ends_with("other looks what has to be built instead"));
 }
 
 #[tokio::test]

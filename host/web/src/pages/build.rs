@@ -3,10 +3,11 @@
 use askama::Template;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use harmonia_core::api::{Attempt, Build};
+use harmonia_core::log_text;
 use harmonia_core::{JobId, JobStatus, Timestamp, Viewer};
 
 use super::format::{self, Badge, PathParts, When};
-use super::{Frame, build_path, log_text, page};
+use super::{Frame, build_path, page};
 use crate::error::WebError;
 use crate::logs;
 use crate::state::AppState;

@@ -2,14 +2,15 @@
 
 use askama::Template;
 use axum::response::{IntoResponse as _, Redirect, Response};
-use harmonia_core::api::{Attr, AttrState, EvaluationDetail, Verdict};
+use harmonia_core::api::{Attr, AttrState, EvaluationDetail, EvaluationWaits, Verdict};
 use harmonia_core::evaluation_error::message_line;
+use harmonia_core::log_text;
 use harmonia_core::{EvalId, EvalStatus, Viewer};
 use serde::Deserialize;
 
 use super::format::{self, Badge};
 use super::home::EvaluationRow;
-use super::{Frame, build_path, evaluation_path, log_text, page, query};
+use super::{Frame, build_path, evaluation_path, page, query};
 use crate::error::WebError;
 use crate::state::AppState;
 
@@ -18,6 +19,8 @@ const ATTRS: usize = 500;
 /// Lines of the engine's log on the page; the rest is behind a link.
 const LOG_LINES: usize = 200;
 const REFRESH_S: u32 = 3;
+/// Waiting jobs on the page; the first of them tell what the others wait for.
+const STUCK: u32 = 5;
 
 #[derive(Deserialize, Default)]
 struct EvaluationQuery {
@@ -38,6 +41,13 @@ struct AttrRow {
     eval_error: Option<String>,
 }
 
+/// A job that waits for no other, and why.
+struct WaitingJob {
+    name: String,
+    page: String,
+    why: String,
+}
+
 /// A filter and how many attributes pass it.
 struct Filter {
     key: &'static str,
@@ -55,8 +65,12 @@ struct EvaluationPage {
     attempt: u32,
     status: EvalStatus,
     error: Option<String>,
-    /// What it waits for, when something that it needs is away.
-    waiting: Option<String>,
+    /// Why it is not evaluated yet.
+    waiting: Vec<String>,
+    /// Whether it was tried, and is tried again.
+    put_off: bool,
+    /// What its jobs wait for, when none of them is being built.
+    stuck: Vec<WaitingJob>,
     superseded_by: Option<(i64, String)>,
     complete: bool,
     warnings: Vec<String>,
@@ -88,15 +102,28 @@ pub(super) async fn show(
     if project != Some(detail.evaluation.project.as_str()) {
         return Ok(Redirect::to(&evaluation_path(&detail.evaluation.project, id)).into_response());
     }
+    let waits = if waits_for_others(&detail) {
+        state.costly(viewer, async { Ok(db.view_waits(id, STUCK, state.options().clock.now()).await?) }).await?
+    } else {
+        None
+    };
     let log = db.view_evaluation_log(id).await?.unwrap_or_default();
     let mut frame = state.frame(&format!("Evaluation {id} of {}", detail.evaluation.project));
     frame.refresh_s = (detail.evaluation.verdict == Verdict::Running).then_some(REFRESH_S);
-    page(&render(frame, detail, query(raw_query), &log, state))
+    page(&render(frame, detail, waits.unwrap_or_default(), query(raw_query), &log, state))
+}
+
+/// Nothing of it is being worked on at this moment.
+fn waits_for_others(detail: &EvaluationDetail) -> bool {
+    let jobs = &detail.jobs;
+    detail.evaluation.status == EvalStatus::Queued
+        || (detail.evaluation.verdict == Verdict::Running && jobs.pending > 0 && jobs.building + jobs.uploading == 0)
 }
 
 fn render(
     frame: Frame,
     detail: EvaluationDetail,
+    waits: EvaluationWaits,
     asked: EvaluationQuery,
     log: &str,
     state: &AppState,
@@ -134,7 +161,16 @@ fn render(
         superseded_by: evaluation.superseded_by.map(|id| (id.0, evaluation_path(project, id))),
         commit: evaluation.commit,
         error: evaluation.error,
-        waiting: evaluation.waiting.map(|waiting| waiting.reason),
+        put_off: evaluation.waiting.is_some(),
+        waiting: match evaluation.waiting {
+            Some(waiting) => vec![waiting.reason],
+            None => waits.evaluation,
+        },
+        stuck: waits
+            .jobs
+            .into_iter()
+            .map(|job| WaitingJob { page: build_path(project, job.id), name: job.name, why: job.why.join("; ") })
+            .collect(),
         complete: evaluation.complete,
         warnings,
         filters,

@@ -6,7 +6,9 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use harmonia_core::EvalId;
-use harmonia_core::api::{Changed, Evaluation, EvaluationCreated, EvaluationDetail, NewEvaluation, Source};
+use harmonia_core::api::{
+    Changed, Evaluation, EvaluationCreated, EvaluationDetail, EvaluationWaits, NewEvaluation, Source,
+};
 use harmonia_db::{NewEvaluationRow, NewProject, ProjectKind};
 use serde::Deserialize;
 
@@ -21,6 +23,8 @@ use crate::validate::{self, CheckedEvaluation};
 const NEW_EVALUATION_BYTES_MAX: usize = 2 << 20;
 /// Evaluations in a list when nobody says how many.
 const LIST_LIMIT: u32 = 30;
+/// Waiting jobs in an answer when nobody says how many.
+const WAITS_LIMIT: u32 = 10;
 
 #[derive(Deserialize)]
 pub(crate) struct ListQuery {
@@ -86,6 +90,23 @@ pub(crate) async fn show(
 ) -> Result<Json<EvaluationDetail>, WebError> {
     let db = state.db_for(viewer);
     let found = state.costly(viewer, async { Ok(db.view_evaluation(id).await?) }).await?;
+    found.map(Json).ok_or_else(|| absent(id))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct WaitsQuery {
+    limit: Option<u32>,
+}
+
+pub(crate) async fn waits(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    PathPart(id): PathPart<EvalId>,
+    Params(query): Params<WaitsQuery>,
+) -> Result<Json<EvaluationWaits>, WebError> {
+    let (db, now) = (state.db_for(viewer), state.options().clock.now());
+    let limit = query.limit.unwrap_or(WAITS_LIMIT);
+    let found = state.costly(viewer, async { Ok(db.view_waits(id, limit, now).await?) }).await?;
     found.map(Json).ok_or_else(|| absent(id))
 }
 

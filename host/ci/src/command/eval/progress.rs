@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use harmonia_core::EvalStatus;
-use harmonia_core::api::{Attr, AttrState, EvaluationDetail};
+use harmonia_core::api::{Attr, AttrState, EvaluationDetail, EvaluationWaits};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::table::clean;
@@ -16,6 +16,8 @@ const BUILDING_LINES_MAX: usize = 8;
 pub(crate) trait Progress: Send {
     /// A newer state.
     fn show(&mut self, detail: &EvaluationDetail);
+    /// Nothing goes on, and why.
+    fn waits(&mut self, waits: &EvaluationWaits);
     /// Nothing more comes.
     fn end(&mut self);
 }
@@ -64,12 +66,20 @@ fn line(attr: &Attr) -> String {
     format!("{} {} {}", symbol(attr.state), clean(&attr.attr), word(attr.state))
 }
 
+/// What waits and why, a line each.
+fn reasons(waits: &EvaluationWaits) -> Vec<String> {
+    let evaluation = waits.evaluation.iter().map(|why| format!("the evaluation waits: {}", clean(why)));
+    let jobs = waits.jobs.iter().map(|job| format!("{} waits: {}", clean(&job.name), clean(&job.why.join("; "))));
+    evaluation.chain(jobs).collect()
+}
+
 /// Plain lines on standard error, for logs and pipes.
 #[derive(Default)]
 pub(crate) struct Lines {
     seen: Seen,
     status: Option<EvalStatus>,
     waits_for: Option<String>,
+    reasons: Vec<String>,
 }
 
 impl Progress for Lines {
@@ -93,6 +103,14 @@ impl Progress for Lines {
         }
     }
 
+    fn waits(&mut self, waits: &EvaluationWaits) {
+        let reasons = reasons(waits);
+        for reason in reasons.iter().filter(|reason| !self.reasons.contains(reason)) {
+            eprintln!("· {reason}");
+        }
+        self.reasons = reasons;
+    }
+
     fn end(&mut self) {}
 }
 
@@ -103,6 +121,8 @@ pub(crate) struct Screen {
     building: Vec<ProgressBar>,
     since: HashMap<String, Instant>,
     seen: Seen,
+    /// Why nothing goes on, while nothing does.
+    waits: Vec<String>,
 }
 
 impl Screen {
@@ -113,14 +133,14 @@ impl Screen {
             bar.set_style(style.progress_chars("━━╌"));
         }
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { all, bar, building: Vec::new(), since: HashMap::new(), seen: Seen::default() }
+        Self { all, bar, building: Vec::new(), since: HashMap::new(), seen: Seen::default(), waits: Vec::new() }
     }
 
     fn show_building(&mut self, detail: &EvaluationDetail) {
         let now: Vec<&Attr> =
             detail.attrs.iter().filter(|a| matches!(a.state, AttrState::Building | AttrState::Uploading)).collect();
         self.since.retain(|name, _| now.iter().any(|attr| attr.attr == *name));
-        let shown = now.len().min(BUILDING_LINES_MAX);
+        let shown = (now.len() + self.waits.len()).min(BUILDING_LINES_MAX);
         while self.building.len() > shown {
             if let Some(bar) = self.building.pop() {
                 bar.finish_and_clear();
@@ -134,9 +154,13 @@ impl Screen {
             }
             self.building.push(bar);
         }
-        for (bar, attr) in self.building.iter().zip(&now) {
+        let building = now.iter().map(|attr| {
             let since = *self.since.entry(attr.attr.clone()).or_insert_with(Instant::now);
-            bar.set_message(format!("{} ({}s)", line(attr), since.elapsed().as_secs()));
+            format!("{} ({}s)", line(attr), since.elapsed().as_secs())
+        });
+        let waits = self.waits.iter().map(|reason| format!("· {reason}"));
+        for (bar, text) in self.building.iter().zip(building.chain(waits)) {
+            bar.set_message(text);
         }
     }
 }
@@ -155,13 +179,20 @@ impl Progress for Screen {
             .set_position(counts.succeeded + counts.failed + counts.dep_failed + counts.eval_errors + counts.cancelled);
         let evaluating = match (detail.evaluation.status, &detail.evaluation.waiting) {
             (EvalStatus::Queued, Some(waiting)) => format!("waits ({}), ", clean(&waiting.reason)),
-            (EvalStatus::Queued, None) => "waits for an evaluator, ".to_owned(),
+            (EvalStatus::Queued, None) => "queued, ".to_owned(),
             (EvalStatus::Running, _) => "evaluating, ".to_owned(),
             _ => String::new(),
         };
+        if detail.evaluation.status == EvalStatus::Running || detail.jobs.building + detail.jobs.uploading > 0 {
+            self.waits.clear();
+        }
         let jobs = crate::command::read::counts(&detail.jobs);
         self.bar.set_message(format!("{evaluating}{jobs}"));
         self.show_building(detail);
+    }
+
+    fn waits(&mut self, waits: &EvaluationWaits) {
+        self.waits = reasons(waits);
     }
 
     fn end(&mut self) {

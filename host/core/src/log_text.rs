@@ -1,26 +1,61 @@
-//! A log as a page shows it: no escape sequences, no overwritten progress lines, the last lines only. Pure.
+//! What programs printed, as people see it: no sequences that move a cursor or name a window, no overwritten progress lines, the
+//! last lines only. Pure.
+
+/// Longer parameters are no colour.
+const COLOR_BYTES_MAX: usize = 64;
+
+/// Ends whatever colour is on (ECMA-48, 8.3.117: select graphic rendition).
+const PLAIN: &str = "\u{1b}[0m";
 
 /// Drops ANSI escape sequences and other control characters, and of a line that was overwritten with carriage returns
 /// everything but its last version.
-pub(crate) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
+    shown(text, false)
+}
+
+/// The same for a terminal: colours (and bold, and such) stay, and end with their line.
+pub fn colored(text: &str) -> String {
+    shown(text, true)
+}
+
+fn shown(text: &str, colors: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
         let (content, end) = line.strip_suffix('\n').map_or((line, ""), |content| (content, "\n"));
         let content = content.strip_suffix('\r').unwrap_or(content);
         let shown = content.rsplit('\r').find(|part| !part.is_empty()).unwrap_or("");
-        strip_into(shown, &mut out);
+        if strip_into(shown, colors, &mut out) {
+            out.push_str(PLAIN);
+        }
         out.push_str(end);
     }
     out
 }
 
-fn strip_into(text: &str, out: &mut String) {
+/// Whether colours were kept.
+fn strip_into(text: &str, colors: bool, out: &mut String) -> bool {
+    let mut kept = false;
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             '\u{1b}' => match chars.next() {
                 // Control sequence: parameters, then one final character.
-                Some('[') => while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {},
+                Some('[') => {
+                    let mut parameters = String::new();
+                    let end = loop {
+                        match chars.next() {
+                            Some(c) if !('@'..='~').contains(&c) => parameters.push(c),
+                            end => break end,
+                        }
+                    };
+                    let is_color = end == Some('m')
+                        && parameters.len() <= COLOR_BYTES_MAX
+                        && parameters.bytes().all(|b| b.is_ascii_digit() || matches!(b, b';' | b':'));
+                    if colors && is_color {
+                        out.extend(["\u{1b}[", &parameters, "m"]);
+                        kept = true;
+                    }
+                }
                 // Operating system command: up to BEL or ESC \.
                 Some(']') => {
                     while let Some(c) = chars.next() {
@@ -38,10 +73,11 @@ fn strip_into(text: &str, out: &mut String) {
             c => out.push(c),
         }
     }
+    kept
 }
 
 /// The last `lines_max` lines of a text, and how many lines came before.
-pub(crate) fn last_lines(text: &str, lines_max: usize) -> (&str, usize) {
+pub fn last_lines(text: &str, lines_max: usize) -> (&str, usize) {
     let total = text.lines().count();
     let left_out = total.saturating_sub(lines_max);
     if left_out == 0 {
@@ -69,6 +105,21 @@ mod tests {
             ("<script>", "<script>"),
         ] {
             assert_eq!(clean(raw), shown, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn colours_stay_on_a_terminal_and_nothing_else_does() {
+        for (raw, shown) in [
+            ("plain\ntext", "plain\ntext"),
+            ("\u{1b}[1;31merror:\u{1b}[0m x\n", "\u{1b}[1;31merror:\u{1b}[0m x\u{1b}[0m\n"),
+            ("\u{1b}[38;2;1;2;3mred\nplain", "\u{1b}[38;2;1;2;3mred\u{1b}[0m\nplain"),
+            ("\u{1b}[2J\u{1b}[1;1Hgone\u{1b}[?25l", "gone"),
+            ("\u{1b}[1\u{7}mx", "x"),
+            ("\u{1b}]0;title\u{7}a\u{8}", "a"),
+            ("\u{1b}[31", ""),
+        ] {
+            assert_eq!(colored(raw), shown, "{raw:?}");
         }
     }
 
