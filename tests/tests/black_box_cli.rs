@@ -201,3 +201,58 @@ fn build_under(limit: (&str, &str), name: &str) -> serde_json::Value {
     let failed = wait_for(Duration::from_mins(1), || build().filter(ended));
     failed.unwrap_or_else(|| panic!("{limit:?} stops nothing: {:?}", build()))
 }
+
+/// A job that nobody can build, and one that fails in colours.
+#[test]
+fn waiting_says_why_and_colours_are_for_terminals() {
+    let data = folder();
+    let server = Server::up(&data.path().join("up"), &[], &[]);
+    let repository = data.path().join("repository");
+    let body = r#"{
+      nowhere = sh "nowhere" "echo x > $out" { requiredSystemFeatures = [ "unheard-of" ]; };
+      red = sh "red" "printf '\033[1;31mit is red\033[0m\033[2J\n'; exit 1" {};
+    }"#;
+    commit(&repository, &[("flake.nix", &flake(body)), (".harmonia-ci.toml", "colour = \"blue\"\n")]);
+    let path = repository.to_str().expect("UTF-8");
+
+    let mut waiting = server
+        .command(&["eval", path, "--wait"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let progress = lines_of(waiting.stderr.take().expect("piped"));
+    let mut seen = Vec::new();
+    let wanted = format!("nowhere waits: no node offers {}-linux with unheard-of", std::env::consts::ARCH);
+    while !seen.iter().any(|line: &String| line.ends_with(&wanted)) {
+        seen.push(progress.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("never said: {seen:#?}")));
+    }
+    let eval = seen[0].trim_start_matches("evaluation ").split(':').next().expect("an id").to_owned();
+    let waits = server.json(&["cancel", "--eval", &eval, "--json"]);
+    assert_eq!(waits["changed"], 1, "{waits}");
+    let output = waiting.wait_with_output().expect("it ends");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("    │ it is red\n"), "{stdout}");
+    let said: Vec<String> = progress.iter().collect();
+    let warning = said.iter().position(|line| line.starts_with("warning: ") && line.contains("colour"));
+    assert!(warning.is_some_and(|at| at + 2 >= said.len()), "warnings come at the end: {said:#?}");
+
+    // What failed has failed: the next one ends by itself. On a terminal the log has its colours, and moves no cursor.
+    let attr = format!("checks.{}-linux.red", std::env::consts::ARCH);
+    let command = server.command(&["eval", path, "--wait", "--attrs", &attr]);
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().expect("UTF-8")))
+        .collect();
+    let run = |no_color: &str| {
+        let mut terminal = std::process::Command::new("script");
+        terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]).stdin(Stdio::null());
+        terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("NO_COLOR", no_color);
+        String::from_utf8_lossy(&terminal.output().expect("script(1) runs").stdout).into_owned()
+    };
+    let colored = run("");
+    assert!(colored.contains("│ \u{1b}[1;31mit is red\u{1b}[0m"), "{colored:?}");
+    assert!(!colored.contains("\u{1b}[2J"), "{colored:?}");
+    let plain = run("1");
+    assert!(plain.contains("│ it is red"), "{plain:?}");
+}

@@ -281,3 +281,51 @@ async fn print_log_tail(client: &Client, attr: &Attr) {
         outln!("    │ {line}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detail(status: EvalStatus, pending: u64, building: u64) -> EvaluationDetail {
+        let evaluation = serde_json::json!({
+            "id": 1, "project": "p", "commit": null, "branch": "main", "attempt": 1, "title": null, "author": null,
+            "dirty": false, "status": status, "verdict": "running", "complete": false, "error": null,
+            "counts": AttrCounts::default(), "superseded_by": null, "created_at": "2026-01-01T00:00:00Z",
+            "started_at": null, "finished_at": null
+        });
+        EvaluationDetail {
+            evaluation: serde_json::from_value(evaluation).expect("an evaluation"),
+            attrs: Vec::new(),
+            jobs: JobCounts { pending, building, ..JobCounts::default() },
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_server_is_asked_why_only_while_nothing_goes_on() {
+        let start = Instant::now();
+        let mut standstill = Standstill::new(start);
+        // Seconds since the start, what is there, whether to ask.
+        let (queued, running, done) = (EvalStatus::Queued, EvalStatus::Running, EvalStatus::Succeeded);
+        for (at, status, pending, building, asks) in [
+            (0, queued, 0, 0, false),
+            (4, queued, 0, 0, false),
+            (5, queued, 0, 0, true),
+            (6, queued, 0, 0, false),
+            (15, queued, 0, 0, true),
+            (16, running, 0, 0, false),
+            (60, running, 3, 0, false),
+            (61, done, 3, 1, false),
+            (90, done, 3, 1, false),
+            (91, done, 3, 0, false),
+            (95, done, 3, 0, false),
+            (96, done, 3, 0, true),
+            (97, done, 2, 0, false),
+            (101, done, 2, 0, false),
+            (102, done, 2, 0, true),
+        ] {
+            let now = start + Duration::from_secs(at);
+            assert_eq!(standstill.asks_why(&detail(status, pending, building), now), asks, "at {at}");
+        }
+    }
+}

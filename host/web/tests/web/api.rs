@@ -1,8 +1,8 @@
 //! `/api/v1`: every call, its answer, and its refusals.
 
 use harmonia_core::api::{
-    ApiError, AttrState, Build, BundleStored, Changed, Evaluation, EvaluationCreated, EvaluationDetail, Node, Project,
-    Queue, ServerStatus, Verdict,
+    ApiError, AttrState, Build, BundleStored, Changed, Evaluation, EvaluationCreated, EvaluationDetail,
+    EvaluationWaits, Node, Project, Queue, ServerStatus, Verdict,
 };
 use harmonia_core::{EvalStatus, JobStatus};
 use reqwest::{Method, Response, StatusCode};
@@ -57,6 +57,9 @@ async fn reading_calls() {
     assert_eq!(log.text().await.expect("text"), "log of good\n");
     assert_eq!(world.text(&format!("/api/v1/builds/{}/log?attempt={}", done.job, done.id)).await, "log of good\n");
 
+    let waits: EvaluationWaits = world.json(&format!("/api/v1/evaluations/{id}/waits?limit=1")).await;
+    assert_eq!((waits.evaluation.as_slice(), waits.jobs.len()), (&[][..], 1));
+    assert!(!waits.jobs[0].why.is_empty());
     let queue: Queue = world.json("/api/v1/queue?limit=1").await;
     assert_eq!((queue.counts.pending, queue.waiting.len()), (2, 1));
     assert!(!queue.waiting[0].why.is_empty());
