@@ -210,7 +210,7 @@ fn waiting_says_why_and_colours_are_for_terminals() {
     let repository = data.path().join("repository");
     let body = r#"{
       nowhere = sh "nowhere" "echo x > $out" { requiredSystemFeatures = [ "unheard-of" ]; };
-      red = sh "red" "printf '\033[1;31mit is red\033[0m\033[2J\n'; exit 1" {};
+      red = sh "red" "printf '\\033[1;31mit is red\\033[0m\\033[2J\\n'; exit 1" {};
     }"#;
     commit(&repository, &[("flake.nix", &flake(body)), (".harmonia-ci.toml", "colour = \"blue\"\n")]);
     let path = repository.to_str().expect("UTF-8");
@@ -228,8 +228,8 @@ fn waiting_says_why_and_colours_are_for_terminals() {
         seen.push(progress.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("never said: {seen:#?}")));
     }
     let eval = seen[0].trim_start_matches("evaluation ").split(':').next().expect("an id").to_owned();
-    let waits = server.json(&["cancel", "--eval", &eval, "--json"]);
-    assert_eq!(waits["changed"], 1, "{waits}");
+    let cancelled = server.json(&["cancel", "--eval", &eval, "--json"]);
+    assert!(cancelled["changed"].as_u64() >= Some(1), "{cancelled}");
     let output = waiting.wait_with_output().expect("it ends");
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("    │ it is red\n"), "{stdout}");
