@@ -35,7 +35,7 @@ pub struct CoordinatorOptions {
     pub every: Duration,
     /// A node silent for this long is dead.
     pub node_dead_after: Duration,
-    /// A class that no node offered for this long is unsupported.
+    /// A class that is known for this long, and that no node offered within 30 days, is unsupported.
     pub unsupported_after: Duration,
     /// Keeps the books: what builds cost their projects, and how that fades.
     pub policy: Arc<dyn Policy>,

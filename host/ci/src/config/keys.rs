@@ -81,7 +81,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("intervals.heartbeat", "how often a node says that it lives"),
     ("intervals.node_dead_after", "silent for so long, a node counts as dead and its work is given to others"),
     ("intervals.chores", "how often the chores run (reaper, invariant sweep, …)"),
-    ("intervals.unsupported_after", "a job whose class nobody offered for so long fails as unsupported"),
+    (
+        "intervals.unsupported_after",
+        "a job waits so long for a node that offers its system and features, when none did within 30 days; then it fails as unsupported",
+    ),
     ("intervals.charging", "how often running builds are charged to their projects"),
     ("intervals.discovery", "how often a forge is asked for all its repositories"),
     ("intervals.forge_loops", "how often deliveries, polls and hooks are looked for, besides being told"),

@@ -307,7 +307,10 @@ async fn caches_are_asked_in_order_and_one_makes_up_for_the_other() {
     assert!(matches!(&error, SubstituteError::Unavailable { cause: FetchError::Status(503), .. }), "{error:?}");
     let error = world.fetch_top(&daemon, &[&empty, &empty]).await.expect_err("nowhere");
     assert!(matches!(&error, SubstituteError::Missing { caches: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("none of the 2 configured caches"), "{error}");
+    assert!(
+        error.to_string().contains("none of the 2 configured caches, as far as they show it to this builder"),
+        "{error}"
+    );
     world.fetch_top(&daemon, &[&empty, &broken, &hollow, &good]).await.expect("the last one has it");
     assert_eq!(valid(&daemon).await, ["base", "middle", "top"]);
 }
