@@ -78,7 +78,6 @@ CREATE TABLE evaluations (
     wait_reason text, -- why it was put off the last time
     waiting_since timestamptz, -- when it was put off for the first time
     wait_count integer NOT NULL DEFAULT 0,
-    UNIQUE (project_id, commit_sha, branch, attempt),
     CHECK ((status = 'running') = (claim_token_hash IS NOT NULL)),
     CHECK ((status = 'running') = (claimed_by IS NOT NULL AND claim_incarnation IS NOT NULL)),
     CHECK ((status IN ('queued', 'running')) = (finished_at IS NULL)),
@@ -91,6 +90,9 @@ CREATE TABLE evaluations (
         AND (wait_count = 0) = (not_before IS NULL)
         AND (wait_count = 0) = (wait_reason IS NULL))
 );
+-- Attempts are counted for each branch, tag and pull request, also where they have one name.
+CREATE UNIQUE INDEX evaluations_attempt
+    ON evaluations (project_id, commit_sha, branch, is_tag, coalesce(pr_number, 0), attempt);
 CREATE INDEX evaluations_queued ON evaluations (id) WHERE status = 'queued';
 CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status = 'running';
 CREATE INDEX evaluations_project ON evaluations (project_id, id DESC);

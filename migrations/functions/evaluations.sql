@@ -19,10 +19,11 @@ BEGIN
     INSERT INTO evaluations (project_id, source_kind, bundle_id, flake_url, commit_sha, branch, attrs_requested, dirty,
         commit_title, commit_author, attempt)
     VALUES (p_project, p_source_kind, p_bundle, p_flake_url, p_commit, p_branch, p_attrs, p_dirty, p_title, p_author,
-        next_eval_attempt(p_project, p_commit, p_branch))
+        next_eval_attempt(p_project, p_commit, p_branch, false, NULL))
     RETURNING evaluations.id INTO id;
     SELECT array_agg(e.id ORDER BY e.id) INTO superseded FROM evaluations e
-    WHERE e.project_id = p_project AND e.branch = p_branch AND e.id <> create_evaluation.id AND e.pr_number IS NULL
+    WHERE e.project_id = p_project AND e.branch = p_branch AND NOT e.is_tag AND e.pr_number IS NULL
+        AND e.id <> create_evaluation.id
         -- A part takes no full one's place.
         AND (e.is_part OR NOT (p_dirty OR p_attrs IS NOT NULL))
         AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped');
@@ -36,10 +37,13 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION next_eval_attempt(p_project bigint, p_commit text, p_branch text) RETURNS integer
+CREATE OR REPLACE FUNCTION next_eval_attempt(
+    p_project bigint, p_commit text, p_branch text, p_is_tag boolean, p_pr_number bigint
+) RETURNS integer
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     SELECT coalesce(max(attempt), 0) + 1 FROM evaluations
-    WHERE project_id = p_project AND commit_sha = p_commit AND branch = p_branch
+    WHERE project_id = p_project AND commit_sha = p_commit AND branch = p_branch AND is_tag = p_is_tag
+        AND coalesce(pr_number, 0) = coalesce(p_pr_number, 0)
 $$;
 
 -- The next of the queue: of the project of which the fewest run, of those the one that was served the longest ago, of that the
@@ -114,7 +118,7 @@ BEGIN
     UPDATE evaluations SET commit_sha = p_commit, tree_hash = coalesce(p_tree_hash, tree_hash),
         commit_title = coalesce(p_title, commit_title), commit_author = coalesce(p_author, commit_author),
         attempt = CASE WHEN v_eval.commit_sha IS NOT DISTINCT FROM p_commit THEN attempt
-            ELSE next_eval_attempt(v_eval.project_id, p_commit, v_eval.branch) END
+            ELSE next_eval_attempt(v_eval.project_id, p_commit, v_eval.branch, v_eval.is_tag, v_eval.pr_number) END
     WHERE id = p_eval;
     PERFORM pg_notify('evaluations', p_eval::text);
 END

@@ -176,7 +176,8 @@ BEGIN
         p_pr_number, p_pr_author, CASE WHEN p_pr_number IS NOT NULL THEN p_commit END, p_pr_head_ref, p_pr_base_branch, p_pr_base,
         p_title, p_author, p_delivery, CASE WHEN v_reused IS NULL THEN 'queued' ELSE 'skipped' END,
         'the same tree as evaluation ' || v_reused, v_reused, v_reused IS NOT NULL,
-        CASE WHEN v_reused IS NOT NULL THEN now() END, next_eval_attempt(p_project, p_commit, p_branch))
+        CASE WHEN v_reused IS NOT NULL THEN now() END,
+        next_eval_attempt(p_project, p_commit, p_branch, p_is_tag, p_pr_number))
     RETURNING evaluations.id INTO id;
     outcome := CASE WHEN v_reused IS NULL THEN 'queued' ELSE 'reused' END;
 

@@ -308,9 +308,9 @@ pub(crate) struct DeliveriesArgs {
     /// Only those of this forge
     #[arg(long, value_name = "NAME")]
     pub(crate) forge: Option<String>,
-    /// Work one off once more, instead of listing
-    #[arg(long, value_name = "ID", conflicts_with_all = ["dead", "forge"])]
-    pub(crate) replay: Option<i64>,
+    /// Work one off once more, instead of listing; with --dead and no ID all dead letters
+    #[arg(long, value_name = "ID", num_args = 0..=1)]
+    pub(crate) replay: Option<Option<i64>>,
     #[command(flatten)]
     pub(crate) output: Reading,
 }
@@ -464,6 +464,8 @@ mod tests {
             "project repositories thing --forge f",
             "deliveries --dead",
             "deliveries --replay 7",
+            "deliveries --replay --dead --forge f",
+            "deliveries --dead --replay --json",
             "dead-letters --json",
             "dead-letters --replay comment/7",
             "status --json",

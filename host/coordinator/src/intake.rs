@@ -2,7 +2,8 @@
 //! `harmonia_core::intake`, and stores. Any frontend may do it, several at once: a delivery is leased, and whatever
 //! follows from it does no harm when done twice.
 //!
-//! What fails for a while is tried again, for more than a day; what cannot succeed is a dead letter that says why.
+//! What fails for a while is tried again, for more than a day: a forge that is away, and one that refuses us, since an operator
+//! may replace a token that expired. What cannot succeed is a dead letter that says why.
 
 mod asking;
 mod branches;
@@ -94,9 +95,9 @@ enum EventError {
 }
 
 impl EventError {
-    fn is_transient(&self) -> bool {
+    fn may_pass(&self) -> bool {
         match self {
-            Self::Forge { source, .. } => source.is_transient(),
+            Self::Forge { source, .. } => source.may_pass(),
             Self::NoForge(_) | Self::Restless(_) => true,
             Self::Db(error) => error.is_transient(),
         }
@@ -229,7 +230,7 @@ impl Intake {
             }
             return Ok(());
         }
-        if errors.iter().any(EventError::is_transient) {
+        if errors.iter().any(EventError::may_pass) {
             // The other events are done again then, to no effect.
             let wait = errors.iter().map(EventError::asked_wait).max().unwrap_or_default();
             return self.put_off(delivery, &text, wait).await;
@@ -282,7 +283,7 @@ impl Intake {
                 forge.name = delivery.forge,
                 delivery.id = delivery.delivery.id,
                 error,
-                "A delivery became a dead letter; replay it when its cause is gone"
+                "A delivery became a dead letter; replay it when its cause is gone (`deliveries --replay ID`, or `--replay --dead` for all)"
             );
         }
         Ok(())

@@ -21,6 +21,7 @@
 //! | `PATCH /api/v1/projects/{name}` | [`ProjectChanges`] | [`ProjectSettings`] |
 //! | `GET /api/v1/repositories?search=&forge=&after=&limit=` | – | `[`[`RepositoryInfo`]`]`, by forge and name |
 //! | `GET /api/v1/deliveries?forge=&dead=&before=&limit=` | – | `[`[`DeliveryInfo`]`]`, newest first |
+//! | `POST /api/v1/deliveries/replay?forge=` | – | [`Changed`]: all dead letters |
 //! | `POST /api/v1/deliveries/{id}/replay` | – | [`Changed`] |
 //! | `GET /api/v1/queue?limit=` | – | [`Queue`] |
 //! | `GET /api/v1/status` | – | [`ServerStatus`] |

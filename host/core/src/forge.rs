@@ -34,6 +34,13 @@ pub enum ForgeError {
 }
 
 impl ForgeError {
+    /// Whether trying again later may help, by itself or once an operator has acted: a credential that is refused because it
+    /// expired is replaced, and what came meanwhile must not be lost. What is refused for another reason looks the same, so
+    /// whoever tries again needs a bound.
+    pub const fn may_pass(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Denied(_))
+    }
+
     /// Whether trying again later may help without anybody acting.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::RetryAfter(_) | Self::Unavailable(_) | Self::Plugin(_))

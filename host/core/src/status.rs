@@ -98,6 +98,8 @@ pub struct EvaluationReport {
     pub id: EvalId,
     /// Branch, or what stands for it with a pull request.
     pub branch: String,
+    /// `branch` is a tag.
+    pub is_tag: bool,
     /// Number of the pull request.
     pub pull_request: Option<u64>,
     /// What its verdict depends on.
@@ -288,10 +290,19 @@ fn hex_of(bytes: &[u8]) -> String {
 impl EvaluationReport {
     /// Neither replaced, closed nor cancelled: what it says counts.
     fn stands(&self) -> bool {
-        self.superseded_by.is_none()
-            && !self.is_closed
+        self.is_current()
             && self.facts.status != EvalStatus::Cancelled
             && (self.facts.status != EvalStatus::Skipped || self.facts.is_reuse)
+    }
+
+    /// Of which branch, tag or pull request it is: those of one name are different things.
+    fn reference(&self) -> (&str, bool, Option<u64>) {
+        (&self.branch, self.is_tag, self.pull_request)
+    }
+
+    /// It is the present one of its branch, tag or pull request, however it ended.
+    fn is_current(&self) -> bool {
+        self.superseded_by.is_none() && !self.is_closed
     }
 
     /// What it and its builds amount to.
@@ -309,20 +320,31 @@ impl EvaluationReport {
     }
 }
 
-/// The evaluations whose word counts: of each branch the newest, if it stands; when none does, the newest of all.
+/// The evaluations whose word counts: of each branch, tag and pull request the newest, if it stands; when none does, the
+/// newest of all.
 fn speakers(report: &CommitReport) -> Vec<&EvaluationReport> {
-    let mut newest: BTreeMap<&str, &EvaluationReport> = BTreeMap::new();
+    let mut newest = BTreeMap::new();
     for evaluation in &report.evaluations {
-        let entry = newest.entry(&evaluation.branch).or_insert(evaluation);
+        let entry = newest.entry(evaluation.reference()).or_insert(evaluation);
         if evaluation.id > entry.id {
             *entry = evaluation;
         }
     }
-    let standing: Vec<&EvaluationReport> = newest.values().copied().filter(|evaluation| evaluation.stands()).collect();
+    let standing: Vec<_> = newest.values().copied().filter(|evaluation| evaluation.stands()).collect();
     if standing.is_empty() {
         return newest.into_values().max_by_key(|evaluation| evaluation.id).into_iter().collect();
     }
     standing
+}
+
+/// The pull request that says why it waits, of those with this head that nobody may run yet: the one of the lowest number,
+/// and only while the commit has no present evaluation. Anybody can open a pull request with the head of another one; that
+/// must not take away what the other one came to.
+fn waiting(report: &CommitReport) -> Option<&WaitingPullRequest> {
+    if speakers(report).iter().any(|evaluation| evaluation.is_current()) {
+        return None;
+    }
+    report.waiting.iter().min_by_key(|waiting| waiting.number)
 }
 
 /// Statuses by context; of two for the same context the worse stays, and of equals the one of the newer evaluation.
@@ -349,8 +371,14 @@ pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredSta
     let view = View { report, options, prefix };
     let speakers = speakers(report);
     let mut worst = Worst::default();
-    for evaluation in &speakers {
-        worst.add(Some(evaluation.id), view.evaluation_status(evaluation));
+    match waiting(report) {
+        // What is past says nothing of a pull request that was opened since.
+        Some(waiting) => worst.add(None, view.waiting_status(waiting)),
+        None => {
+            for evaluation in &speakers {
+                worst.add(Some(evaluation.id), view.evaluation_status(evaluation));
+            }
+        }
     }
     let builds: Vec<_> = speakers.iter().map(|evaluation| (*evaluation, view.builds_status(evaluation))).collect();
     let context = StatusContext::Builds.name(prefix);
@@ -362,9 +390,6 @@ pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredSta
         if let Some(status) = status {
             worst.add(Some(evaluation.id), status);
         }
-    }
-    for waiting in &report.waiting {
-        worst.add(None, view.waiting_status(waiting));
     }
     attributes::add(&view, &speakers, &mut worst);
     for shown in &report.shown {
@@ -378,7 +403,7 @@ pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredSta
 
 /// Whether nothing is under way that would change the statuses by itself.
 pub fn is_settled(report: &CommitReport) -> bool {
-    report.waiting.is_empty() && speakers(report).iter().all(|evaluation| evaluation.verdict() != Verdict::Running)
+    waiting(report).is_none() && speakers(report).iter().all(|evaluation| evaluation.verdict() != Verdict::Running)
 }
 
 /// What the parts of this module look at together.

@@ -282,6 +282,31 @@ impl Db {
         .await
     }
 
+    /// Queues all dead letters once more, of one forge or all. Returns how many.
+    pub async fn replay_dead_deliveries(&self, forge: Option<&str>, by: &str) -> Result<u64, DbError> {
+        self.run("replay the dead deliveries", || {
+            sqlx::query_scalar!(
+                r#"WITH replayed AS (
+                       UPDATE webhook_deliveries SET state = 'queued', attempts = 0, next_attempt_at = now(), outcome = NULL,
+                           last_error = NULL, finished_at = NULL
+                       WHERE state = 'dead' AND ($1::text IS NULL OR forge = $1) RETURNING id
+                   ), counted AS (SELECT count(*) AS n, min(id) AS first, max(id) AS last FROM replayed
+                   ), audit AS (
+                       INSERT INTO audit_log (actor, action, subject, detail)
+                       SELECT $2, 'replay', 'all dead deliveries',
+                           jsonb_build_object('forge', $1::text, 'count', n, 'first', first, 'last', last)
+                       FROM counted WHERE n > 0
+                   ), told AS (SELECT count(pg_notify('deliveries', '')) FROM counted WHERE n > 0
+                   ) SELECT n AS "n!" FROM counted, told"#,
+                forge,
+                by
+            )
+            .fetch_one(&self.pool)
+        })
+        .await
+        .map(|replayed| replayed as u64)
+    }
+
     /// Deletes up to 10,000 deliveries that came longer than `keep` ago and have ended. Returns how many.
     pub async fn delete_old_deliveries(&self, keep: Duration) -> Result<u64, DbError> {
         self.run("delete old deliveries", || {

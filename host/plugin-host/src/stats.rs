@@ -134,6 +134,14 @@ impl Stats {
         health.last_failure = Some("a secret of its configuration cannot be used".to_owned());
     }
 
+    /// What it asks for is refused: an operator has to give it another credential, or a grant.
+    pub(crate) fn note_refused(&self, export: &str, answer: &str) {
+        let mut health = self.health();
+        health.last_error = Some(format!("{export} is refused: {answer}"));
+        health.last_failure =
+            Some(format!("{export} is refused: a credential or permission is missing or has expired"));
+    }
+
     pub(crate) fn last_error(&self) -> Option<String> {
         self.health().last_error.clone()
     }

@@ -63,6 +63,7 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/project-settings", get(projects::list))
         .route("/api/v1/repositories", get(projects::repositories))
         .route("/api/v1/deliveries", get(deliveries::list))
+        .route("/api/v1/deliveries/replay", post(deliveries::replay_dead))
         .route("/api/v1/deliveries/{id}/replay", post(deliveries::replay))
         .route("/api/v1/dead-letters", get(dead_letters::list))
         .route("/api/v1/dead-letters/{kind}/{id}/replay", post(dead_letters::replay))

@@ -148,13 +148,17 @@ async fn repositories(args: &RepositoriesArgs) -> Result<(), Failure> {
 
 /// `deliveries`.
 pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
+    let replay = args.replay.map(|id| replay_path(args, id)).transpose()?;
     let client = Client::find(&args.output.server)?;
-    if let Some(id) = args.replay {
-        let changed: Changed = client.post(&format!("/api/v1/deliveries/{id}/replay"), &serde_json::json!({})).await?;
+    if let Some(address) = replay {
+        let changed: Changed = client.post(&address, &serde_json::json!({})).await?;
         if args.output.json {
             return print_json(&changed);
         }
-        outln!("delivery {id} is queued again");
+        match args.replay.flatten() {
+            Some(id) => outln!("delivery {id} is queued again"),
+            None => outln!("{} deliveries are queued again", changed.changed),
+        }
         return Ok(());
     }
     let dead = args.dead.then_some("true");
@@ -178,6 +182,18 @@ pub(crate) async fn deliveries(args: &DeliveriesArgs) -> Result<(), Failure> {
     }
     out!("{table}");
     Ok(())
+}
+
+/// Where a replay is asked for: of one delivery, or of all dead letters.
+fn replay_path(args: &DeliveriesArgs, id: Option<i64>) -> Result<String, Failure> {
+    match id {
+        None if args.dead => Ok(path("/api/v1/deliveries/replay", &[("forge", args.forge.as_deref())])),
+        None => Err(Failure::usage("--replay needs the delivery's ID, or --dead for all that were given up")),
+        Some(id) if args.dead || args.forge.is_some() => {
+            Err(Failure::usage(format!("--replay {id} names one delivery: leave out --dead and --forge")))
+        }
+        Some(id) => Ok(format!("/api/v1/deliveries/{id}/replay")),
+    }
 }
 
 /// `dead-letters`.
@@ -297,6 +313,27 @@ mod tests {
         assert_eq!(settings(&["default_branch=7"]).expect("a name").default_branch.as_deref(), Some("7"));
         for bad in ["enabled", "enabled=maybe", "colour=red", "poll_interval_s=-1", "pr_trust=some"] {
             assert!(settings(&[bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_replay_is_of_one_delivery_or_of_all_dead_letters() {
+        let of = |words: &str| {
+            let line = ["harmonia-ci", "deliveries"].into_iter().chain(words.split(' '));
+            let Command::Deliveries(args) = Cli::try_parse_from(line).expect("a command").command else {
+                panic!("deliveries")
+            };
+            args.replay.map(|id| replay_path(&args, id)).transpose().map_err(|failure| failure.message().to_owned())
+        };
+        let dead = |query: &str| Ok(Some(["/api/v1/deliveries/replay?limit=200", query].concat()));
+        assert_eq!(of("--replay 7"), Ok(Some("/api/v1/deliveries/7/replay".to_owned())));
+        assert_eq!(of("--replay --dead"), dead(""));
+        assert_eq!(of("--dead --replay --forge hub"), dead("&forge=hub"));
+        assert_eq!(of("--dead"), Ok(None));
+        for (words, says) in
+            [("--replay", "or --dead"), ("--replay 7 --dead", "leave out"), ("--replay 7 --forge f", "leave out")]
+        {
+            assert!(of(words).expect_err(words).contains(says), "{words}");
         }
     }
 

@@ -24,6 +24,7 @@ fn evaluation(id: i64, status: EvalStatus, counts: AttrCounts) -> EvaluationRepo
     EvaluationReport {
         id: EvalId(id),
         branch: "main".to_owned(),
+        is_tag: false,
         pull_request: None,
         facts: Facts {
             status,
@@ -310,6 +311,90 @@ fn a_pull_request_that_waits_says_why_and_is_let_go() {
     assert_eq!(said(&gone), ["nix-eval: error nothing evaluates this commit any more -> "]);
     gone.shown[0].state = StatusState::Success;
     assert_eq!(said(&gone), Vec::<String>::new());
+}
+
+/// Whoever opens a pull request with the head of another one takes nothing away from it.
+#[test]
+fn a_pull_request_that_waits_talks_over_nobodys_result() {
+    use EvalStatus::{Cancelled, Failed, Queued, Running, Skipped, Succeeded};
+    let of = |status, counts| EvaluationReport {
+        branch: "pull/7".to_owned(),
+        pull_request: Some(7),
+        ..evaluation(1, status, counts)
+    };
+    let past = |closed: bool| EvaluationReport {
+        superseded_by: (!closed).then_some(EvalId(9)),
+        is_closed: closed,
+        facts: Facts { is_superseded: true, ..evaluation(1, Succeeded, counts(2, 2)).facts },
+        ..of(Succeeded, counts(2, 2))
+    };
+    let waits = "nix-eval: pending waiting for a collaborator -> ";
+    let cases: Vec<(&str, Vec<EvaluationReport>, &str)> = vec![
+        ("nobody else", vec![], waits),
+        ("green", vec![of(Succeeded, counts(2, 2))], "nix-eval: success 2 attributes -> /eval/1"),
+        (
+            "red",
+            vec![of(Succeeded, AttrCounts { eval_errors: 1, ..counts(2, 1) })],
+            "nix-eval: failure 1 of 2 attributes did not evaluate -> /eval/1",
+        ),
+        (
+            "failed",
+            vec![EvaluationReport { error: Some("error: x".to_owned()), ..of(Failed, counts(0, 0)) }],
+            "nix-eval: failure x -> /eval/1",
+        ),
+        ("queued", vec![of(Queued, counts(0, 0))], "nix-eval: pending waits for an evaluator -> /eval/1"),
+        ("running", vec![of(Running, counts(0, 0))], "nix-eval: pending evaluating -> /eval/1"),
+        ("cancelled by hand", vec![of(Cancelled, counts(0, 0))], "nix-eval: error cancelled -> /eval/1"),
+        (
+            "skipped",
+            vec![EvaluationReport { error: Some("nothing to do".to_owned()), ..of(Skipped, counts(0, 0)) }],
+            "nix-eval: error skipped: nothing to do -> /eval/1",
+        ),
+        ("another head since", vec![past(false)], waits),
+        ("closed", vec![past(true)], waits),
+        (
+            "closed, but a branch is there",
+            vec![past(true), EvaluationReport { id: EvalId(2), ..evaluation(2, Succeeded, counts(1, 1)) }],
+            "nix-eval: success 1 attribute -> /eval/2",
+        ),
+    ];
+    for (name, evaluations, expected) in cases {
+        let mut report = report(evaluations);
+        for number in [9, 8] {
+            report.waiting.push(WaitingPullRequest { number, reason: "waiting for a collaborator".to_owned() });
+        }
+        let lines = said(&report);
+        assert_eq!(
+            lines.iter().find(|line| line.starts_with("nix-eval:")).map(String::as_str),
+            Some(expected),
+            "{name}"
+        );
+        assert_eq!(is_settled(&report), !expected.contains("pending"), "{name}");
+        if expected == waits {
+            let statuses = desired(&report, &options());
+            let evaluation = statuses.iter().find(|status| status.context.ends_with("nix-eval")).expect("it waits");
+            assert_eq!(evaluation.summary, "Pull request 8 waits: waiting for a collaborator", "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_branch_a_tag_and_a_pull_request_of_one_name_speak_each_for_itself() {
+    let red = EvaluationReport {
+        failed: vec![attr("x", AttrState::Failed)],
+        ..evaluation(1, EvalStatus::Succeeded, AttrCounts { failed: 1, ..counts(2, 1) })
+    };
+    let green = evaluation(2, EvalStatus::Succeeded, counts(2, 2));
+    // The newer one of the same branch has the word, and takes it from nothing else.
+    let cases: [(&str, bool, Option<u64>, &str); 3] = [
+        ("main", false, None, "nix-build: success 2 attributes built or available -> /eval/2"),
+        ("main", true, None, "nix-build: failure 1 failed: x -> /build/7"),
+        ("main", false, Some(7), "nix-build: failure 1 failed: x -> /build/7"),
+    ];
+    for (branch, is_tag, pull_request, expected) in cases {
+        let green = EvaluationReport { branch: branch.to_owned(), is_tag, pull_request, ..green.clone() };
+        assert_eq!(said(&report(vec![green, red.clone()]))[0], expected, "{branch} {is_tag} {pull_request:?}");
+    }
 }
 
 #[test]

@@ -89,7 +89,7 @@ async fn read_waiting(
     Ok(waiting.collect())
 }
 
-/// Of each branch the newest evaluation of the commit, if there is one of all its attributes then of these.
+/// Of each branch, tag and pull request the newest evaluation of the commit, if there is one of all its attributes then of these.
 async fn read_evaluations(
     connection: &mut PgConnection,
     target: &ReportTarget,
@@ -97,17 +97,18 @@ async fn read_evaluations(
 ) -> Result<Vec<EvaluationReport>, DbError> {
     let rows = sqlx::query!(
         r#"WITH of_commit AS (
-               SELECT id, branch, is_part FROM evaluations WHERE project_id = $1 AND pr_head_sha = $2
+               SELECT id, branch, is_tag, pr_number, is_part FROM evaluations WHERE project_id = $1 AND pr_head_sha = $2
                UNION ALL
-               SELECT id, branch, is_part FROM evaluations WHERE project_id = $1 AND commit_sha = $2 AND pr_head_sha IS NULL
+               SELECT id, branch, is_tag, pr_number, is_part FROM evaluations
+               WHERE project_id = $1 AND commit_sha = $2 AND pr_head_sha IS NULL
                UNION ALL
-               (SELECT id, branch, is_part FROM evaluations
+               (SELECT id, branch, is_tag, pr_number, is_part FROM evaluations
                 WHERE $2 = '' AND project_id = $1 AND commit_sha IS NULL AND pr_head_sha IS NULL ORDER BY id DESC LIMIT 20)
            ), newest AS (
                SELECT coalesce(max(id) FILTER (WHERE NOT is_part), max(id)) AS id FROM of_commit
-               GROUP BY branch ORDER BY 1 DESC LIMIT 20
+               GROUP BY branch, is_tag, pr_number ORDER BY 1 DESC LIMIT 20
            )
-           SELECT e.id, e.branch, e.pr_number, e.status, e.complete, e.allow_empty, e.superseded_by,
+           SELECT e.id, e.branch, e.is_tag, e.pr_number, e.status, e.complete, e.allow_empty, e.superseded_by,
                e.closed_at IS NOT NULL AS "closed!", e.reuses_eval_id, coalesce(e.error, e.skipped_reason) AS error,
                CASE WHEN e.status = 'queued' THEN e.wait_reason END AS put_off,
                e.source_path, e.commit_title, e.commit_author, e.created_at, e.started_at, e.finished_at,
@@ -117,7 +118,8 @@ async fn read_evaluations(
                t.evaluation AS "told_evaluation?", t.builds AS "told_builds?", t.rounds AS "told_rounds?",
                (SELECT NOT (coalesce(b.evaluation, true) AND coalesce(b.builds, true))
                 FROM evaluations before JOIN evaluations_told b ON b.eval_id = before.id
-                WHERE before.project_id = e.project_id AND before.branch = e.branch AND before.id < e.id
+                WHERE before.project_id = e.project_id AND before.branch = e.branch AND before.is_tag = e.is_tag
+                    AND before.pr_number IS NOT DISTINCT FROM e.pr_number AND before.id < e.id
                     AND (NOT before.is_part OR e.is_part) AND (b.builds IS NOT NULL OR b.evaluation = false)
                 ORDER BY before.id DESC LIMIT 1) AS failed_before
            FROM newest JOIN evaluations e ON e.id = newest.id
@@ -150,6 +152,7 @@ async fn read_evaluations(
         evaluations.push(EvaluationReport {
             id: EvalId(row.id),
             branch: row.branch,
+            is_tag: row.is_tag,
             pull_request: row.pr_number.map(count),
             facts: Facts {
                 status,

@@ -116,6 +116,14 @@ async fn deliveries_are_claimed_in_order_and_ended_by_their_holder() {
     let replayed = db.claim_deliveries(&node("x"), 9, LEASE).await.expect("claimed").remove(0);
     assert_eq!((replayed.delivery.id.as_str(), replayed.attempts), ("b", 1));
     assert!(!db.delivery_dead(&taken, "from before the replay").await.expect("answered"));
+
+    // All at once, of one forge or all.
+    assert!(db.delivery_dead(&replayed, "again").await.expect("dead"));
+    assert_eq!(db.replay_dead_deliveries(Some("another"), "me").await.expect("replayed"), 0);
+    assert_eq!(db.replay_dead_deliveries(Some(&replayed.forge), "me").await.expect("replayed"), 1);
+    assert_eq!(db.replay_dead_deliveries(None, "me").await.expect("replayed"), 0);
+    let replayed = db.claim_deliveries(&node("x"), 9, LEASE).await.expect("claimed").remove(0);
+    assert_eq!((replayed.delivery.id.as_str(), replayed.attempts), ("b", 1));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! From deliveries to evaluations: one for each commit that a branch is at, superseding, closing, reuse of trees; pull
 //! requests, approvals and permissions in `pull_requests`.
 
-mod pull_requests;
+pub(crate) mod pull_requests;
 mod storm;
 
 use std::time::Duration;
@@ -95,7 +95,7 @@ impl Forge {
     }
 
     /// Claims the evaluation that is queued.
-    async fn claim(&self) -> Eval {
+    pub(crate) async fn claim(&self) -> Eval {
         let token = random_token();
         let claimed = self.db.claim_evaluation(&self.world.node, self.world.run, &token).await.expect("claim");
         Eval { id: claimed.expect("one is queued").id, token }
@@ -110,14 +110,14 @@ impl Forge {
         }
     }
 
-    async fn attempts(&self, commit: &str) -> Vec<i32> {
+    pub(crate) async fn attempts(&self, commit: &str) -> Vec<i32> {
         sqlx::query_scalar!("SELECT attempt FROM evaluations WHERE commit_sha = $1 ORDER BY id", commit)
             .fetch_all(pool(&self.db))
             .await
             .expect("read")
     }
 
-    async fn row(&self, id: EvalId) -> (String, bool, Option<i64>) {
+    pub(crate) async fn row(&self, id: EvalId) -> (String, bool, Option<i64>) {
         let row = sqlx::query!(
             r#"SELECT status, closed_at IS NOT NULL AS "closed!", superseded_by FROM evaluations WHERE id = $1"#,
             id.0

@@ -2,6 +2,7 @@
 //! sender or a computation meets another. Real rows, real transitions; forges are in the coordinator's tests.
 
 mod delivery;
+mod several;
 
 use std::time::Duration;
 
@@ -56,16 +57,20 @@ impl Reported {
 
     /// `context: state description`, in order.
     pub(crate) async fn desired(&self) -> Vec<String> {
-        let rows = sqlx::query!(
-            r#"SELECT context || ': ' || desired_state || ' ' || desired_description AS "line!" FROM commit_statuses ORDER BY context"#
-        );
-        let rows = rows.fetch_all(pool(&self.db)).await.expect("read");
-        rows.into_iter().map(|row| row.line.replace("harmonia-ci/", "")).collect()
+        desired(&self.db).await
     }
 
     pub(crate) async fn claim(&self, node: &str) -> Vec<DueStatus> {
         claim(&self.db, node).await
     }
+}
+
+pub(crate) async fn desired(db: &Db) -> Vec<String> {
+    let rows = sqlx::query!(
+        r#"SELECT context || ': ' || desired_state || ' ' || desired_description AS "line!" FROM commit_statuses ORDER BY context"#
+    );
+    let rows = rows.fetch_all(pool(db)).await.expect("read");
+    rows.into_iter().map(|row| row.line.replace("harmonia-ci/", "")).collect()
 }
 
 pub(crate) async fn claim(db: &Db, node: &str) -> Vec<DueStatus> {

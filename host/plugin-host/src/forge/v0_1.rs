@@ -114,9 +114,22 @@ macro_rules! call {
                     interface.load(&mut *guest.store, guest.instance)?.$method(guest.store, $($argument),*).await
                 })
             });
-            answer.await?.map_err(ForgeError::from)
+            $self.noted($export, answer.await?.map_err(ForgeError::from))
         }
     };
+}
+
+impl Adapter {
+    /// A refusal is for whoever runs this server to mend, and belongs where they look. Not that of a login: the person who
+    /// logs in mends it.
+    fn noted<T>(&self, export: &str, answer: Result<T, ForgeError>) -> Result<T, ForgeError> {
+        if let Err(ForgeError::Denied(text)) = &answer
+            && !export.starts_with("login.")
+        {
+            self.caller.stats.note_refused(export, text);
+        }
+        answer
+    }
 }
 
 impl Forge for Adapter {
@@ -264,7 +277,7 @@ impl Forge for Adapter {
                     Ok(convert::credential(&state.capabilities, credential.user, &secret, credential.hosts).map(Some))
                 })
             });
-            answer.await?
+            self.noted(EXPORT, answer.await?)
         })
     }
 

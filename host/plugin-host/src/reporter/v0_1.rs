@@ -55,7 +55,10 @@ impl Reporter for Adapter {
                 .await?;
             answer.map_err(|error| match error {
                 wit::Error::Invalid(text) => ReportError::Invalid(text),
-                wit::Error::Denied(text) => ReportError::Denied(text),
+                wit::Error::Denied(text) => {
+                    self.caller.stats.note_refused("reporter.report", &text);
+                    ReportError::Denied(text)
+                }
                 wit::Error::RetryAfter(seconds) => ReportError::RetryAfter(seconds),
                 wit::Error::Unavailable(text) => ReportError::Unavailable(text),
             })

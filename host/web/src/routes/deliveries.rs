@@ -30,6 +30,21 @@ pub(crate) async fn list(
     Ok(Json(state.db().recent_deliveries(query.forge.as_deref(), query.dead, query.before, limit).await?))
 }
 
+#[derive(Deserialize)]
+pub(crate) struct ReplayQuery {
+    forge: Option<String>,
+}
+
+/// Queues all dead letters once more, of one forge or all.
+pub(crate) async fn replay_dead(
+    State(state): State<AppState>,
+    user: ApiUser,
+    Params(query): Params<ReplayQuery>,
+) -> Result<Json<Changed>, WebError> {
+    let changed = state.db().replay_dead_deliveries(query.forge.as_deref(), &user.name).await?;
+    Ok(Json(Changed { changed }))
+}
+
 /// Queues one that ended once more.
 pub(crate) async fn replay(
     State(state): State<AppState>,

@@ -131,6 +131,7 @@ async fn private_repositories_are_for_those_with_a_token() {
         (Method::PATCH, "/api/v1/projects/o/open"),
         (Method::GET, "/api/v1/deliveries"),
         (Method::POST, "/api/v1/deliveries/1/replay"),
+        (Method::POST, "/api/v1/deliveries/replay"),
     ] {
         let bare = world.request(method, path).body("{}").send().await.expect("answered");
         assert_eq!(refusal(bare).await.0, 401, "{path}");

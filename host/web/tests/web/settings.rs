@@ -96,7 +96,9 @@ async fn deliveries_say_how_they_ended_and_can_be_narrowed() {
         assert!(html.contains(text), "{text}: {html}");
     }
     assert!(!html.contains("<script>alert"), "{html}");
-    assert!(html.contains("harmonia-ci deliveries --replay ID"), "{html}");
+    for command in ["harmonia-ci deliveries --replay ID", "harmonia-ci deliveries --replay --dead"] {
+        assert!(html.contains(command), "{html}");
+    }
 
     assert_eq!(shown(&world.text("/ci/settings/deliveries?dead=true").await), ["d2"]);
     assert_eq!(shown(&world.text(&format!("/ci/settings/deliveries?forge={FORGE}")).await).len(), 4);

@@ -90,6 +90,17 @@ async fn deliveries_are_taken_once() {
     assert_eq!(replay(dead[0].id).await.json::<Changed>().await.expect("JSON"), Changed { changed: 1 });
     assert_eq!(refusal(replay(dead[0].id).await).await, (404, "not-found".to_owned()), "it is queued");
     assert_eq!(world.deliveries("?dead=true").await, []);
+
+    // All at once, with a token only.
+    let claimed = world.db().claim_deliveries(&NodeId("n".to_owned()), 9, Duration::from_mins(1)).await.expect("taken");
+    world.db().delivery_dead(&claimed[0], "makes no sense").await.expect("dead");
+    let all = "/api/v1/deliveries/replay";
+    assert_eq!(world.request(Method::POST, all).send().await.expect("answered").status(), 401);
+    for (path, changed) in [("?forge=another", 0), ("", 1), ("", 0)] {
+        let path = [all, path].concat();
+        let answer = world.request(Method::POST, &path).bearer_auth(TOKEN).send().await.expect("answered");
+        assert_eq!(answer.json::<Changed>().await.expect("JSON"), Changed { changed }, "{path}");
+    }
     world.stop().await;
 }
 

@@ -9,7 +9,8 @@ use crate::forge::{Forge, Kind, REPOSITORY, journeys};
 use crate::world::{World, push_event};
 
 journeys! {
-    both: a_forge_that_is_down_for_an_hour_hears_the_last_word, a_forge_that_asks_to_wait_is_left_alone,
+    both: a_forge_that_is_down_for_an_hour_hears_the_last_word, a_token_that_expired_loses_no_push,
+        a_forge_that_asks_to_wait_is_left_alone,
         an_answer_that_is_lost_leaves_the_last_word, a_frontend_that_dies_between_computing_and_sending_loses_nothing,
         two_frontends_at_once_do_everything_once;
     github: pressing_re_run_tries_again_what_failed;
@@ -45,6 +46,30 @@ async fn a_forge_that_is_down_for_an_hour_hears_the_last_word(world: &World) {
     world.assert_shown(&commit, "success", "success");
     let shown = world.shown(&commit);
     assert!(shown.values().all(|state| state == "success"), "{shown:?}");
+}
+
+async fn a_token_that_expired_loses_no_push(world: &World) {
+    let (before, commit) = world.push("main");
+    assert_eq!(world.deliver(&world.forge.delivery(push_event("refs/heads/main", &before, &commit))).await, 202);
+    world.forge.faults().add(When::always(), Effect::Status(401));
+    world.forge.forget();
+    for _ in 0..60 {
+        world.pass(Duration::from_mins(1)).await;
+        world.step(&world.frontend).await;
+    }
+    let asked = world.forge.requests().len();
+    assert!((2..100).contains(&asked), "{asked} requests in an hour");
+    let (whole, public) = world.plugin_error();
+    assert!(whole.contains("refused") && whole.contains("401"), "{whole}");
+    assert!(public.contains("refused: a credential or permission is missing or has expired"), "{public}");
+    // Whoever runs the server gives it another token.
+    world.forge.faults().clear();
+    world.pass(Duration::from_mins(20)).await;
+    world.settle().await;
+    world.evaluated(&[1]).await;
+    world.built(&[]).await;
+    world.settle().await;
+    world.assert_shown(&commit, "success", "success");
 }
 
 async fn a_forge_that_asks_to_wait_is_left_alone(world: &World) {

@@ -128,6 +128,12 @@ impl World {
         world
     }
 
+    /// What operators see of the forge's plugin: its last error, and what of it everybody may read.
+    pub(crate) fn plugin_error(&self) -> (String, String) {
+        let status = self.plugins.statuses().into_iter().find(|status| status.name == FORGE).expect("it is loaded");
+        (status.last_error.unwrap_or_default(), status.last_failure.unwrap_or_default())
+    }
+
     /// Another frontend over the same database.
     pub(crate) fn another_frontend(&self, name: &str) -> Frontend {
         frontend(name, &self.db, &self.plugins, &self.url)

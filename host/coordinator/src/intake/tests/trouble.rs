@@ -77,20 +77,56 @@ fn the_real_patience_outlasts_a_day() {
 }
 
 #[tokio::test]
-async fn what_a_forge_refuses_is_a_dead_letter_and_the_other_events_are_done() {
-    for refusal in [ForgeError::Denied("the App lacks contents:read".to_owned()), ForgeError::Invalid("no".to_owned())]
-    {
-        let world = World::new().await;
-        world.forge.head("main", A);
-        world.forge.head("release/1", B);
-        world.forge.state().failures.push_back(refusal.clone());
-        world.record("1", vec![push("main", A), push("release/1", B)]).await;
-        assert_eq!(world.intake.step().await.expect("step"), 1);
-        let delivery = world.delivery("1").await;
-        assert_eq!(delivery.state, "dead");
-        assert!(delivery.error.expect("why").contains(&refusal.to_string()));
-        assert_eq!(world.evaluations().await, ["release/1 b queued"]);
+async fn what_makes_no_sense_is_a_dead_letter_and_the_other_events_are_done() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.forge.head("release/1", B);
+    world.forge.state().failures.push_back(ForgeError::Invalid("no".to_owned()));
+    world.record("1", vec![push("main", A), push("release/1", B)]).await;
+    assert_eq!(world.intake.step().await.expect("step"), 1);
+    let delivery = world.delivery("1").await;
+    assert_eq!(delivery.state, "dead");
+    assert!(delivery.error.expect("why").contains("makes no sense: no"));
+    assert_eq!(world.evaluations().await, ["release/1 b queued"]);
+}
+
+#[tokio::test]
+async fn a_token_that_expired_and_is_replaced_loses_no_push() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    let refused = || ForgeError::Denied("HTTP 401: token expired".to_owned());
+    world.forge.state().failures.extend([refused(), refused()]);
+    world.record("1", vec![push("main", A)]).await;
+    assert_eq!(world.intake.step().await.expect("step"), 3);
+    let delivery = world.delivery("1").await;
+    assert_eq!((delivery.state.as_str(), delivery.attempts), ("done", 3));
+    assert_eq!(world.evaluations().await, ["main a queued"]);
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_ends_as_a_dead_letter_and_all_are_replayed_at_once() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.forge.head("release/1", B);
+    let refused = || ForgeError::Denied("the App lacks contents:read".to_owned());
+    world.forge.state().failures.extend((0..8).map(|_| refused()));
+    world.record("1", vec![push("main", A)]).await;
+    world.record("2", vec![push("release/1", B)]).await;
+    world.record("3", vec![Event::Ping]).await;
+    world.intake.step().await.expect("step");
+    for id in ["1", "2"] {
+        let delivery = world.delivery(id).await;
+        assert_eq!((delivery.state.as_str(), delivery.attempts), ("dead", 4), "not for ever");
+        let error = delivery.error.expect("why");
+        assert!(error.contains("after 4 tries") && error.contains("refused: the App lacks contents:read"), "{error}");
     }
+    assert_eq!(world.db.replay_dead_deliveries(Some("other"), "admin").await.expect("replay"), 0);
+    assert_eq!(world.db.replay_dead_deliveries(None, "admin").await.expect("replay"), 2);
+    assert_eq!(world.intake.step().await.expect("step"), 2, "what went well is not done again");
+    let mut evaluations = world.evaluations().await;
+    evaluations.sort();
+    assert_eq!(evaluations, ["main a queued", "release/1 b queued"]);
+    assert_eq!(world.db.replay_dead_deliveries(None, "admin").await.expect("replay"), 0);
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ prop_compose! {
         status in proptest::sample::select(EvalStatus::ALL),
         counts in any_counts(),
         (complete, allow_empty, is_reuse, is_superseded, is_closed) in any::<(bool, bool, bool, bool, bool)>(),
-        branch in 0_u8..3,
+        (branch, is_tag, pull_request) in (0_u8..3, any::<bool>(), proptest::option::of(1_u64..3)),
         failed in any_attrs(),
         shown in any_attrs(),
         error in proptest::option::of("\\PC{0,300}"),
@@ -68,6 +68,8 @@ prop_compose! {
         eval.superseded_by = is_superseded.then_some(EvalId(1_000));
         eval.is_closed = is_closed;
         eval.branch = format!("b{branch}");
+        eval.is_tag = is_tag && pull_request.is_none();
+        eval.pull_request = pull_request;
         eval.error = error;
         eval.put_off = put_off;
         eval.infrastructure = infrastructure;
@@ -138,7 +140,7 @@ proptest! {
                     Some(StatusContext::Evaluation) => {
                         prop_assert!(is_evaluated && facts.complete && facts.counts.eval_errors == 0);
                         prop_assert!(facts.counts.total > 0 || facts.allow_empty);
-                        prop_assert!(report.waiting.is_empty());
+                        prop_assert!(report.waiting.is_empty() || speakers.iter().any(|e| e.is_current()));
                     }
                     Some(StatusContext::Attribute(_)) => {
                         let attr = status.attr.as_deref().unwrap_or_default();

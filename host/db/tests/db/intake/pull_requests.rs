@@ -11,7 +11,7 @@ use super::{A, B, Forge, queued, repository};
 
 const FIVE_MINUTES: Duration = Duration::from_mins(5);
 
-fn pull(head: &str) -> PullRequest {
+pub(crate) fn pull(head: &str) -> PullRequest {
     PullRequest {
         number: 7,
         title: "Add a thing".to_owned(),
@@ -33,7 +33,7 @@ fn event(action: PullRequestAction, head: &str) -> Event {
 }
 
 impl Forge {
-    fn pull_key(&self) -> BranchKey {
+    pub(crate) fn pull_key(&self) -> BranchKey {
         BranchKey { pull_request: Some(7), ..self.branch("pull/7") }
     }
 
@@ -42,7 +42,7 @@ impl Forge {
         EvaluationRequest { wanted: wanted_of(now), ..self.request_as_of("pull/7", "", asked) }
     }
 
-    async fn evaluate_pull(&self, now: &PullRequest) -> Requested {
+    pub(crate) async fn evaluate_pull(&self, now: &PullRequest) -> Requested {
         self.db.request_evaluation(&self.request_pull(now).await).await.expect("request")
     }
 
