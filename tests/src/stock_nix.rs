@@ -28,6 +28,34 @@ impl StockNix {
         Self { folder }
     }
 
+    /// Adds a line to its configuration.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn configure(&self, line: &str) {
+        let path = self.folder.path().join("conf/nix.conf");
+        let text = std::fs::read_to_string(&path).expect("readable");
+        std::fs::write(&path, format!("{text}{line}\n")).expect("written");
+    }
+
+    /// Uses the cache at `url`, and builds nothing itself. What it was told is not there is asked for again each time.
+    ///
+    /// # Panics
+    /// When its configuration cannot be written.
+    pub fn only_substitute_from(&self, url: &str) {
+        self.configure(&format!("substituters = {url}\nmax-jobs = 0\nnarinfo-cache-negative-ttl = 0"));
+    }
+
+    /// Sends `token` as the password to every server on this machine, by netrc.
+    ///
+    /// # Panics
+    /// When its configuration cannot be written.
+    pub fn send_token(&self, token: &str) {
+        let netrc = self.folder.path().join("netrc");
+        std::fs::write(&netrc, format!("machine 127.0.0.1 login any password {token}\n")).expect("written");
+        self.configure(&format!("netrc-file = {}", netrc.display()));
+    }
+
     /// A command of Nix with this store.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);

@@ -3,7 +3,8 @@
 //! It is given an expression of ours (`expression.rs`) and evaluates that purely, in every run. Each attribute gives a
 //! line: what is neither a derivation nor a set comes as an error that only that expression can have written. So a line
 //! that is not there was lost. A worker that dies ends a whole run and loses what lies behind, so runs are repeated with
-//! what is missing: first all of it, then each attribute alone.
+//! what is missing, for as long as they answer something. Where one answers nothing, its first attribute is asked for
+//! alone, and when it gets no line then, it is to blame.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -12,7 +13,8 @@ use std::path::Path;
 use tokio::sync::mpsc;
 
 use super::driver::{log, nonce};
-use super::line::{EngineLine, Evaluated, parse_line};
+use super::expression::{NAMES_MEMBER, TASK_PREFIX, member_name};
+use super::line::{EngineLine, Evaluated, Limits, evaluated, no_derivation, parse_line};
 use super::names::{Members, NoDerivation, Task, empty, judge_value, read_json, too_deep, too_many};
 use super::output::{Output, presentable};
 use super::process::{HowEnded, Process};
@@ -20,10 +22,6 @@ use super::{ATTRS_MAX, DEPTH_MAX, Engine, EngineError, EngineEvent, expression, 
 
 /// Names in one command line, in bytes: Linux takes 128 KiB as one argument.
 const NAMES_BYTES_MAX: usize = 80 << 10;
-/// The member of a set under which it tells its names,
-const NAMES_MEMBER: &str = "!";
-/// and what stands before the names of all others.
-const MEMBER_PREFIX: char = '_';
 
 pub(super) async fn evaluate(
     engine: &Engine,
@@ -34,15 +32,19 @@ pub(super) async fn evaluate(
     let asked: HashSet<Vec<String>> = tasks.iter().map(|task| task.path.clone()).collect();
     let open = tasks.into_iter().map(|task| (task.path.clone(), task)).collect();
     let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new() };
-    for _ in 0..2 {
+    while !runs.open.is_empty() {
         for chunk in chunks(runs.open.values().cloned().collect()) {
+            let answered = runs.done.len();
             runs.run(&chunk).await?;
-        }
-    }
-    while let Some(task) = runs.open.values().next().cloned() {
-        let end = runs.run(std::slice::from_ref(&task)).await?;
-        if let Some(task) = runs.open.remove(&task.path) {
-            runs.line(task.path, Err(presentable(&end.error()))).await?;
+            if runs.done.len() > answered {
+                continue;
+            }
+            let Some(first) = chunk.first() else { continue };
+            let end = runs.run(std::slice::from_ref(first)).await?;
+            if let Some(task) = runs.open.remove(&first.path) {
+                runs.done.insert(task.path.clone());
+                runs.line(task.path, Err(presentable(&end.error()))).await?;
+            }
         }
     }
     Ok(())
@@ -138,14 +140,13 @@ impl Runs<'_> {
 
     async fn take(&mut self, nonce: &str, tasks: &[Task], line: EngineLine) -> Result<(), EngineError> {
         let mut path = line.attr_path.into_iter();
-        let root = path.next().and_then(|index| tasks.get(index.parse::<usize>().ok()?));
+        let root = path.next().and_then(|name| tasks.get(name.strip_prefix(TASK_PREFIX)?.parse::<usize>().ok()?));
         let Some(root) = root else { return Ok(()) };
         let mut names: Vec<String> = path.collect();
         if names.last().is_some_and(|name| name == NAMES_MEMBER) {
             names.pop();
         }
-        let names = names.iter().map(|name| name.strip_prefix(MEMBER_PREFIX).unwrap_or(name).to_owned());
-        let path: Vec<String> = root.path.iter().cloned().chain(names).collect();
+        let path: Vec<String> = root.path.iter().cloned().chain(names.iter().map(|name| member_name(name))).collect();
         // Lines of several workers are in no order: what lies below an open set may come before the set's own line.
         let is_wanted = (0..=path.len()).rev().any(|length| self.open.contains_key(&path[..length]));
         if !is_wanted || self.done.contains(&path) {
@@ -170,6 +171,11 @@ impl Runs<'_> {
                 Err(error) => self.line(path, Err(format!("error: its names cannot be read: {error}"))).await,
             },
             'd' => self.line(path, Err(too_deep(&task))).await,
+            'r' => {
+                let drv_path = read_json::<String>(json).map(|(path, _)| path).ok();
+                let problem = evaluated(drv_path, &Limits::default());
+                self.line(path, problem.map_err(no_derivation)).await
+            }
             'v' => match judge_value(&task, &read_json::<String>(json).unwrap_or_default().0) {
                 NoDerivation::Error(error) => self.line(path, Err(error)).await,
                 NoDerivation::Warning(warning) => self.leave_out(path, Some(warning)).await,
@@ -215,12 +221,11 @@ impl Runs<'_> {
     }
 
     fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> =
-            ["--meta", "--force-recurse", "--show-input-drvs", "--gc-roots-dir", "/tmp/gcroots"]
-                .map(OsString::from)
-                .to_vec();
+        let mut arguments: Vec<OsString> = ["--meta", "--force-recurse", "--show-trace"].map(OsString::from).to_vec();
         arguments.extend(["--workers".into(), self.engine.workers.max(1).to_string().into()]);
-        arguments.extend(["--max-memory-size".into(), (self.engine.memory_bytes_max >> 20).to_string().into()]);
+        // Where it starts a fresh worker for the next attribute, which is to have room.
+        let enough = self.engine.memory_bytes_max / 2;
+        arguments.extend(["--max-memory-size".into(), (enough >> 20).to_string().into()]);
         let ifd = if self.engine.allow_ifd { "true" } else { "false" };
         arguments.extend(["--option", "allow-import-from-derivation", ifd].map(OsString::from));
         // It is pure of itself for `--flake` only.

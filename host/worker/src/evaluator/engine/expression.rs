@@ -9,6 +9,8 @@
 
 use std::fmt::Write as _;
 
+use harmonia_nix::STORE_DIR;
+
 use super::Task;
 use crate::evaluator::source::PinnedFlake;
 
@@ -180,34 +182,60 @@ in builtins.seq outputs (all {tasks})
     )
 }
 
+/// What stands before the index of each attribute that was asked for,
+pub(super) const TASK_PREFIX: char = 't';
+/// and before the names of members. nix-eval-jobs takes a name that is a number for an index of a list.
+pub(super) const MEMBER_PREFIX: char = '_';
+/// The member of a set under which it tells its names.
+pub(super) const NAMES_MEMBER: &str = "!";
+/// nix-eval-jobs puts paths together with dots and quotes and takes them apart again, which names that contain these do
+/// not survive. The last one is undone last.
+const ESCAPES: [(&str, &str); 3] = [("\"", "%22"), (".", "%2E"), ("%", "%25")];
+
+/// The name of a member as its author wrote it.
+pub(super) fn member_name(escaped: &str) -> String {
+    let escaped = escaped.strip_prefix(MEMBER_PREFIX).unwrap_or(escaped).to_owned();
+    ESCAPES.iter().fold(escaped, |name, (plain, escape)| name.replace(escape, plain))
+}
+
 /// For nix-eval-jobs, which knows derivations and sets of them only: each attribute under its index, and what is neither
 /// as an error that says `<nonce><tag> <JSON>`, with the tags of [`worker`]. So each attribute gives a line at least, and
 /// one that gives none was lost. A set tells its names under `!`, its members are `_` and their names (an empty name
-/// would never end).
+/// would never end). Of a derivation nix-eval-jobs sees what counts here and no more: it would have outputs and names
+/// that are right, and would call one that is a function.
 pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, tasks: &[Task]) -> String {
     let mut out = format!(
         r#"{head}  careful = value: value;
   say = tag: text: throw (nonce + tag + " " + text);
+  escape = builtins.replaceStrings {plain} {escapes};
+  derivation = value:
+    let drvPath = value.drvPath; in
+    if builtins.match "{STORE_DIR}/[0-9a-z]{{32}}-[-+._?=0-9a-zA-Z]+[.]drv" drvPath == null then say "r" (quote drvPath)
+    else {{
+      type = "derivation"; name = "x"; inherit drvPath; outPath = drvPath;
+      meta = builtins.addErrorContext "while reading its meta.timeout and meta.maxSilent" (limits value);
+    }};
   look = task: value:
     if !(builtins.isAttrs value) then say "v" (quote (builtins.typeOf value))
-    else if isDerivation careful task value then
-      value // {{ meta = builtins.addErrorContext "while reading its meta.timeout and meta.maxSilent" (limits value); }}
+    else if isDerivation careful task value then derivation value
     else if isLeftAlone careful task value then say "x" "0"
     else if builtins.length task.path >= {depth_max} then say "d" "0"
     else let names = builtins.attrNames value; in
       builtins.listToAttrs (
-        [ {{ name = "!"; value = say "n" (list names); }} ]
+        [ {{ name = "{NAMES_MEMBER}"; value = say "n" (list names); }} ]
         ++ map (name: {{
-          name = "_" + name;
+          name = "{MEMBER_PREFIX}" + escape name;
           value = look (ask (task.path ++ [ name ]) false false) value.${{name}};
         }}) names);
   at = task: look task (get task.path);
 in {{
 "#,
         head = head(nonce, flake),
+        plain = nix_list(ESCAPES.map(|(plain, _)| plain)),
+        escapes = nix_list(ESCAPES.map(|(_, escape)| escape)),
     );
     for (index, task) in tasks.iter().enumerate() {
-        let _ = writeln!(out, "  \"{index}\" = at {};", nix_task(task));
+        let _ = writeln!(out, "  \"{TASK_PREFIX}{index}\" = at {};", nix_task(task));
     }
     out.push('}');
     out
@@ -222,5 +250,20 @@ mod tests {
         assert_eq!(nix_string("a\"${x}\\\n\r"), r#""a\"\${x}\\\n\r""#);
         let task = Task { path: vec!["a".to_owned(), "\"".to_owned()], is_named: true, is_set: false };
         assert_eq!(nix_tasks([&task]), "[\n(ask [ \"a\" \"\\\"\" ] true false)\n]");
+    }
+
+    #[test]
+    fn escaped_names_come_back() {
+        for name in ["", "a.b", "q\"uote", "%", "%22", "%2522", "100%2E", "_", "ünï"] {
+            // As `replaceStrings` does it, in one pass.
+            let escape = |character: char| {
+                let text = character.to_string();
+                let found = ESCAPES.iter().find(|(plain, _)| *plain == text);
+                found.map_or(text.clone(), |(_, escape)| (*escape).to_owned())
+            };
+            let escaped: String = name.chars().map(escape).collect();
+            assert!(!escaped.contains(['.', '"']), "{escaped}");
+            assert_eq!(member_name(&format!("{MEMBER_PREFIX}{escaped}")), name);
+        }
     }
 }

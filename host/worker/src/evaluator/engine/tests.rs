@@ -60,7 +60,8 @@ impl World {
         let flake = pin(&mut connection, &source, tree, flake_dir, Some(&commit), 1_700_000_000).await.expect("pins");
         let engine = Engine {
             nix_instantiate: program("nix-instantiate"),
-            nix_eval_jobs: None,
+            // For those who have it: everything here is true of both engines.
+            nix_eval_jobs: std::env::var_os("HARMONIA_TEST_NIX_EVAL_JOBS").map(PathBuf::from),
             confinement: Confinement {
                 helper: Some(helper()),
                 daemon_socket: daemon.socket(),

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 /// Does with stock Nix what nix-eval-jobs does with its expression and its options: each derivation in a set of sets gets a
-/// line, whatever throws gets an error, other values get nothing.
+/// line, whatever throws gets an error, other values get nothing. A name that is a number selects from a list.
 pub(super) struct StandIn {
     dir: tempfile::TempDir,
 }
@@ -17,35 +17,42 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --option) options="$options --option $2 $3"; shift 3 ;;
     --expr) expression=$2; shift 2 ;;
-    --workers|--max-memory-size|--gc-roots-dir) shift 2 ;;
+    --workers|--max-memory-size) shift 2 ;;
     *) shift ;;
   esac
 done
-visit() { # nix selection, JSON of the path
+fails() { # JSON of the path, its error as JSON
+  printf '%s\n' "{\"attr\":\"x\",\"attrPath\":[$1],\"error\":$2}"
+}
+visit() { # nix selection, JSON of the path, the last name in it
+  case "$3" in
+    *[!0-9]* | '') ;;
+    *) fails "$2" '"error: the expression selected by the selection path should be a list but is a set"'; return ;;
+  esac
   if found=$(nix-instantiate --eval --strict --json --read-write-mode --show-trace $options --expr "let v = ($expression)$1; in
       if !(builtins.isAttrs v) then null
       else if (v.type or null) == \"derivation\" then { inherit (v) drvPath; meta = v.meta or null; } else builtins.attrNames v" 2>/tmp/error); then
     case "$found" in
       '{'*) printf '%s\n' "{\"attr\":\"x\",\"attrPath\":[$2],${found#?}" ;;
       '['*) for name in $(echo "$found" | tr -d '[]"' | tr ',' ' '); do
-              (visit "$1.\"$name\"" "$2${2:+,}\"$name\"")
+              (visit "$1.\"$name\"" "$2${2:+,}\"$name\"" "$name")
             done ;;
     esac
   else
     cat /tmp/error >&2
     error=$(nix-instantiate --eval --json --option pure-eval false --expr 'builtins.readFile /tmp/error' 2>/dev/null)
-    printf '%s\n' "{\"attr\":\"x\",\"attrPath\":[$2],\"error\":$error}"
+    fails "$2" "$error"
   fi
 }
 MODE
-visit "" ""
+visit "" "" ""
 "#;
 
 impl StandIn {
     /// `dies_first`: it ends by a signal, without a line, when it is asked for more than one attribute.
     pub(super) fn new(dies_first: bool) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let mode = if dies_first { r#"case "$expression" in *'"1" = '*) kill -9 $$ ;; esac"# } else { "" };
+        let mode = if dies_first { r#"case "$expression" in *'"t1" = '*) kill -9 $$ ;; esac"# } else { "" };
         write_program(&dir.path().join("nix-eval-jobs"), &STAND_IN.replace("MODE", mode));
         Self { dir }
     }
@@ -71,9 +78,10 @@ async fn both_engines_give_the_same() {
         typed = { type = throw "no type"; inner = mk "typed"; }; fake = { type = "derivation"; drvPath = "/etc/passwd"; };
         unmade = { type = "derivation"; name = "x"; }; ring = let ring = { again = ring; }; in ring;"#;
     let mut world = World::new(&checks(body)).await;
-    let plain = world.evaluate_all().await;
     let stand_in = StandIn::new(false);
-    world.engine.nix_eval_jobs = Some(stand_in.program());
+    let jobs = world.engine.nix_eval_jobs.take().unwrap_or_else(|| stand_in.program());
+    let plain = world.evaluate_all().await;
+    world.engine.nix_eval_jobs = Some(jobs);
     let jobs = world.evaluate_all().await;
     assert_eq!(plain.results, jobs.results, "{jobs:?}");
     assert_eq!(plain.limits, jobs.limits);
@@ -117,8 +125,8 @@ async fn attributes_lost_behind_a_dead_worker_are_asked_for_again() {
     let script = r#"#!/bin/sh
 line() { echo "{\"attr\":\"$1\",\"attrPath\":[\"$1\"],\"drvPath\":\"/nix/store/00000000000000000000000000000000-$2.drv\"}"; }
 case "$*" in
-  *'"2" ='*) line 0 a; line unwanted x; echo "warning: the first run" >&2; echo 'not JSON' ;;
-  *'"1" ='*) line 0 b; echo "warning: all that is missing" >&2 ;;
+  *'"t2" ='*) line t0 a; line unwanted x; echo "warning: the first run" >&2; echo 'not JSON' ;;
+  *'"t1" ='*) line t0 b; echo "warning: all that is missing" >&2 ;;
   *) echo "error: alone" >&2 ;;
 esac
 exit 1
@@ -133,7 +141,7 @@ exit 1
         seen.errors["c"].contains("died while this was evaluated alone") && seen.errors["c"].contains("error: alone"),
         "{seen:?}"
     );
-    for (text, count) in [("the first run", 1), ("all that is missing", 1), ("error: alone", 1)] {
+    for (text, count) in [("the first run", 1), ("all that is missing", 1), ("error: alone", 2)] {
         assert_eq!(seen.log.matches(text).count(), count, "{}", seen.log);
     }
     assert!(
