@@ -24,20 +24,22 @@ const OWNERS: &[(&str, &str)] = &[
 /// Which of our crates each crate may depend on.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("core", &[]),
+    ("egress", &[]),
     ("nix", &[]),
     ("db", &["core", "nix"]),
     ("cache", &["core", "nix", "db"]),
     ("coordinator", &["core", "db"]),
-    ("worker", &["core", "nix", "db", "sandbox"]),
+    ("worker", &["core", "egress", "nix", "db", "sandbox"]),
     ("listener", &[]),
     ("web", &["core", "nix", "db", "cache", "listener"]),
     ("sandbox", &[]),
     ("embedded", &["core", "listener"]),
-    ("plugin-host", &["core"]),
+    ("plugin-host", &["core", "egress"]),
     (
         "ci",
         &[
             "core",
+            "egress",
             "nix",
             "db",
             "cache",

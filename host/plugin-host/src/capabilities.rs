@@ -27,7 +27,7 @@ use harmonia_core::ports::PluginStore;
 use zeroize::Zeroizing;
 
 pub use grants::{Grants, SecretGrant};
-pub use http::{HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClientOptions, Resolver, SystemResolver};
+pub use http::{HttpClient, HttpClientError, HttpClientOptions};
 pub use limits::CapabilityLimits;
 
 pub(crate) use http::{Auth, Capture, Header, HttpError, HttpRequest, Method, Place};

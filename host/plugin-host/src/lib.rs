@@ -31,14 +31,12 @@ mod state;
 mod stats;
 mod wasi;
 
-pub use capabilities::{
-    CapabilityLimits, Grants, HostGrant, HostGrantError, HttpClient, HttpClientError, HttpClientOptions, Resolver,
-    SecretGrant, SystemResolver,
-};
+pub use capabilities::{CapabilityLimits, Grants, HttpClient, HttpClientError, HttpClientOptions, SecretGrant};
 pub use check::CheckResult;
 pub use description::{Description, Parameter};
 pub use engine::TICK_MS;
 pub use error::{CallError, CallFailure, LoadError};
+pub use harmonia_egress::{HostGrant, HostGrantError, Resolver, ResolverFuture, SystemResolver};
 pub use inspect::Inspection;
 pub use invoke::InvokeError;
 pub use limits::{CALL_LIMITS, COMPONENT_BYTES_MAX, CallLimits, LimitOverrides, LimitReached, POLICY_LIMITS};

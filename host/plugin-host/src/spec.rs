@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use harmonia_egress::HostGrant;
 use serde::{Deserialize, Deserializer};
 
-use crate::capabilities::{CapabilityLimits, Grants, HostGrant, SecretGrant};
+use crate::capabilities::{CapabilityLimits, Grants, SecretGrant};
 use crate::error::LoadError;
 use crate::limits::LimitOverrides;
 use crate::wasi::WasiGrant;

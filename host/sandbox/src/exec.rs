@@ -15,8 +15,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use crate::error::{SandboxError, chain, step};
-use crate::spec::SandboxSpec;
-use crate::{namespaces, program, root};
+use crate::spec::{Network, SandboxSpec};
+use crate::{namespaces, program, proxied, root};
 
 /// How a helper ends whose program did not run because the sandbox could not be set up. The reason is on stderr.
 pub const SETUP_FAILED_EXIT_CODE: i32 = 125;
@@ -55,6 +55,9 @@ pub fn exec(spec: &SandboxSpec) -> Result<Infallible, SandboxError> {
     let (go_read, go_write) = pipe()?;
     let (report_read, report_write) = pipe()?;
     namespaces::enter(spec.user, spec.network)?;
+    if let Network::Proxied { port } = spec.network {
+        proxied::hand_out(port)?;
+    }
     match fork()? {
         None => {
             drop((go_write, report_read));

@@ -5,7 +5,8 @@
 //! something starts a helper (`harmonia-ci sandbox-exec`) whose `main` is [`helper_main`], and writes
 //! [`SandboxSpec::header`] to its standard input, followed by whatever the program itself is to read there.
 //!
-//! The walls, from the outside: namespaces (mount, PID, IPC, UTS, network unless asked for; user when we are not
+//! The walls, from the outside: namespaces (mount, PID, IPC, UTS, network unless asked for, or with one
+//! way out ([`proxied`]); user when we are not
 //! root), a private root that holds only what the spec names, an unprivileged user without capabilities and
 //! `no_new_privs`, resource limits, Landlock and seccomp. [`abilities`] says which of them this kernel gives.
 //!
@@ -16,6 +17,7 @@ mod error;
 mod exec;
 mod namespaces;
 mod program;
+pub mod proxied;
 mod root;
 pub mod spec;
 mod walls;
@@ -23,4 +25,4 @@ mod walls;
 pub use abilities::{Abilities, abilities};
 pub use error::SandboxError;
 pub use exec::{SETUP_FAILED_EXIT_CODE, exec, helper_main, read_usage};
-pub use spec::{Bind, Limits, PrivateDirectory, SandboxSpec, TextFile, User};
+pub use spec::{Bind, Limits, Network, PrivateDirectory, SandboxSpec, TextFile, User};

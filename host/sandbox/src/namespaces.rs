@@ -6,10 +6,10 @@ use rustix::process::{getegid, geteuid};
 use rustix::thread::UnshareFlags;
 
 use crate::error::{SandboxError, step};
-use crate::spec::User;
+use crate::spec::{Network, User};
 
 /// Leaves the host's namespaces. The PID namespace takes effect for the next child.
-pub(crate) fn enter(user: User, network: bool) -> Result<(), SandboxError> {
+pub(crate) fn enter(user: User, network: Network) -> Result<(), SandboxError> {
     let (uid, gid) = (geteuid(), getegid());
     if !uid.is_root() {
         unshare("make a user namespace (are unprivileged ones allowed on this machine?)", UnshareFlags::NEWUSER)?;
@@ -19,7 +19,7 @@ pub(crate) fn enter(user: User, network: bool) -> Result<(), SandboxError> {
         write("/proc/self/gid_map", &format!("{} {} 1", user.gid, gid.as_raw()))?;
     }
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    if !network {
+    if network != Network::Host {
         flags |= UnshareFlags::NEWNET;
     }
     unshare("make mount, PID, IPC, UTS and network namespaces", flags)

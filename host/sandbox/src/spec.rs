@@ -39,9 +39,9 @@ pub struct SandboxSpec {
     pub argv: Vec<String>,
     /// Working directory, inside.
     pub cwd: PathBuf,
-    /// Whether it shares the host's network. Otherwise it has none.
+    /// What of the network it has.
     #[serde(default)]
-    pub network: bool,
+    pub network: Network,
     /// Resource limits.
     #[serde(default)]
     pub limits: Limits,
@@ -51,6 +51,23 @@ pub struct SandboxSpec {
     pub usage_file: Option<PathBuf>,
     /// Who it is.
     pub user: User,
+}
+
+/// What of the network a program has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Nothing: a loopback interface of its own, and that is down.
+    #[default]
+    None,
+    /// A loopback interface of its own with one listener, which the helper hands to whoever started it
+    /// ([`crate::proxied::receive_listener`]); the standard input must be a Unix socket for that.
+    Proxied {
+        /// Where the listener is, on 127.0.0.1.
+        port: u16,
+    },
+    /// The host's.
+    Host,
 }
 
 /// One file or directory of the host.

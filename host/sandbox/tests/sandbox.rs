@@ -1,13 +1,14 @@
 //! Programs in real sandboxes: what they see, what they may, how they end. The helper is this crate's example.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use harmonia_sandbox::{Bind, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec};
+use harmonia_sandbox::{Bind, Network, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec};
 
 const UNPRIVILEGED: u32 = 54_321;
 
@@ -130,8 +131,48 @@ fn it_has_no_network_unless_asked_for() {
         format!("grep -c : /proc/net/dev; busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; exit 0");
     let mut spec = shell(&script);
     assert_eq!(ok(&spec), "1\n", "its own loopback, and that is down");
-    spec.network = true;
+    spec.network = Network::Host;
     assert!(ok(&spec).contains("reached"));
+}
+
+#[test]
+fn one_way_out_is_one_and_belongs_to_who_started_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    // The interfaces there are; the way out; around it; and the socket that the listener went out by.
+    let script = format!(
+        "cat; grep -c : /proc/net/dev; busybox nc -w 5 127.0.0.1 3128 </dev/null; \
+         busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; echo back >&0 && echo told; exit 0"
+    );
+    let mut spec = shell(&script);
+    spec.network = Network::Proxied { port: 3128 };
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let mut command = Command::new(helper());
+    command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the helper starts");
+    drop(command);
+    ours.write_all(&spec.header().expect("serializes")).expect("the helper reads");
+    let inside = harmonia_sandbox::proxied::receive_listener(ours.as_fd()).expect("receives").expect("a listener");
+    ours.write_all(b"input\n").expect("writes");
+    ours.shutdown(std::net::Shutdown::Write).expect("ends");
+    let (mut connection, _) = inside.accept().expect("a connection from inside");
+    connection.write_all(b"from outside\n").expect("writes");
+    drop(connection);
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(text(&output.stdout), "input\n1\nfrom outside\n", "{}", text(&output.stderr));
+    let mut told = String::new();
+    ours.read_to_string(&mut told).expect("reads");
+    assert_eq!(told, "");
+}
+
+#[test]
+fn without_a_socket_there_is_no_way_out_and_no_program() {
+    let mut spec = shell("echo ran");
+    spec.network = Network::Proxied { port: 3128 };
+    let output = run(&spec);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(SETUP_FAILED_EXIT_CODE), String::new()));
+    assert!(text(&output.stderr).contains("hand out the listener"), "{}", text(&output.stderr));
 }
 
 #[test]

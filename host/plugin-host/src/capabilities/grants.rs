@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use harmonia_egress::HostGrant;
 use serde::Deserialize;
 
-use super::http::HostGrant;
 use super::limits::CapabilityLimits;
 
 /// Everything that one plugin may do. What is not here is refused.

@@ -1,24 +1,24 @@
 //! Outgoing HTTP of plugins. Start at [`CallState::http_send`]: it checks the request, sends it hop by hop, and cleans the
-//! answer. `grant` says which hosts, `address` which addresses, `place` puts secrets in, `capture` takes them out, `limiter`
+//! answer. `harmonia_egress` says which hosts and addresses, `binding` where secrets may go, `place` puts secrets in, `capture` takes them out, `limiter`
 //! holds back requests to hosts that asked for it.
 
 mod address;
+mod binding;
 mod capture;
 mod client;
 mod exchange;
-mod grant;
 mod limiter;
 mod place;
 mod request;
 
 use std::time::Duration;
 
-pub use address::{Resolver, SystemResolver};
 pub use client::{HttpClient, HttpClientError, HttpClientOptions};
-pub use grant::{HostGrant, HostGrantError};
 
-pub(super) use grant::{Binding, BoundHost, Target};
+pub(super) use binding::{Binding, BoundHost};
 pub(super) use limiter::HeldBack;
+
+use harmonia_egress::Target;
 
 use super::secrets::SecretHandle;
 use super::{CallState, Shared};

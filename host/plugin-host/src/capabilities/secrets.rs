@@ -13,11 +13,12 @@ use aws_lc_rs::{hmac, rand, signature};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harmonia_core::{SecretText, Timestamp};
+use harmonia_egress::Target;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
 use zeroize::Zeroizing;
 
-use super::http::{Binding, BoundHost, Target};
+use super::http::{Binding, BoundHost};
 use super::redact::{MARK, SECRET_BYTES_MIN};
 use super::{CallState, Shared};
 use crate::stamp::Stamp;

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use harmonia_core::ports::{PluginStore, PluginStoreError, PortFuture, StoredValue, WriteCondition};
 use harmonia_core::{Clock, Timestamp};
+use harmonia_egress::{Resolver, ResolverFuture};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::{
-    CallState, Capture, Grants, Header, HttpClient, HttpClientOptions, HttpRequest, Method, Resolver, SecretGrant,
-    Shared,
+    CallState, Capture, Grants, Header, HttpClient, HttpClientOptions, HttpRequest, Method, SecretGrant, Shared,
 };
 
 /// A clock that stands until it is moved.
@@ -81,7 +81,7 @@ impl PluginStore for MemoryStore {
 pub(super) struct Names(pub(super) BTreeMap<&'static str, Vec<&'static str>>);
 
 impl Resolver for Names {
-    fn resolve(&self, name: String) -> PortFuture<'_, io::Result<Vec<IpAddr>>> {
+    fn resolve(&self, name: String) -> ResolverFuture<'_> {
         let addresses = self.0.get(name.as_str()).map(|addresses| {
             addresses.iter().map(|address| address.parse().expect("an address")).collect::<Vec<IpAddr>>()
         });

@@ -3,9 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use harmonia_core::ports::PortFuture;
 use harmonia_hostile_tests::{Answer, Drip, Log, ScriptedServer, World};
-use harmonia_plugin_host::{HttpClientOptions, PluginSpec, Resolver};
+use harmonia_plugin_host::{HttpClientOptions, PluginSpec, Resolver, ResolverFuture};
 
 fn allow(spec: &mut PluginSpec, hosts: &[&str]) {
     spec.allow_hosts = hosts.iter().map(|host| host.parse().expect("a host")).collect();
@@ -76,7 +75,7 @@ async fn redirects_lead_nowhere_that_is_not_granted() {
 struct Here;
 
 impl Resolver for Here {
-    fn resolve(&self, _: String) -> PortFuture<'_, std::io::Result<Vec<IpAddr>>> {
+    fn resolve(&self, _: String) -> ResolverFuture<'_> {
         Box::pin(async { Ok(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]) })
     }
 }

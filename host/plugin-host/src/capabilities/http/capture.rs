@@ -3,7 +3,9 @@
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::grant::{Binding, BoundHost, Target};
+use harmonia_egress::Target;
+
+use super::binding::{Binding, BoundHost};
 use super::{Capture, HttpError};
 use crate::capabilities::secrets::{Origin, SecretHandle};
 use crate::capabilities::{CallState, Shared};

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::address::{AddressPolicy, CheckedResolver, Resolver, SystemResolver};
+use harmonia_egress::{AddressPolicy, Resolver, SystemResolver};
+
+use super::address::CheckedResolver;
 
 /// What a client is made of.
 #[derive(Clone)]

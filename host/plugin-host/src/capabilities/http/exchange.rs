@@ -3,12 +3,11 @@
 use std::error::Error;
 
 use harmonia_core::chain;
+use harmonia_egress::{AddressClass, AddressPolicy, AddressRefused, HostGrant, Target, find_grant};
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION};
 use reqwest::{Method, Response};
 use url::Url;
 
-use super::address::{AddressClass, AddressPolicy, AddressRefused};
-use super::grant::{HostGrant, Target, find};
 use super::request::CheckedRequest;
 use super::{Header, HttpError, HttpResponse};
 use crate::capabilities::CallState;
@@ -17,7 +16,7 @@ impl CallState {
     /// The grant for a target.
     pub(super) fn granted(&self, target: &Target) -> Result<&HostGrant, HttpError> {
         let grants = &self.shared.grants;
-        find(&grants.allow_hosts, target).ok_or_else(|| {
+        find_grant(&grants.allow_hosts, target).ok_or_else(|| {
             let (host, key) = (target.as_grant(), grants.key("allow_hosts"));
             HttpError::Denied(format!("the host `{host}` is not granted: add \"{host}\" to {key}"))
         })

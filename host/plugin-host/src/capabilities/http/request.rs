@@ -1,10 +1,10 @@
 //! Checks a guest's request before anything is sent. Start at [`check`].
 
+use harmonia_egress::Target;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
 use super::capture::{self, Checked};
-use super::grant::Target;
 use super::place::{BodyKind, fill_body, header_value};
 use super::{Auth, Header, HttpError, HttpRequest, Method, Place};
 use crate::capabilities::redact::basic;

@@ -1,4 +1,4 @@
-//! Which hosts a plugin may call, and which a secret may go to. Start at [`HostGrant`].
+//! Hosts that an operator names, as in `allow_hosts`. Start at [`HostGrant`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::address::{AddressClass, AddressPolicy};
 
 /// `http` or `https`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::capabilities) enum Scheme {
+pub enum Scheme {
     /// Plain.
     Http,
     /// With TLS.
@@ -36,15 +36,18 @@ impl Scheme {
 
 /// Where a request goes: the part of a URL that grants are about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::capabilities) struct Target {
-    pub(in crate::capabilities) scheme: Scheme,
-    pub(in crate::capabilities) host: Host<String>,
-    pub(in crate::capabilities) port: u16,
+pub struct Target {
+    /// How.
+    pub scheme: Scheme,
+    /// Which host.
+    pub host: Host<String>,
+    /// Which port of it.
+    pub port: u16,
 }
 
 impl Target {
     /// The target of a URL; the text says what is wrong with it.
-    pub(in crate::capabilities) fn of(url: &Url) -> Result<Self, &'static str> {
+    pub fn of(url: &Url) -> Result<Self, &'static str> {
         let scheme = match url.scheme() {
             "https" => Scheme::Https,
             "http" => Scheme::Http,
@@ -61,7 +64,7 @@ impl Target {
     }
 
     /// What an operator writes into `allow_hosts` to grant it.
-    pub(in crate::capabilities) fn as_grant(&self) -> String {
+    pub fn as_grant(&self) -> String {
         let Self { scheme, host, port } = self;
         match (scheme, *port == scheme.default_port()) {
             (Scheme::Https, true) => host.to_string(),
@@ -72,14 +75,15 @@ impl Target {
     }
 
     /// `host:port`: what a forge counts requests by.
-    pub(in crate::capabilities) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 }
 
 /// A host, or all below a domain.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum HostPattern {
+pub enum HostPattern {
+    /// This one.
     Exactly(Host<String>),
     /// Without `*.`; the domain itself is not meant.
     Below(String),
@@ -100,7 +104,8 @@ impl HostPattern {
         }
     }
 
-    fn matches(&self, host: &Host<String>) -> bool {
+    /// Whether this host is meant.
+    pub fn matches(&self, host: &Host<String>) -> bool {
         match (self, host) {
             (Self::Exactly(own), host) => own == host,
             (Self::Below(domain), Host::Domain(name)) => is_below(name, domain),
@@ -109,7 +114,7 @@ impl HostPattern {
     }
 
     /// Whether all that `other` matches is matched.
-    fn covers(&self, other: &Self) -> bool {
+    pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (_, Self::Exactly(host)) => self.matches(host),
             (Self::Below(own), Self::Below(domain)) => own == domain || is_below(domain, own),
@@ -132,14 +137,19 @@ impl fmt::Display for HostPattern {
 }
 
 /// `[scheme://]host[:port]`.
-struct Parts {
-    scheme: Option<Scheme>,
-    host: HostPattern,
-    port: Option<u16>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostParts {
+    /// Before `://`.
+    pub scheme: Option<Scheme>,
+    /// Host, or all below a domain.
+    pub host: HostPattern,
+    /// Behind `:`.
+    pub port: Option<u16>,
 }
 
-impl Parts {
-    fn parse(text: &str) -> Result<Self, &'static str> {
+impl HostParts {
+    /// Reads it; the text says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (scheme, rest) = match text.split_once("://") {
             Some(("https", rest)) => (Some(Scheme::Https), rest),
             Some(("http", rest)) => (Some(Scheme::Http), rest),
@@ -166,7 +176,7 @@ impl Parts {
     }
 }
 
-/// A host that a plugin may call, as in `allow_hosts`:
+/// A host that may be called, as in `allow_hosts`:
 ///
 /// | text | grants |
 /// |---|---|
@@ -180,10 +190,10 @@ impl Parts {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HostGrant {
-    scheme: Scheme,
-    host: HostPattern,
-    port: u16,
-    is_private: bool,
+    pub(crate) scheme: Scheme,
+    pub(crate) host: HostPattern,
+    pub(crate) port: u16,
+    pub(crate) is_private: bool,
 }
 
 /// An entry of `allow_hosts` that is none.
@@ -194,15 +204,23 @@ pub struct HostGrantError {
     reason: &'static str,
 }
 
-const PRIVATE: &str = "private:";
+impl HostGrantError {
+    /// About this entry.
+    pub fn new(text: &str, reason: &'static str) -> Self {
+        Self { text: text.chars().take(200).collect(), reason }
+    }
+}
+
+/// Marks entries whose name may have addresses of this machine and of private networks.
+pub const PRIVATE: &str = "private:";
 
 impl FromStr for HostGrant {
     type Err = HostGrantError;
 
     fn from_str(text: &str) -> Result<Self, HostGrantError> {
-        let refused = |reason| HostGrantError { text: text.chars().take(200).collect(), reason };
+        let refused = |reason| HostGrantError::new(text, reason);
         let (is_private, rest) = text.strip_prefix(PRIVATE).map_or((false, text), |rest| (true, rest));
-        let Parts { scheme, host, port } = Parts::parse(rest).map_err(refused)?;
+        let HostParts { scheme, host, port } = HostParts::parse(rest).map_err(refused)?;
         let scheme = scheme.unwrap_or(Scheme::Https);
         let grant = Self { scheme, host, port: port.unwrap_or(scheme.default_port()), is_private };
         if let Some(address) = grant.address()
@@ -236,12 +254,28 @@ impl fmt::Display for HostGrant {
 }
 
 impl HostGrant {
-    pub(in crate::capabilities) fn matches(&self, target: &Target) -> bool {
+    /// Whether this target is meant.
+    pub fn matches(&self, target: &Target) -> bool {
         self.scheme == target.scheme && self.port == target.port && self.host.matches(&target.host)
     }
 
+    /// How it may be called.
+    pub const fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Whose.
+    pub const fn host(&self) -> &HostPattern {
+        &self.host
+    }
+
+    /// At which port.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The address, where the grant is one.
-    fn address(&self) -> Option<IpAddr> {
+    pub fn address(&self) -> Option<IpAddr> {
         match &self.host {
             HostPattern::Exactly(Host::Ipv4(address)) => Some(IpAddr::V4(*address)),
             HostPattern::Exactly(Host::Ipv6(address)) => Some(IpAddr::V6(*address)),
@@ -250,7 +284,7 @@ impl HostGrant {
     }
 
     /// Which addresses the granted name may have.
-    pub(in crate::capabilities) fn address_policy(&self) -> AddressPolicy {
+    pub fn address_policy(&self) -> AddressPolicy {
         match &self.host {
             _ if self.is_private => AddressPolicy::Private,
             HostPattern::Exactly(Host::Domain(name)) if name == "localhost" => AddressPolicy::ThisMachine,
@@ -260,71 +294,8 @@ impl HostGrant {
 }
 
 /// Of several grants for one target the one that allows most addresses.
-pub(in crate::capabilities) fn find<'a>(grants: &'a [HostGrant], target: &Target) -> Option<&'a HostGrant> {
+pub fn find_grant<'a>(grants: &'a [HostGrant], target: &Target) -> Option<&'a HostGrant> {
     grants.iter().filter(|grant| grant.matches(target)).max_by_key(|grant| grant.address_policy())
-}
-
-/// A host that a secret is bound to; without scheme or port any granted one of this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::capabilities) struct BoundHost {
-    scheme: Option<Scheme>,
-    host: HostPattern,
-    port: Option<u16>,
-}
-
-impl FromStr for BoundHost {
-    type Err = HostGrantError;
-
-    fn from_str(text: &str) -> Result<Self, HostGrantError> {
-        // The marker is about addresses, so it says nothing here; it is taken so that an entry can be copied.
-        let rest = text.strip_prefix(PRIVATE).unwrap_or(text);
-        let Parts { scheme, host, port } =
-            Parts::parse(rest).map_err(|reason| HostGrantError { text: text.chars().take(200).collect(), reason })?;
-        Ok(Self { scheme, host, port })
-    }
-}
-
-impl BoundHost {
-    fn matches(&self, target: &Target) -> bool {
-        self.scheme.is_none_or(|scheme| scheme == target.scheme)
-            && self.port.is_none_or(|port| port == target.port)
-            && self.host.matches(&target.host)
-    }
-
-    /// Everything at this one host that is granted; nothing for `*.`.
-    pub(in crate::capabilities) fn targets(&self, grants: &[HostGrant]) -> Vec<Target> {
-        let HostPattern::Exactly(host) = &self.host else { return Vec::new() };
-        let within = grants.iter().filter(|grant| self.is_within(grant));
-        within.map(|grant| Target { scheme: grant.scheme, host: host.clone(), port: grant.port }).collect()
-    }
-
-    /// Whether the grant allows something at this host.
-    pub(in crate::capabilities) fn is_within(&self, grant: &HostGrant) -> bool {
-        self.scheme.is_none_or(|scheme| scheme == grant.scheme)
-            && self.port.is_none_or(|port| port == grant.port)
-            && grant.host.covers(&self.host)
-    }
-}
-
-/// Where a secret may go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::capabilities) enum Binding {
-    /// Wherever the plugin may go.
-    Granted,
-    /// To one of these.
-    Hosts(Vec<BoundHost>),
-    /// Back to where it came from.
-    Target(Target),
-}
-
-impl Binding {
-    pub(in crate::capabilities) fn allows(&self, target: &Target) -> bool {
-        match self {
-            Self::Granted => true,
-            Self::Hosts(hosts) => hosts.iter().any(|host| host.matches(target)),
-            Self::Target(own) => own == target,
-        }
-    }
 }
 
 impl fmt::Display for Target {
