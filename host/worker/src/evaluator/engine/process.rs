@@ -84,7 +84,7 @@ impl Process {
         };
         let mut header = Vec::new();
         let mut usage = None;
-        let mut session = engine.confinement.egress.as_ref().map(|egress| egress.session(None));
+        let mut session = engine.confinement.egress.as_ref().map(|egress| egress.session(Vec::new()));
         let mut command = if let Some(helper) = &engine.confinement.helper {
             let mut spec = specification(engine, program, &arguments);
             let file = tempfile::NamedTempFile::new_in(&engine.confinement.scratch_dir).map_err(failed(program))?;

@@ -4,7 +4,7 @@
 //! proxy that goes to public addresses, to what the operator lists, and to the one server that the project itself is on:
 //! that one was named by whoever set the project up.
 
-use harmonia_egress::{Egress, EgressGrant, Refusal, Session, Target};
+use harmonia_egress::{Egress, EgressGrant, Refusal, Scheme, Session, Target};
 use url::Url;
 
 use super::GitError;
@@ -23,7 +23,11 @@ pub(super) struct Way {
 impl Way {
     /// `own`: the URL that the project is fetched from.
     pub(super) async fn open(egress: &Egress, own: Option<&Url>) -> Result<Self, GitError> {
-        let mut session = egress.session(own.and_then(target).as_ref().map(EgressGrant::of_target));
+        let own_target = own.and_then(target);
+        // Servers lead from plain http to https.
+        let secure = own_target.clone().filter(|target| (target.scheme, target.port) == (Scheme::Http, 80));
+        let secure = secure.map(|target| Target { scheme: Scheme::Https, port: 443, ..target });
+        let mut session = egress.session(own_target.iter().chain(&secure).map(EgressGrant::of_target).collect());
         let proxy = session.serve_here().await.map_err(GitError::Egress)?;
         Ok(Self { session, proxy, own: own.cloned() })
     }
@@ -60,4 +64,30 @@ pub(super) fn target(url: &Url) -> Option<Target> {
     url.set_username("").ok()?;
     url.set_password(None).ok()?;
     Target::of(&url).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluator::source::tests::egress;
+
+    #[tokio::test]
+    async fn a_projects_own_server_is_one_server() {
+        for (own, others) in [
+            ("https://u:p@10.0.0.1/a/x.git", &[("https://10.0.0.1/b", true), ("http://10.0.0.1/b", false)][..]),
+            ("http://10.0.0.1/a", &[("http://10.0.0.1/b", true), ("https://10.0.0.1/b", true)]),
+            ("http://10.0.0.1:3000/a", &[("http://10.0.0.1:3000/b", true), ("https://10.0.0.1/b", false)]),
+            ("https://10.0.0.1:3000/a", &[("https://10.0.0.1:3001/b", false), ("https://10.0.0.2:3000/b", false)]),
+            ("ssh://10.0.0.1/a", &[("https://10.0.0.1/b", false)]),
+        ] {
+            let own = Url::parse(own).expect("a URL");
+            let way = Way::open(&egress(&[]), Some(&own)).await.expect("listens");
+            for (other, is_allowed) in others {
+                let target = target(&Url::parse(other).expect("a URL")).expect("a target");
+                let address = target.host.to_string().parse().expect("an address");
+                let judged = way.session.judge(&target, &[address]);
+                assert_eq!(judged.is_ok(), *is_allowed, "{own} {other}");
+            }
+        }
+    }
 }
