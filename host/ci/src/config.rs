@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use harmonia_core::{Capability, SecretUrl};
+use harmonia_egress::EgressGrant;
 use serde::{Deserialize, Serialize};
 use upstream::Upstream;
 use value::{Bytes, Span};
@@ -170,6 +171,7 @@ pub(crate) struct Eval {
     pub(crate) wait_max: Span,
     pub(crate) memory_max: Bytes,
     pub(crate) network: bool,
+    pub(crate) allow_hosts: Vec<EgressGrant>,
     pub(crate) require_sandbox: bool,
 }
 
@@ -321,6 +323,7 @@ impl Default for Eval {
             wait_max: Span::seconds(24 * 3600),
             memory_max: Bytes(4 << 30),
             network: true,
+            allow_hosts: Vec::new(),
             require_sandbox: false,
         }
     }

@@ -73,16 +73,12 @@ impl Egress {
         Self { rules: Arc::new(rules), resolver, limits }
     }
 
-    /// For one sandbox, or one run of git. `also` is allowed in this session alone.
-    pub fn session(&self, also: Option<EgressGrant>) -> Session {
-        let rules = match also {
-            None => Arc::clone(&self.rules),
-            Some(grant) => {
-                let mut rules = EgressRules::clone(&self.rules);
-                rules.allowed.push(grant);
-                Arc::new(rules)
-            }
-        };
+    /// For one sandbox, or one checkout of git. `also` is allowed in this session alone.
+    pub fn session(&self, also: Vec<EgressGrant>) -> Session {
+        let mut rules = Arc::clone(&self.rules);
+        if !also.is_empty() {
+            Arc::make_mut(&mut rules).allowed.extend(also);
+        }
         let way = Way { rules, resolver: Arc::clone(&self.resolver), limits: self.limits, refused: Mutex::default() };
         Session { way: Arc::new(way), serving: None }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::address::AddressClass;
 use crate::grant::{HostGrant, HostGrantError, HostPattern, Target};
@@ -93,6 +93,12 @@ impl fmt::Display for EgressGrant {
             Self::Host(grant) => grant.fmt(f),
             Self::Network(Network { address, bits }) => write!(f, "{address}/{bits}"),
         }
+    }
+}
+
+impl Serialize for EgressGrant {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

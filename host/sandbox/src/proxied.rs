@@ -26,10 +26,7 @@ pub(crate) fn hand_out(port: u16) -> Result<(), SandboxError> {
     let listener = step(|| format!("listen on port {port}"), TcpListener::bind((Ipv4Addr::LOCALHOST, port)))?;
     let stdin = io::stdin();
     step(|| "hand out the listener (is the standard input a Unix socket?)".to_owned(), send(stdin.as_fd(), &listener))?;
-    step(
-        || "close the way back".to_owned(),
-        rustix::net::shutdown(stdin.as_fd(), rustix::net::Shutdown::Write),
-    )
+    step(|| "close the way back".to_owned(), rustix::net::shutdown(stdin.as_fd(), rustix::net::Shutdown::Write))
 }
 
 fn send(socket: BorrowedFd<'_>, listener: &TcpListener) -> io::Result<()> {

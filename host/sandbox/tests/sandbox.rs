@@ -135,12 +135,31 @@ fn it_has_no_network_unless_asked_for() {
     assert!(ok(&spec).contains("reached"));
 }
 
+/// The helper as another user, and where its copy is.
+fn unprivileged() -> (tempfile::TempDir, Command) {
+    let place = tempfile::tempdir().expect("directory");
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("mode");
+    let copy = place.path().join("helper");
+    std::fs::copy(helper(), &copy).expect("copies");
+    let mut command = Command::new(&copy);
+    command.uid(UNPRIVILEGED).gid(UNPRIVILEGED).current_dir("/");
+    (place, command)
+}
+
 #[test]
 fn one_way_out_is_one_and_belongs_to_who_started_it() {
+    only_one_way_out(Command::new(helper()));
+    if rustix::process::geteuid().is_root() {
+        let (_place, command) = unprivileged();
+        only_one_way_out(command);
+    }
+}
+
+fn only_one_way_out(mut command: Command) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
     let port = listener.local_addr().expect("bound").port();
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    // The interfaces there are; the way out; around it; and the socket that the listener went out by.
+    // Its input; its interfaces; the way out; around it; and the socket that the listener went out by.
     let script = format!(
         "cat; grep -c : /proc/net/dev; busybox nc -w 5 127.0.0.1 3128 </dev/null; \
          busybox nc -w 2 127.0.0.1 {port} </dev/null && echo reached; echo back >&0 && echo told; exit 0"
@@ -148,12 +167,12 @@ fn one_way_out_is_one_and_belongs_to_who_started_it() {
     let mut spec = shell(&script);
     spec.network = Network::Proxied { port: 3128 };
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
-    let mut command = Command::new(helper());
     command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("the helper starts");
     drop(command);
     ours.write_all(&spec.header().expect("serializes")).expect("the helper reads");
-    let inside = harmonia_sandbox::proxied::receive_listener(ours.as_fd()).expect("receives").expect("a listener");
+    let inside = harmonia_sandbox::proxied::receive_listener(ours.as_fd()).expect("receives");
+    let Some(inside) = inside else { panic!("{}", text(&child.wait_with_output().expect("ends").stderr)) };
     ours.write_all(b"input\n").expect("writes");
     ours.shutdown(std::net::Shutdown::Write).expect("ends");
     let (mut connection, _) = inside.accept().expect("a connection from inside");
@@ -260,12 +279,7 @@ fn it_works_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
         return; // Then every other test has shown it.
     }
-    let place = tempfile::tempdir().expect("directory");
-    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("mode");
-    let copy = place.path().join("helper");
-    std::fs::copy(helper(), &copy).expect("copies");
-    let mut command = Command::new(&copy);
-    command.uid(UNPRIVILEGED).gid(UNPRIVILEGED).current_dir("/");
+    let (_place, command) = unprivileged();
     let spec =
         shell("id -u; echo x >/tmp/a && echo private; grep CapEff /proc/self/status; ls /proc/self/task | wc -l");
     let output = start(command, &spec, b"").wait_with_output().expect("ends");

@@ -28,6 +28,7 @@ use harmonia_core::retry::WaitPolicy;
 use harmonia_core::token::Incarnation;
 use harmonia_core::{ClaimToken, NodeId, chain};
 use harmonia_db::{Channel, ClaimedEvaluation, Db, DbError, Notice};
+use harmonia_egress::{Egress, EgressGrant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,8 @@ pub struct EvaluatorOptions {
     pub require_sandbox: bool,
     /// Whether the engine reaches the network, for flake inputs that are not in the store.
     pub network: bool,
+    /// What engines and git reach beside public addresses; git also the server of the project itself.
+    pub allow_hosts: Vec<EgressGrant>,
     /// Whether repositories may be fetched from `file://` URLs.
     pub allow_file_urls: bool,
     /// Engine processes of one evaluation.
@@ -180,6 +183,7 @@ pub(crate) struct Settings {
     nix_instantiate: PathBuf,
     nix_eval_jobs: Option<PathBuf>,
     confinement: Confinement,
+    egress: Egress,
     mirrors: Mirrors,
     /// What of this evaluator decides what a tree evaluates to.
     engine_id: String,
@@ -196,7 +200,7 @@ impl Settings {
             mirrors: self.mirrors.clone(),
             scratch_dir: self.scratch_dir(),
             allow_file_urls: self.options.allow_file_urls,
-            http: self.options.http.clone(),
+            egress: self.egress.clone(),
         }
     }
 
@@ -231,12 +235,7 @@ pub async fn run(
     let mut unheard: Option<ClaimToken> = None;
     // Ends with this function.
     let mut background = JoinSet::new();
-    background.spawn(source::keep_tidy(
-        settings.mirrors.clone(),
-        settings.git.clone(),
-        options.http.clone(),
-        drain.clone(),
-    ));
+    background.spawn(source::keep_tidy(settings.mirrors.clone(), settings.git.clone(), drain.clone()));
     let mut outcome = Ok(());
     let mut is_engine_known = false;
     while !drain.is_cancelled() && !abort.is_cancelled() {

@@ -153,6 +153,8 @@ impl GitCommand {
             "safe.directory=*",
             "advice.detachedHead=false",
             "http.followRedirects=initial",
+            // Where there is a proxy it is ours; it need not be asked first.
+            "http.proxyAuthMethod=basic",
             "http.lowSpeedLimit=1000",
             "http.lowSpeedTime=60",
         ];

@@ -77,6 +77,11 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ),
     ("eval.memory_max", "memory bound of one engine process"),
     ("eval.network", "whether the engine may reach the network (to fetch flake inputs)"),
+    (
+        "eval.allow_hosts",
+        "what engines, and git for submodules, reach beside public addresses: private:git.corp.example, \
+         http://127.0.0.1:3000, 10.20.0.0/16",
+    ),
     ("eval.require_sandbox", "refuse to evaluate when the kernel denies a wall of the sandbox"),
     ("intervals.heartbeat", "how often a node says that it lives"),
     ("intervals.node_dead_after", "silent for so long, a node counts as dead and its work is given to others"),

@@ -225,6 +225,8 @@ mod tests {
             ("[build\n", vec![], "FILE is not valid TOML"),
             ("[build]\ntimeout = \"soon\"\n", vec![], "'soon' is not a duration"),
             ("[node]\ncapabilities = [\"bilder\"]\n", vec![], "bilder"),
+            ("[eval]\nallow_hosts = [\"git.corp.example\"]\n", vec![], "write `private:` before it"),
+            ("[eval]\nallow_hosts = [\"10.0.0.1/8\"]\n", vec![], "the address has bits behind the network's"),
             ("", vec![("HARMONIA_CI__BUILD__TIMOUT", "3")], "did you mean 'build.timeout'?"),
             ("", vec![("HARMONIA_CI__BUILD__TIMEOUT", "soon")], "HARMONIA_CI__BUILD__TIMEOUT"),
         ] {

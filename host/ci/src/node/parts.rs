@@ -275,6 +275,7 @@ impl Parts {
             sandbox_helper: vec![own.into(), "sandbox-exec".into()],
             require_sandbox: config.eval.require_sandbox,
             network: config.eval.network,
+            allow_hosts: config.eval.allow_hosts.clone(),
             allow_file_urls: config.eval.allow_file_urls,
             workers: config.evaluator.workers as usize,
             max_evals: config.evaluator.max_evals as usize,

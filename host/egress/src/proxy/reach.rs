@@ -51,6 +51,11 @@ impl Session {
     pub async fn reach(&self, target: &Target) -> Result<TcpStream, TargetError> {
         self.way.reach(target).await
     }
+
+    /// Whether a target that has these addresses may be reached.
+    pub fn judge(&self, target: &Target, addresses: &[IpAddr]) -> Result<(), Refusal> {
+        self.way.rules.judge(target, addresses)
+    }
 }
 
 impl Way {
@@ -103,9 +108,36 @@ impl Way {
     /// been sent yet.
     fn check_is_elsewhere(&self, target: &Target, stream: &TcpStream) -> Result<(), Refusal> {
         let (Ok(own), Ok(other)) = (stream.local_addr(), stream.peer_addr()) else { return Ok(()) };
-        if own.ip() == other.ip() && AddressClass::of(other.ip()) == AddressClass::Public {
-            return self.rules.judge_as(target, other.ip(), AddressClass::Loopback);
-        }
-        Ok(())
+        self.rules.judge_as(target, other.ip(), class_seen(own.ip(), other.ip()))
+    }
+}
+
+/// What an address turned out to be for, once we are connected to it from `own`.
+fn class_seen(own: IpAddr, other: IpAddr) -> AddressClass {
+    match AddressClass::of(other) {
+        AddressClass::Public if own == other => AddressClass::Loopback,
+        class => class,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::EgressRules;
+
+    #[test]
+    fn a_public_address_of_this_machine_is_this_machine() {
+        let (own, other): (IpAddr, IpAddr) = (IpAddr::from([8, 8, 8, 8]), IpAddr::from([8, 8, 4, 4]));
+        let target = Target::of(&"https://ci.example/".parse().expect("a URL")).expect("a target");
+        let judge = |listed: &[&str], own| {
+            let allowed = listed.iter().map(|text| text.parse().expect("a grant")).collect();
+            let rules = EgressRules { allowed, setting: "eval.allow_hosts" };
+            rules.judge_as(&target, IpAddr::from([8, 8, 8, 8]), class_seen(own, IpAddr::from([8, 8, 8, 8])))
+        };
+        judge(&[], other).expect("another machine");
+        let refused = judge(&[], own).expect_err("this machine");
+        assert!(refused.to_string().contains("(this machine)"), "{refused}");
+        judge(&["private:ci.example"], own).expect("listed");
+        judge(&["8.8.8.8/32"], own).expect("listed");
     }
 }

@@ -171,8 +171,11 @@ async fn forward(way: &Way, mut client: TcpStream, mut server: TcpStream, reques
     let answering = async {
         let mut bytes = Vec::new();
         loop {
-            let Ok(Head { head, rest }) = head::read(&mut from_server, bytes, limits.head_bytes_max).await? else {
-                return Ok(Some("the server hung up, or the head of its answer is too long"));
+            let Head { head, rest } = match head::read(&mut from_server, bytes, limits.head_bytes_max).await? {
+                Ok(head) => head,
+                // Then so do we: the client knows what it makes of that.
+                Err(HeadError::Ended) => return Ok(None),
+                Err(HeadError::TooLong) => return Ok(Some("the head of the server's answer is too long")),
             };
             activity.notify_one();
             let Some((head, is_before)) = head::answer(&head) else {
@@ -190,7 +193,7 @@ async fn forward(way: &Way, mut client: TcpStream, mut server: TcpStream, reques
     };
     let problem = tokio::select! {
         () = sending => None,
-        answered = answering => answered.unwrap_or_else(|_| Some("the connection to the server broke")),
+        answered = answering => answered.unwrap_or(None),
         () = idle(&activity, limits.idle_time_max) => Some("nothing came from the server in time"),
     };
     match problem {

@@ -81,7 +81,7 @@ fn egress(allowed: &[String], resolver: Arc<dyn Resolver>, limits: EgressLimits)
 
 /// A session that listens to everybody, as in a namespace of its own, and its address.
 fn open(egress: &Egress) -> (Session, SocketAddr) {
-    let mut session = egress.session(None);
+    let mut session = egress.session(Vec::new());
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port");
     let address = listener.local_addr().expect("address");
     session.serve(listener).expect("serves");
@@ -166,7 +166,7 @@ async fn a_redirect_is_judged_like_any_request() {
     let answer = format!("HTTP/1.1 302 x\r\nLocation: http://{}/secret\r\nContent-Length: 0\r\n\r\n", hidden.address);
     let server = Server::start(answer.leak()).await;
     let listed = [format!("http://{}", server.address)];
-    let mut session = egress(&listed, Arc::new(crate::SystemResolver), EgressLimits::default()).session(None);
+    let mut session = egress(&listed, Arc::new(crate::SystemResolver), EgressLimits::default()).session(Vec::new());
     let proxy = session.serve_here().await.expect("serves");
     let output = tokio::process::Command::new("curl")
         .args(["--silent", "--show-error", "--location", "--proxy", &proxy, &format!("http://{}/", server.address)])
@@ -246,7 +246,7 @@ async fn a_proxy_on_the_machines_own_interface_is_for_who_knows_the_password() {
     let server = Server::start(HELLO).await;
     let url = format!("http://{}/", server.address);
     let allowed = EgressGrant::of_target(&crate::Target::of(&url.parse().expect("a URL")).expect("a target"));
-    let mut session = egress(&[], Arc::new(crate::SystemResolver), EgressLimits::default()).session(Some(allowed));
+    let mut session = egress(&[], Arc::new(crate::SystemResolver), EgressLimits::default()).session(vec![allowed]);
     let proxy = session.serve_here().await.expect("serves");
     let address = proxy.rsplit('@').next().expect("an address").parse().expect("an address");
     for header in ["", "Proxy-Authorization: Basic ZWdyZXNzOng=\r\n"] {

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
+use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
 use harmonia_nix::STORE_DIR;
 
 use super::engine::{Confinement, Engine, EngineError};
@@ -46,12 +48,15 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         None => PathBuf::from(STORE_DIR),
     };
     let engine_id = engine_id(&options, &nix_instantiate, nix_eval_jobs.as_deref()).await;
+    let rules = EgressRules { allowed: options.allow_hosts.clone(), setting: "eval.allow_hosts" };
+    let egress = Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default());
     let mut settings = Settings {
         engine_id,
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),
         walks_wanted: tokio::sync::Notify::new(),
         daemon,
         mirrors: Mirrors::new(options.state_dir.join("mirrors"), options.mirrors),
+        egress: egress.clone(),
         git,
         nix_instantiate,
         nix_eval_jobs,
@@ -59,7 +64,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
             helper: Some(options.sandbox_helper.clone()),
             daemon_socket: options.daemon_socket.clone(),
             store_dir,
-            network: options.network,
+            egress: options.network.then_some(egress),
             scratch_dir: options.state_dir.join("home"),
         },
         options,
@@ -85,7 +90,9 @@ async fn engine_id(options: &EvaluatorOptions, nix: &Path, nix_eval_jobs: Option
         let place = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
         parts.push(format!("{} {}", place.display(), version(program).await));
     }
-    parts.push(format!("ifd {}, network {}", options.allow_ifd, options.network));
+    let listed: Vec<String> = options.allow_hosts.iter().map(ToString::to_string).collect();
+    parts
+        .push(format!("ifd {}, network {} {}", options.allow_ifd, options.network, listed.join(" ")).trim().to_owned());
     parts.join("; ").chars().take(ENGINE_ID_CHARS_MAX).collect()
 }
 

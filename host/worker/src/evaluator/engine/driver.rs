@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 
 use harmonia_core::project_config::print_attr_path;
+use harmonia_egress::Refusal;
 use tokio::sync::mpsc;
 
 use super::line::{Evaluated, Limits, evaluated, no_derivation};
@@ -68,6 +69,8 @@ struct End {
     /// What it printed last.
     error: Option<String>,
     last_words: String,
+    /// What it was not let to on the network.
+    refused: Vec<Refusal>,
 }
 
 /// Works through the queue.
@@ -140,7 +143,7 @@ async fn run_one(
 ) -> Result<Option<(End, Option<String>)>, EngineError> {
     let nonce = nonce();
     let text = answers.expression(engine, &nonce, queue);
-    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), text)?;
+    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), text).await?;
     let mut output = Output::new(&nonce);
     let (mut stage, mut answered, mut found) = (Stage::Outside, 0, None);
     while let Some(line) = process.stderr.next().await? {
@@ -181,11 +184,12 @@ async fn run_one(
     }
     let last_words = output.last_words();
     let ended = process.ended(&last_words).await?;
+    let refused = process.refused();
     let error = output.error().filter(|_| matches!(ended.how, HowEnded::Exited(code) if code != 0));
     if error.is_none() || is_memory_short(engine, &ended) {
         log(events, output.release()).await?;
     }
-    Ok(Some((End { ended, stage, answered, error, last_words }, found)).filter(|_| !queue.is_empty()))
+    Ok(Some((End { ended, stage, answered, error, last_words, refused }, found)).filter(|_| !queue.is_empty()))
 }
 
 /// Lines for the log.
@@ -201,8 +205,24 @@ fn is_memory_short(engine: &Engine, ended: &Ended) -> bool {
     ended.peak_bytes.is_some_and(|peak| peak >= engine.memory_bytes_max / 2)
 }
 
-/// Why a process ended. Its own error is shown as it is, whatever the reason.
+/// Why a process ended, with what it was refused: its own error may say no more than that something could not be fetched.
 fn describe(engine: &Engine, end: &End) -> String {
+    with_refusals(describe_end(engine, end), &end.refused)
+}
+
+/// An error, and what was refused while it came about.
+pub(super) fn with_refusals(mut error: String, refused: &[Refusal]) -> String {
+    for refusal in refused.iter().map(ToString::to_string) {
+        if !error.contains(&refusal) {
+            error.push_str("\n\n");
+            error.push_str(&refusal);
+        }
+    }
+    error
+}
+
+/// Its own error is shown as it is, whatever the reason.
+fn describe_end(engine: &Engine, end: &End) -> String {
     let most = engine.memory_bytes_max >> 20;
     let used = end.ended.peak_bytes.filter(|_| is_memory_short(engine, &end.ended)).map(|peak| peak >> 20);
     match (end.ended.how, &end.error) {
@@ -231,7 +251,7 @@ pub(super) fn nonce() -> String {
 
 /// Whether plain Nix runs at all.
 pub(super) async fn try_out(engine: &Engine) -> Result<(), EngineError> {
-    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), "1".to_owned())?;
+    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), "1".to_owned()).await?;
     let mut output = Output::plain();
     while let Some(line) = process.stderr.next().await? {
         output.take(&line);
@@ -241,6 +261,7 @@ pub(super) async fn try_out(engine: &Engine) -> Result<(), EngineError> {
     if ended.how == HowEnded::Exited(0) {
         return Ok(());
     }
-    let end = End { ended, stage: Stage::Outside, answered: 0, error: output.error(), last_words };
+    let (error, refused) = (output.error(), process.refused());
+    let end = End { ended, stage: Stage::Outside, answered: 0, error, last_words, refused };
     Err(EngineError::Failed(describe(engine, &end)))
 }

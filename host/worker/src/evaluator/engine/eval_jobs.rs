@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 
+use harmonia_egress::Refusal;
 use tokio::sync::mpsc;
 
-use super::driver::{log, nonce};
+use super::driver::{log, nonce, with_refusals};
 use super::expression::{NAMES_MEMBER, TASK_PREFIX, member_name};
 use super::line::{EngineLine, Evaluated, Limits, evaluated, no_derivation, parse_line};
 use super::names::{Members, NoDerivation, Task, empty, judge_value, read_json, too_deep, too_many};
@@ -43,7 +44,8 @@ pub(super) async fn evaluate(
             let end = runs.run(std::slice::from_ref(first)).await?;
             if let Some(task) = runs.open.remove(&first.path) {
                 runs.done.insert(task.path.clone());
-                runs.line(task.path, Err(presentable(&end.error()))).await?;
+                let error = with_refusals(presentable(&end.error()), &end.refused);
+                runs.line(task.path, Err(error)).await?;
             }
         }
     }
@@ -73,6 +75,7 @@ struct RunEnd {
     /// Exit code 0.
     is_clean: bool,
     last_words: String,
+    refused: Vec<Refusal>,
 }
 
 impl RunEnd {
@@ -106,7 +109,7 @@ impl Runs<'_> {
         let text = expression::selection(&nonce, &self.engine.flake, DEPTH_MAX, tasks);
         let mut arguments = self.arguments();
         arguments.extend(["--expr".into(), text.into()]);
-        let mut process = Process::start(self.engine, self.program, arguments, String::new())?;
+        let mut process = Process::start(self.engine, self.program, arguments, String::new()).await?;
         let mut output = Output::hiding(&nonce);
         let mut number = 0;
         let (mut stdout_open, mut stderr_open) = (true, true);
@@ -121,7 +124,7 @@ impl Runs<'_> {
                 (true, Some(line)) => {
                     number += 1;
                     match parse_line(number, &line) {
-                        Ok(line) => self.take(&nonce, tasks, line).await?,
+                        Ok(line) => self.take(&nonce, tasks, line, &process.refused()).await?,
                         // Whichever attribute it was of is missing, and asked for again.
                         Err(error) => {
                             let text = format!("nix-eval-jobs: {}", harmonia_core::chain(&error));
@@ -135,10 +138,16 @@ impl Runs<'_> {
         log(self.events, output.release()).await?;
         let last_words = output.last_words();
         let ended = process.ended(&last_words).await?;
-        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words })
+        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words, refused: process.refused() })
     }
 
-    async fn take(&mut self, nonce: &str, tasks: &[Task], line: EngineLine) -> Result<(), EngineError> {
+    async fn take(
+        &mut self,
+        nonce: &str,
+        tasks: &[Task],
+        line: EngineLine,
+        refused: &[Refusal],
+    ) -> Result<(), EngineError> {
         let mut path = line.attr_path.into_iter();
         let root = path.next().and_then(|name| tasks.get(name.strip_prefix(TASK_PREFIX)?.parse::<usize>().ok()?));
         let Some(root) = root else { return Ok(()) };
@@ -158,7 +167,12 @@ impl Runs<'_> {
             Ok(found) => self.line(path, Ok(found)).await,
             Err(error) => match said(nonce, &error) {
                 Some((tag, json)) => self.no_derivation(task, tag, json.as_bytes()).await,
-                None => self.line(path, Err(presentable(&error))).await,
+                None => {
+                    // The process evaluates others, too: what belongs to this one is what its error names.
+                    let its = |refusal: &&Refusal| error.contains(&refusal.target.host.to_string());
+                    let refused: Vec<Refusal> = refused.iter().filter(its).cloned().collect();
+                    self.line(path, Err(with_refusals(presentable(&error), &refused))).await
+                }
             },
         }
     }

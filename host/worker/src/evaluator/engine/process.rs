@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
-use harmonia_sandbox::{Bind, Limits, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec, TextFile, User};
+use harmonia_egress::{Egress, Refusal, Session};
+use harmonia_sandbox::{Bind, Limits, Network, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec, TextFile, User};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::{Engine, EngineError};
@@ -17,6 +20,8 @@ const LINE_BYTES_MAX: usize = 32 << 20;
 /// Where the daemon's socket is inside.
 const SOCKET_INSIDE: &str = "/run/harmonia/daemon.socket";
 const HOME_INSIDE: &str = "/home/engine";
+/// Where the egress proxy listens inside, in a network that has nothing else.
+const EGRESS_PORT: u16 = 3_128;
 /// Temporary files: fetched archives are unpacked there.
 const PRIVATE_BYTES: u64 = 4 << 30;
 /// Real user and group of the engine when we are root: ids that no distribution hands out, so that limits of processes
@@ -33,8 +38,8 @@ pub(crate) struct Confinement {
     pub(crate) daemon_socket: PathBuf,
     /// Where the files of `/nix/store` are on the host.
     pub(crate) store_dir: PathBuf,
-    /// Whether the engine reaches the network (flake inputs that are not in the store).
-    pub(crate) network: bool,
+    /// How the engine reaches the network (flake inputs that are not in the store). `None`: not at all.
+    pub(crate) egress: Option<Egress>,
     /// Working directory and home when there is no sandbox.
     pub(crate) scratch_dir: PathBuf,
 }
@@ -45,6 +50,8 @@ pub(super) struct Process {
     group: Option<rustix::process::Pid>,
     /// Where the sandbox says how much memory was used.
     usage: Option<tempfile::NamedTempFile>,
+    /// Its way to the network; that ends with it.
+    session: Option<Session>,
     pub(super) stdout: Lines<ChildStdout>,
     pub(super) stderr: Lines<ChildStderr>,
 }
@@ -65,7 +72,7 @@ pub(super) enum HowEnded {
 
 impl Process {
     /// Starts `program` with this on its standard input.
-    pub(super) fn start(
+    pub(super) async fn start(
         engine: &Engine,
         program: &Path,
         arguments: Vec<OsString>,
@@ -77,6 +84,7 @@ impl Process {
         };
         let mut header = Vec::new();
         let mut usage = None;
+        let mut session = engine.confinement.egress.as_ref().map(|egress| egress.session(Vec::new()));
         let mut command = if let Some(helper) = &engine.confinement.helper {
             let mut spec = specification(engine, program, &arguments);
             let file = tempfile::NamedTempFile::new_in(&engine.confinement.scratch_dir).map_err(failed(program))?;
@@ -89,19 +97,41 @@ impl Process {
         } else {
             let mut command = Command::new(program);
             let (scratch, socket) = (&engine.confinement.scratch_dir, &engine.confinement.daemon_socket);
-            let environment = environment(engine, program, &socket.to_string_lossy(), &scratch.to_string_lossy());
+            // Nothing holds it to the proxy here, but what asks the proxy is held to the rules.
+            let proxy = match &mut session {
+                Some(session) => Some(session.serve_here().await.map_err(failed(program))?),
+                None => None,
+            };
+            let (socket, home) = (socket.to_string_lossy(), scratch.to_string_lossy());
+            let environment = environment(engine, program, &socket, &home, proxy.as_deref());
             command.args(&arguments).env_clear().current_dir(scratch).envs(environment);
             command
         };
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        // A socket, so that the sandbox can hand its listener to us.
+        let (mut stdin, theirs) = std::os::unix::net::UnixStream::pair()
+            .and_then(|(ours, theirs)| {
+                ours.set_nonblocking(true)?;
+                Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
+            })
+            .map_err(failed(program))?;
+        command.stdin(theirs).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let started = engine.confinement.helper.as_ref().map_or(program, |helper| Path::new(&helper[0]));
         let mut child = command.spawn().map_err(failed(started))?;
+        // It holds the other end of the standard input, whose end would not show otherwise.
+        drop(command);
         let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(failed(started)(io::Error::other("its standard streams are missing")));
         };
+        let mut process = Self { child, group, usage, session, stdout: Lines::new(stdout), stderr: Lines::new(stderr) };
+        if let (Some(session), Some(_)) = (&mut process.session, &engine.confinement.helper) {
+            // A sandbox that cannot be set up says why in how it ends.
+            if stdin.write_all(&std::mem::take(&mut header)).await.is_ok()
+                && let Some(listener) = receive_listener(&stdin).await.map_err(failed(started))?
+            {
+                session.serve(listener).map_err(failed(started))?;
+            }
+        }
         // Beside reading, or a process that prints before it has read everything would wait for us, and we for it. That
         // it ends without reading everything shows in how it ends.
         tokio::spawn(async move {
@@ -109,7 +139,12 @@ impl Process {
                 drop(stdin.shutdown().await);
             }
         });
-        Ok(Self { child, group, usage, stdout: Lines::new(stdout), stderr: Lines::new(stderr) })
+        Ok(process)
+    }
+
+    /// What it was refused of the network.
+    pub(super) fn refused(&self) -> Vec<Refusal> {
+        self.session.as_ref().map(Session::refused).unwrap_or_default()
     }
 
     /// Waits for its end. A sandbox that could not be set up is an error, for which `last_words` is the reason.
@@ -135,7 +170,26 @@ impl Drop for Process {
     }
 }
 
-fn environment(engine: &Engine, program: &Path, socket: &str, home: &str) -> Vec<(String, String)> {
+async fn receive_listener(socket: &UnixStream) -> io::Result<Option<std::net::TcpListener>> {
+    loop {
+        socket.readable().await?;
+        let receive = || harmonia_sandbox::proxied::receive_listener(socket.as_fd());
+        match socket.try_io(tokio::io::Interest::READABLE, receive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It ended before it had read everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            received => return received,
+        }
+    }
+}
+
+fn environment(
+    engine: &Engine,
+    program: &Path,
+    socket: &str,
+    home: &str,
+    proxy: Option<&str>,
+) -> Vec<(String, String)> {
     let mut path = "/usr/local/bin:/usr/bin:/bin".to_owned();
     if let Some(directory) = program.parent() {
         path = format!("{}:{path}", directory.display());
@@ -145,6 +199,9 @@ fn environment(engine: &Engine, program: &Path, socket: &str, home: &str) -> Vec
          pure-eval = true\nconnect-timeout = 15\nallow-import-from-derivation = {}\n",
         engine.allow_ifd
     );
+    // What libcurl reads: Nix and git fetch with it.
+    let proxies = ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let proxies = proxy.into_iter().flat_map(|proxy| proxies.map(|name| (name, proxy)));
     [
         ("PATH", path.as_str()),
         ("HOME", home),
@@ -159,12 +216,16 @@ fn environment(engine: &Engine, program: &Path, socket: &str, home: &str) -> Vec
         ("GIT_CONFIG_NOSYSTEM", "1"),
         ("GIT_TERMINAL_PROMPT", "0"),
     ]
+    .into_iter()
+    .chain(proxies)
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .to_vec()
+    .collect()
 }
 
 fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> SandboxSpec {
     let confinement = &engine.confinement;
+    let proxy = confinement.egress.as_ref().map(|_| format!("http://127.0.0.1:{EGRESS_PORT}"));
+    let environment = environment(engine, program, SOCKET_INSIDE, HOME_INSIDE, proxy.as_deref());
     let mut spec = SandboxSpec {
         binds: vec![
             Bind::at(&confinement.store_dir, harmonia_nix::STORE_DIR),
@@ -176,13 +237,13 @@ fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> San
             .to_vec(),
         dev: true,
         proc: true,
-        env: environment(engine, program, SOCKET_INSIDE, HOME_INSIDE).into_iter().collect(),
+        env: environment.into_iter().collect(),
         argv: std::iter::once(program.as_os_str())
             .chain(arguments.iter().map(OsString::as_os_str))
             .map(|argument| argument.to_string_lossy().into_owned())
             .collect(),
         cwd: HOME_INSIDE.into(),
-        network: confinement.network,
+        network: proxy.map_or(Network::None, |_| Network::Proxied { port: EGRESS_PORT }),
         limits: Limits {
             memory_bytes: Some(engine.memory_bytes_max),
             processes: Some(1_024),

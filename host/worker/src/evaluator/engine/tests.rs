@@ -1,5 +1,6 @@
 //! The engine with the real Nix, a real store daemon and the real sandbox. The helper is this crate's example.
 
+mod egress;
 mod eval_jobs;
 mod printed;
 mod pure;
@@ -66,7 +67,7 @@ impl World {
                 helper: Some(helper()),
                 daemon_socket: daemon.socket(),
                 store_dir: daemon.store.root().join("nix/store"),
-                network: false,
+                egress: None,
                 scratch_dir: "/tmp".into(),
             },
             flake,

@@ -10,6 +10,7 @@ mod mirrors;
 mod submodules;
 mod touched;
 mod trouble;
+mod way;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use harmonia_core::forge::CloneCredential;
 use harmonia_core::git::{self, FETCHED_SCHEMES, FLAKE_DIR_REF, RefNameFlaw, UrlFlaw};
 use harmonia_core::project_config::Dialect;
 use harmonia_core::without_credentials;
+use harmonia_egress::{Egress, Refusal};
 use tempfile::TempDir;
 use url::Url;
 
@@ -28,6 +30,7 @@ pub use mirrors::MirrorLimits;
 pub(crate) use mirrors::{Mirrors, keep_tidy};
 use submodules::Submodules;
 pub(crate) use touched::{ancestors, touches};
+use way::Way;
 
 /// One git command may take this long; what bounds an evaluation is usually shorter.
 const TIMEOUT: Duration = Duration::from_mins(30);
@@ -46,8 +49,8 @@ pub(crate) struct GitSources {
     pub(crate) scratch_dir: PathBuf,
     /// Whether `file://` URLs may be fetched (demo, tests, local use).
     pub(crate) allow_file_urls: bool,
-    /// To ask servers of which git fetched nothing whether they are there at all.
-    pub(crate) http: reqwest::Client,
+    /// What servers may be reached beside a project's own.
+    pub(crate) egress: Egress,
 }
 
 /// Where a commit comes from.
@@ -151,6 +154,12 @@ pub(crate) enum GitError {
     /// The server says no.
     #[error("{server} does not give out the repository: {message}. {advice}")]
     Refused { server: String, message: String, advice: &'static str },
+    /// The server must not be reached.
+    #[error(transparent)]
+    Forbidden(Refusal),
+    /// The proxy.
+    #[error("the egress proxy for git could not listen on this machine's loopback interface")]
+    Egress(#[source] std::io::Error),
     /// The directories.
     #[error("could not prepare {}", path.display())]
     Directory {
@@ -214,16 +223,17 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
             let kept = temporary(&sources.scratch_dir, "bundle-")?;
             // Git takes a bundle for a repository of this machine.
             let transports = Transports::ServersAndFiles;
+            let way = Way::open(&sources.egress, None).await?;
             let git = Git {
                 program: &sources.git,
                 repository: kept.path(),
                 transports,
                 authorization: None,
-                http: &sources.http,
+                way: Some(&way),
             };
             git.make_bare(wanted.commit).await?;
             let commit = git.fetch_bundle(bundle, wanted.commit, wanted.branch).await?;
-            let checkout = git.check_out_all(sources, commit, None, wanted, None).await?;
+            let checkout = git.check_out_all(sources, &way, commit, None, wanted, None).await?;
             Ok(Checkout { flake_dir: git.sent_flake_dir().await, ..checkout })
         }
         Origin::Url(url) => {
@@ -232,13 +242,14 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
                 |scope| wanted.credential.and_then(|credential| credential::authorization(url, credential, scope));
             let of_server = authorization(Scope::Server);
             let mirror = sources.mirrors.enter(&mirrors::name(of_server.is_some(), url)).await;
+            let way = Way::open(&sources.egress, Some(&parsed)).await?;
             let transports = if sources.allow_file_urls { Transports::ServersAndFiles } else { Transports::Servers };
             let git = Git {
                 program: &sources.git,
                 repository: mirror.path(),
                 transports,
                 authorization: of_server.as_ref(),
-                http: &sources.http,
+                way: Some(&way),
             };
             let fetching = mirror.fetching().await;
             git.prepare_mirror(wanted.commit).await?;
@@ -246,7 +257,7 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
             drop(fetching);
             let of_owner = if wanted.private_submodules { authorization(Scope::Owner) } else { None };
             let from = Some((&parsed, of_owner.as_ref()));
-            git.check_out_all(sources, commit, merged, wanted, from).await
+            git.check_out_all(sources, &way, commit, merged, wanted, from).await
         }
     }
 }
@@ -269,7 +280,8 @@ struct Git<'a> {
     /// For what fetches.
     transports: Transports,
     authorization: Option<&'a credential::Authorization>,
-    http: &'a reqwest::Client,
+    /// For what fetches.
+    way: Option<&'a Way>,
 }
 
 impl Git<'_> {
@@ -340,7 +352,13 @@ impl Git<'_> {
 
     async fn fetch(&self, url: &str, refspecs: &[&str]) -> Result<(), GitError> {
         let fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--prune", "--", url];
-        self.run("fetch", fetch.iter().chain(refspecs)).await.map(drop)
+        let refused = || self.way.map(|way| way.session.refused()).unwrap_or_default();
+        let before = refused();
+        let fetched = self.run("fetch", fetch.iter().chain(refspecs)).await.map(drop);
+        fetched.map_err(|error| match self.way.and_then(|way| way.refusal(url, &before)) {
+            Some(refusal) => GitError::Forbidden(refusal),
+            None => error,
+        })
     }
 
     /// The full hash of a commit that is here.
@@ -355,6 +373,7 @@ impl Git<'_> {
     async fn check_out_all(
         &self,
         sources: &GitSources,
+        way: &Way,
         commit: String,
         merged: Option<Merged>,
         wanted: &Wanted<'_>,
@@ -377,6 +396,7 @@ impl Git<'_> {
         self.check_out(dir.path(), &commit).await?;
         let submodules = Submodules {
             sources,
+            way,
             // A stranger decides what is written there, not what may be reached.
             transports: if wanted.merge.is_some() { Transports::Http } else { Transports::Servers },
             of_owner: from.and_then(|(_, of_owner)| of_owner),
@@ -395,7 +415,7 @@ impl Git<'_> {
 
     /// The files of a commit of this repository.
     async fn check_out(&self, dir: &Path, commit: &str) -> Result<(), GitError> {
-        let work = Git { repository: dir, authorization: None, transports: Transports::None, ..*self };
+        let work = Git { repository: dir, authorization: None, transports: Transports::None, way: None, ..*self };
         let format = if commit.len() == 64 { "sha256" } else { "sha1" };
         work.run("init", ["init", "--quiet", "--template=", "--object-format", format, "."]).await?;
         let failed = |path: PathBuf| |cause| GitError::Directory { path, cause };
@@ -412,9 +432,16 @@ impl Git<'_> {
         let fetches = matches!(name, "fetch" | trouble::LS_REMOTE);
         let transports = if fetches { self.transports } else { Transports::None };
         let command = GitCommand::server(self.program, self.repository, name, transports).time_max(TIMEOUT);
+        if !fetches {
+            return command;
+        }
+        let command = match self.way {
+            Some(way) => way.apply(command),
+            None => command,
+        };
         match self.authorization {
-            Some(authorization) if fetches => authorization.apply(command),
-            _ => command,
+            Some(authorization) => authorization.apply(command),
+            None => command,
         }
     }
 

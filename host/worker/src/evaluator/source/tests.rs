@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
+
+use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
 
 use super::*;
 
@@ -62,13 +65,20 @@ impl Repositories {
             ),
             scratch_dir: self.dir.path().join("scratch"),
             allow_file_urls,
-            http: reqwest::Client::new(),
+            egress: egress(&["127.0.0.0/8"]),
         }
     }
 
     pub(in crate::evaluator) fn url(&self, name: &str) -> Origin {
         Origin::Url(format!("file://{}", self.dir.path().join(name).display()))
     }
+}
+
+/// A way to public addresses and to these.
+pub(in crate::evaluator) fn egress(listed: &[&str]) -> Egress {
+    let allowed = listed.iter().map(|text| text.parse().expect("a grant")).collect();
+    let rules = EgressRules { allowed, setting: "eval.allow_hosts" };
+    Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default())
 }
 
 fn wanted<'a>(commit: Option<&'a str>, branch: &'a str) -> Wanted<'a> {

@@ -117,7 +117,7 @@ impl Mirrors {
 
     /// Removes mirrors that are too many, too big, or not used, and packs those that changed. What is in use is left for
     /// the next time.
-    pub(crate) async fn tidy(&self, git: &Path, http: &reqwest::Client, now: SystemTime) -> Result<(), GitError> {
+    pub(crate) async fn tidy(&self, git: &Path, now: SystemTime) -> Result<(), GitError> {
         let dir = self.0.dir.clone();
         let failed = |cause| GitError::Directory { path: self.0.dir.clone(), cause };
         let listed = tokio::task::spawn_blocking(move || list(&dir, now)).await;
@@ -137,8 +137,13 @@ impl Mirrors {
             };
             let path = self.0.dir.join(&name);
             if path.exists() {
-                let git =
-                    Git { program: git, repository: &path, transports: Transports::None, authorization: None, http };
+                let git = Git {
+                    program: git,
+                    repository: &path,
+                    transports: Transports::None,
+                    authorization: None,
+                    way: None,
+                };
                 git.tidy_mirror(now, GROWTH_BYTES).await?;
             }
         }
@@ -147,9 +152,9 @@ impl Mirrors {
 }
 
 /// Looks at mirrors until `shutdown`: after fetches, and from time to time.
-pub(crate) async fn keep_tidy(mirrors: Mirrors, git: PathBuf, http: reqwest::Client, shutdown: CancellationToken) {
+pub(crate) async fn keep_tidy(mirrors: Mirrors, git: PathBuf, shutdown: CancellationToken) {
     loop {
-        if let Err(error) = mirrors.tidy(&git, &http, SystemTime::now()).await {
+        if let Err(error) = mirrors.tidy(&git, SystemTime::now()).await {
             tracing::warn!(error = %harmonia_core::chain(&error), "Could not tidy the mirrors of repositories");
         }
         let told = async {

@@ -2,7 +2,8 @@
 //!
 //! What counts is what the commit has: an entry that is a submodule (a gitlink) whose address `.gitmodules` names. Each is
 //! fetched into a mirror, as the repository itself is. What cannot be had stays empty, with a warning: a flake that reads
-//! it does not evaluate, and most do not read it. What must not be had (of this machine), or cannot because of how the commit
+//! it does not evaluate, and most do not read it; so does what the egress proxy refuses (`way.rs`). What must not be had (of
+//! this machine), or cannot because of how the commit
 //! was sent, is an error that says so.
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use url::Url;
 
 use super::credential::Authorization;
 use super::mirrors::{self, InUse};
+use super::way::Way;
 use super::{FETCHED, Git, GitError, GitSources, no_commit, trouble};
 use crate::git::Transports;
 
@@ -28,10 +30,13 @@ const HEADS: &str = "+refs/heads/*:refs/fetched/heads/*";
 const FROM_THIS_MACHINE: &str = "a submodule must not come from this machine; give it an address that others have, too";
 const SENT_LOCALLY: &str = "its address is relative to where the repository was cloned from, and this commit was sent from a \
     local repository; evaluate the git URL, or give the submodule a whole address in .gitmodules";
+const NOT_PROXIED: &str = "only http and https are fetched from servers other than the project's own; give it an https address \
+    in .gitmodules";
 
 /// How submodules are fetched.
 pub(super) struct Submodules<'a> {
     pub(super) sources: &'a GitSources,
+    pub(super) way: &'a Way,
     pub(super) transports: Transports,
     /// For those beside the repository.
     pub(super) of_owner: Option<&'a Authorization>,
@@ -202,6 +207,10 @@ impl Submodules<'_> {
             _ => &["https", "http", "ssh", "git"],
         };
         match git::check_url(&whole, schemes) {
+            // What goes around the proxy may go where the project itself is, and nowhere else.
+            Ok(url) if matches!(url.scheme(), "ssh" | "git") && !self.way.is_own_server(&url) => {
+                Err(Missing::Warn(NOT_PROXIED.to_owned()))
+            }
             Ok(url) => Ok(url),
             Err(UrlFlaw::OwnMachine) => Err(refuse(FROM_THIS_MACHINE)),
             Err(_) if whole.starts_with('/') => Err(refuse(FROM_THIS_MACHINE)),
@@ -210,13 +219,7 @@ impl Submodules<'_> {
     }
 
     fn git<'g>(&'g self, repository: &'g Path, authorization: Option<&'g Authorization>) -> Git<'g> {
-        Git {
-            program: &self.sources.git,
-            repository,
-            transports: self.transports,
-            authorization,
-            http: &self.sources.http,
-        }
+        Git { program: &self.sources.git, repository, transports: self.transports, authorization, way: Some(self.way) }
     }
 }
 

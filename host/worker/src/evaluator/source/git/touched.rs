@@ -60,7 +60,7 @@ async fn in_mirror(
                 repository: mirror.path(),
                 transports: Transports::None,
                 authorization: None,
-                http: &sources.http,
+                way: None,
             };
             match git.run(command, arguments).await {
                 Err(GitError::Failed { status, .. }) if status != Some(DIFFERS) => {}

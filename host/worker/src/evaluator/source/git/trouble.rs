@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
+use harmonia_egress::{Refusal, TargetError};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{Git, GitError};
+use super::{Git, GitError, way};
 use crate::evaluator::later::{is_temporary, retry_after};
 use crate::remote_heads::refs;
 
@@ -32,6 +33,7 @@ fn names(listed: &str, reference: &str) -> bool {
 enum Knock {
     There,
     Away { message: String, retry_after: Option<Duration> },
+    Forbidden(Refusal),
 }
 
 impl Git<'_> {
@@ -59,6 +61,7 @@ impl Git<'_> {
             (Knock::Away { message, retry_after }, _) => {
                 return GitError::Unavailable { server, message, retry_after };
             }
+            (Knock::Forbidden(refusal), _) => return GitError::Forbidden(refusal),
             (Knock::There, Some(code)) => {
                 let message = format!("it answered with HTTP {code}");
                 return GitError::Unavailable { server, message, retry_after: None };
@@ -110,6 +113,16 @@ impl Git<'_> {
         if !matches!(remote.scheme(), "http" | "https") {
             return knock_port(remote).await;
         }
+        let Some(way) = self.way else { return Knock::There };
+        // Before anything is asked: what the proxy says of a server that takes no connection is not that server's answer.
+        if let Some(target) = way::target(remote) {
+            match way.session.reach(&target).await {
+                Ok(_) => {}
+                Err(TargetError::Refused(refusal)) => return Knock::Forbidden(refusal),
+                Err(error) => return Knock::Away { message: harmonia_core::chain(&error), retry_after: None },
+            }
+        }
+        let Ok(client) = way.client() else { return Knock::There };
         let mut refs = remote.clone();
         refs.set_path(&format!("{}/info/refs", remote.path().trim_end_matches('/')));
         refs.set_query(Some("service=git-upload-pack"));
@@ -118,7 +131,7 @@ impl Git<'_> {
         if bare.is_err() {
             return Knock::There;
         }
-        match self.http.get(refs).timeout(KNOCK_TIMEOUT).send().await {
+        match client.get(refs).timeout(KNOCK_TIMEOUT).send().await {
             Ok(answer) if is_temporary(answer.status().as_u16()) => Knock::Away {
                 message: format!("it answers with HTTP {}", answer.status().as_u16()),
                 retry_after: retry_after(answer.headers()),
@@ -132,10 +145,10 @@ impl Git<'_> {
     }
 }
 
-/// Whether an error alone says that the server is away, so that nothing else need be asked of it.
+/// Whether an error alone says that the server is away or must not be reached, so that nothing else need be asked of it.
 pub(super) fn is_clearly_away(error: &GitError) -> bool {
     match error {
-        GitError::Timeout { .. } => true,
+        GitError::Timeout { .. } | GitError::Forbidden(_) => true,
         GitError::Failed { message, .. } => http_code(message).is_some_and(is_temporary),
         _ => false,
     }

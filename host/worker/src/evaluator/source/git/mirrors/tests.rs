@@ -88,12 +88,12 @@ async fn a_mirror_of_many_fetches_is_packed_and_forgets() {
         world.git("repo", &["update-ref", "refs/heads/main", &commit]);
         assert_eq!(head(&world, &sources, "main").await.expect("there"), commit);
     }
-    let (git, http, now) = (Path::new("git"), reqwest::Client::new(), SystemTime::now());
+    let (git, now) = (Path::new("git"), SystemTime::now());
     let in_use = sources.mirrors.enter(&mirror.file_name().expect("name").to_string_lossy()).await;
-    sources.mirrors.tidy(git, &http, now).await.expect("nothing is done to what is in use");
+    sources.mirrors.tidy(git, now).await.expect("nothing is done to what is in use");
     assert!(loose(&mirror) > LOOSE_MAX);
     drop(in_use);
-    sources.mirrors.tidy(git, &http, now).await.expect("tidies");
+    sources.mirrors.tidy(git, now).await.expect("tidies");
     assert!(loose(&mirror) < 10, "{}", git_in(&mirror, &["count-objects", "-v"]));
     git_in(&mirror, &["fsck", "--strict"]);
     let wanted = Wanted { commit: Some(&first), branch: "main", ..Wanted::default() };
@@ -105,7 +105,7 @@ async fn a_mirror_of_many_fetches_is_packed_and_forgets() {
     std::fs::write(mirror.join(SIZE_FILE), "0").expect("file");
     std::fs::write(mirror.join("objects/pack/tmp_pack_of_a_git_that_was_killed"), vec![0; 1 << 20]).expect("file");
     let mirror_git =
-        Git { program: git, repository: &mirror, transports: Transports::None, authorization: None, http: &http };
+        Git { program: git, repository: &mirror, transports: Transports::None, authorization: None, way: None };
     mirror_git.tidy_mirror(later, 0).await.expect("tidies");
     assert!(!mirror.join("objects/pack/tmp_pack_of_a_git_that_was_killed").exists());
     assert_eq!(git_in(&mirror, &["for-each-ref", "refs/commits"]), "");
@@ -135,7 +135,7 @@ async fn mirrors_that_nobody_uses_go_and_those_in_use_stay() {
     }
     std::fs::create_dir(world.dir.path().join("mirrors").join([DOOMED, "x"].concat())).expect("left by a crash");
     let in_use = sources.mirrors.enter(&mirror("used")).await;
-    let tidy = async || sources.mirrors.tidy(Path::new("git"), &reqwest::Client::new(), now).await.expect("tidies");
+    let tidy = async || sources.mirrors.tidy(Path::new("git"), now).await.expect("tidies");
     tidy().await;
     let left = |world: &Repositories| {
         let mut names: Vec<String> = mirrors_in(world)

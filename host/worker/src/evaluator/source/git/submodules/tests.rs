@@ -1,9 +1,9 @@
 //! Submodules that cannot be fetched, and some that can.
 
 use super::*;
-use crate::evaluator::source::tests::Repositories;
+use crate::evaluator::source::tests::{Repositories, egress};
 use crate::evaluator::source::{Checkout, MergeWanted, Origin, Wanted, checkout};
-use crate::test_parts::GitServer;
+use crate::test_parts::{GitServer, Mood};
 
 const NOWHERE: &str = "1111111111111111111111111111111111111111";
 
@@ -170,10 +170,109 @@ async fn strangers_submodules_come_over_http_only() {
     };
     let found = checkout(&world.sources(true), &world.url("repo"), &wanted).await.expect("merges");
     assert!(found.warnings[0].contains("its scheme"), "{:?}", found.warnings);
-    // One that we trust is asked, and nobody listens there.
+    // Also one that we trust: no proxy carries it.
     let trusted = Wanted { merge: None, ..wanted };
-    let error = checkout(&world.sources(true), &world.url("repo"), &trusted).await.expect_err("away");
-    assert!(matches!(error, GitError::Unavailable { .. }), "{error:?}");
+    let found = checkout(&world.sources(true), &world.url("repo"), &trusted).await.expect("checks out");
+    assert!(found.warnings[0].contains("servers other than the project's own"), "{:?}", found.warnings);
+}
+
+#[tokio::test]
+async fn what_no_proxy_carries_is_fetched_from_the_projects_own_server_alone() {
+    let world = Repositories::new();
+    let sources = world.sources(false);
+    for (own, written, transports, expected) in [
+        ("ssh://git@h.example/a/x", "../lib", Transports::Servers, Some("ssh://git@h.example/a/lib")),
+        (
+            "ssh://git@h.example:22022/a/x",
+            "ssh://h.example:22022/b",
+            Transports::Servers,
+            Some("ssh://h.example:22022/b"),
+        ),
+        ("git://h.example/a/x", "git://h.example/b", Transports::Servers, Some("git://h.example/b")),
+        ("git://h.example/a/x", "ssh://h.example/b", Transports::Servers, None),
+        ("git://h.example/a/x", "git://other.example/b", Transports::Servers, None),
+        ("git://h.example/a/x", "git://h.example:1/b", Transports::Servers, None),
+        ("git://h.example/a/x", "git://h.example/b", Transports::Http, None),
+        ("https://h.example/a/x", "git://other.example/b", Transports::Servers, None),
+        ("https://h.example/a/x", "https://other.example/b", Transports::Servers, Some("https://other.example/b")),
+    ] {
+        let own = Url::parse(own).expect("a URL");
+        let way = Way::open(&sources.egress, Some(&own)).await.expect("listens");
+        let submodules = Submodules { sources: &sources, way: &way, transports, of_owner: None, waits: false };
+        let place = Place {
+            dir: world.dir.path().to_owned(),
+            shown: String::new(),
+            repository: world.dir.path().to_owned(),
+            _in_use: None,
+            commit: NOWHERE.to_owned(),
+            origin: Some(own.clone()),
+            depth: 0,
+        };
+        let address = submodules.address(&place, written, "x").ok();
+        assert_eq!(address.as_ref().map(Url::as_str), expected, "{own} {written}");
+    }
+}
+
+// Git fetches from the server while the test waits for it, so the server needs a thread of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submodule_comes_from_public_addresses_the_projects_own_server_and_what_is_listed() {
+    let world = Repositories::new();
+    let inner = world.create("inner");
+    std::fs::write(inner.join("a"), "inner").expect("file");
+    let commit = world.commit("inner", "inner");
+    let (own, other) = (GitServer::start(world.dir.path(), None).await, GitServer::start(world.dir.path(), None).await);
+    let elsewhere = format!("http://{}/inner/.git", other.address);
+    let named = format!("http://localhost:{}/inner/.git", other.address.rsplit(':').next().expect("a port"));
+    let beside = format!("http://{}/inner/.git", own.address);
+    for (name, url, listed, is_filled) in [
+        ("elsewhere", &elsewhere, vec![], false),
+        ("named", &named, vec![], false),
+        ("neighbour", &elsewhere, vec![format!("http://{}", own.address)], false),
+        ("beside", &beside, vec![], true),
+        ("listed", &elsewhere, vec![format!("http://{}", other.address)], true),
+    ] {
+        let top = repository(&world, name, &[("sub", &commit)], Some(&module("sub", "sub", url)));
+        let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
+        let mut sources = world.sources(false);
+        sources.egress = egress(&listed);
+        let wanted = Wanted { commit: Some(&top), branch: "main", waits_for_submodules: true, ..Wanted::default() };
+        let origin = Origin::Url(format!("http://{}/{name}/.git", own.address));
+        let found = checkout(&sources, &origin, &wanted).await.expect("checks out with or without");
+        assert_eq!(found.dir.path().join("sub/a").exists(), is_filled, "{name}: {:?}", found.warnings);
+        if is_filled {
+            assert_eq!(found.warnings, Vec::<String>::new(), "{name}");
+        } else {
+            assert_eq!(other.seen(), [], "{name}: it was called");
+            let warning = &found.warnings[0];
+            assert!(warning.starts_with("the submodule 'sub' (http://"), "{warning}");
+            assert!(warning.contains("(this machine)") && warning.contains("`eval.allow_hosts`"), "{warning}");
+        }
+    }
+    assert!(!other.seen().is_empty(), "it is asked when it is listed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_cannot_lead_git_to_where_it_must_not_go() {
+    let world = Repositories::new();
+    let dir = world.create("repo");
+    std::fs::write(dir.join("a"), "x").expect("file");
+    let commit = world.commit("repo", "one");
+    let (own, hidden) =
+        (GitServer::start(world.dir.path(), None).await, GitServer::start(world.dir.path(), None).await);
+    let to = format!("http://{}/repo/.git/info/refs?service=git-upload-pack", hidden.address);
+    own.be(Mood::Says(302, format!("Location: {to}\r\n").leak()));
+    let mut sources = world.sources(false);
+    sources.egress = egress(&[]);
+    let origin = Origin::Url(format!("http://{}/repo/.git", own.address));
+    let wanted = Wanted { commit: Some(&commit), branch: "main", ..Wanted::default() };
+    let error = checkout(&sources, &origin, &wanted).await.expect_err("refused");
+    assert!(
+        matches!(&error, GitError::Forbidden(refusal) if refusal.to_string().contains(&hidden.address)),
+        "{error:?}"
+    );
+    assert_eq!(hidden.seen(), []);
+    sources.egress = egress(&[&format!("http://{}", hidden.address)]);
+    checkout(&sources, &origin, &wanted).await.expect("the operator allows it");
 }
 
 #[test]
