@@ -219,7 +219,12 @@ impl PluginHost {
                     plugin.description.name,
                     plugin.description.version
                 );
+                let unknown = plugin.description.unknown_parameters(&spec);
                 slot.take(plugin, stamp);
+                if let Some(problem) = unknown {
+                    tracing::warn!(plugin = %slot.name, "Plugin {} is configured with what it does not read: {problem}", slot.name);
+                    slot.stats.note_unknown(&problem);
+                }
                 Ok(())
             }
             Err(error) => {

@@ -64,13 +64,13 @@ impl NodePlugins {
         let host = host(&config.node.state_dir, store)?;
         let mut specs = specs(config)?;
         log_report(&host.reload(specs.clone()).await);
-        let configured = host.policies().into_iter().next();
+        let configured = policy_of(&host.policies());
         let name = match (configured, default_policy(config)) {
             (Some(name), _) => Some(name),
             (None, Some(spec)) => {
                 specs.push(spec);
                 log_report(&host.reload(specs).await);
-                host.policies().into_iter().next()
+                policy_of(&host.policies())
             }
             (None, None) => None,
         };
@@ -141,6 +141,24 @@ impl NodePlugins {
     }
 }
 
+/// The policy in force, of those that are loaded: there can be one, and that there are more is said.
+fn policy_of(loaded: &[String]) -> Option<String> {
+    let name = loaded.first()?;
+    if let Some(problem) = several(loaded) {
+        tracing::warn!("{problem}");
+    }
+    Some(name.clone())
+}
+
+/// What is wrong with so many policies.
+fn several(loaded: &[String]) -> Option<String> {
+    let [first, others @ ..] = loaded else { return None };
+    (!others.is_empty()).then(|| {
+        let others = others.join(", ");
+        format!("Several scheduling policies are configured: {first} orders the queue, and {others} is not used. Keep one under [[plugins]]")
+    })
+}
+
 /// An engine for plugins, with its compiled code and scratch files below the state folder.
 pub(crate) fn host(state_dir: &Path, store: Arc<dyn PluginStore>) -> Result<PluginHost, Failure> {
     let http = HttpClient::new(&HttpClientOptions::default()).map_err(|error| Failure::failed(chain(&error)))?;
@@ -188,5 +206,21 @@ fn log_report(report: &ReloadReport) {
     }
     for (name, error) in &report.refused {
         tracing::error!(plugin = %name, error = %chain(error), "Refused the plugin {name}: {}", chain(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_policy_is_said_to_be_unused() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!((policy_of(&[]), several(&[])), (None, None));
+        assert_eq!((policy_of(&names(&["fair"])), several(&names(&["fair"]))), (Some("fair".to_owned()), None));
+        let two = names(&["edf", "fair"]);
+        assert_eq!(policy_of(&two).as_deref(), Some("edf"));
+        let said = several(&two).expect("said");
+        assert!(said.contains("edf orders the queue") && said.contains("fair is not used"), "{said}");
     }
 }
