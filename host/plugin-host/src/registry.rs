@@ -96,11 +96,11 @@ impl PluginHost {
         for spec in specs {
             let name = spec.name.clone();
             if !names.insert(name.clone()) {
-                report.refused.push((name.clone(), LoadError::DuplicateName(name)));
+                report.refused.push((name.clone(), refused(&name, LoadError::DuplicateName(name.clone())).1));
                 continue;
             }
             if let Err(error) = spec.check_name() {
-                report.refused.push((name, error));
+                report.refused.push((name.clone(), refused(&name, error).1));
                 continue;
             }
             let slot = self.slot_or_new(&spec);
@@ -228,8 +228,7 @@ impl PluginHost {
                 Ok(())
             }
             Err(error) => {
-                let reason = harmonia_core::chain(&error);
-                tracing::warn!(plugin = %slot.name, "Plugin {} is not loaded as configured: {reason}", slot.name);
+                let (reason, error) = refused(&slot.name, error);
                 slot.refuse(spec, stamp, reason);
                 Err(error)
             }
@@ -265,6 +264,13 @@ impl PluginHost {
         let slots = self.slots();
         slots.iter().filter(|slot| slot.kind() == Some(kind)).map(|slot| slot.name.clone()).collect()
     }
+}
+
+/// Says that a plugin is refused: here, once, whoever asked for it to be loaded.
+fn refused(name: &str, error: LoadError) -> (String, LoadError) {
+    let reason = harmonia_core::chain(&error);
+    tracing::error!(plugin = name, "Plugin {name} is not loaded as configured: {reason}");
+    (reason, error)
 }
 
 impl Plugins for PluginHost {
