@@ -177,6 +177,7 @@ CREATE TABLE pull_request_heads (
     number bigint NOT NULL,
     head_commit text NOT NULL,
     delivery_id bigint NOT NULL, -- the first that told of it; its place in the order
+    arrived_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, number, delivery_id)
 );
 

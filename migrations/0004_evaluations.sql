@@ -145,6 +145,6 @@ CREATE TABLE evaluation_log_chunks (
 
 -- An evaluation is live while it wants its jobs. Whether a job is wanted is derived from that, never remembered.
 CREATE VIEW live_evaluations AS
-    SELECT id, project_id, branch, coalesce(reuses_eval_id, id) AS attrs_of
+    SELECT id, project_id, branch, is_tag, pr_number, coalesce(reuses_eval_id, id) AS attrs_of
     FROM evaluations
     WHERE superseded_by IS NULL AND closed_at IS NULL AND status IN ('queued', 'running', 'succeeded', 'skipped');

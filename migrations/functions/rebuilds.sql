@@ -37,7 +37,7 @@ BEGIN
 END
 $$;
 
--- Cancels a job and what waits for it, unless evaluations of several branches or projects want it.
+-- Cancels a job and what waits for it, unless evaluations of several branches, tags, pull requests or projects want it.
 CREATE OR REPLACE FUNCTION cancel_job(p_job bigint, p_by text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -62,7 +62,8 @@ BEGIN
         JOIN build_jobs j ON j.drv_path = d.referrer
         WHERE j.status NOT IN ('succeeded', 'cancelled')
     )
-    SELECT array_agg(DISTINCT p.name || ' ' || e.branch) INTO v_wanting
+    SELECT array_agg(DISTINCT p.name || CASE WHEN e.pr_number IS NOT NULL THEN ' pull request ' || e.pr_number
+        WHEN e.is_tag THEN ' tag ' || e.branch ELSE ' ' || e.branch END) INTO v_wanting
     FROM above
     JOIN (SELECT eval_id, drv_path FROM eval_attrs UNION SELECT eval_id, drv_path FROM eval_holds) r USING (drv_path)
     JOIN live_evaluations e ON e.attrs_of = r.eval_id

@@ -6,10 +6,10 @@
 //! Whoever calls fetches what a decision asks for, and carries the [`Action`]s out: each does no harm when done twice.
 
 use crate::branches::{BranchClass, BranchRules};
-use crate::forge::{BranchHead, MergeGroup, Permission, PullRequest, PullRequestTrust, Push, Reference};
+use crate::forge::{BranchHead, MergeGroup, Permission, PullRequest, PullRequestTrust, Push, Reference, RepositoryRef};
 use crate::git;
 use crate::state::EvalStatus;
-use crate::trust::{Question, TrustDecision, decide, may_push};
+use crate::trust::{Question, TrustDecision, decide, head_movers, may_push};
 
 /// Longest title of a commit that is kept, in characters.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -238,17 +238,26 @@ pub fn merge_group(group: &MergeGroup, head: &Head) -> Decision {
     )
 }
 
-/// Whether the decision about a pull request depends on what its author may do.
-pub fn needs_permission(now: &PullRequest, rules: &ProjectRules, is_approved: bool) -> bool {
-    let ask = |author_permission| pull_request(now, rules, author_permission, is_approved);
-    ask(None) != ask(Some(Permission::Admin))
+/// On whose permission the decision about a pull request to `base` depends: it is trusted for the least of theirs. Nobody:
+/// whatever they may do, the decision is that of no known permission.
+pub fn whom_to_ask<'a>(
+    now: &'a PullRequest,
+    base: &RepositoryRef,
+    rules: &ProjectRules,
+    is_approved: bool,
+) -> Vec<&'a str> {
+    let decide = |permission| pull_request(now, rules, permission, is_approved);
+    if decide(None) == decide(Some(Permission::Admin)) {
+        return Vec::new();
+    }
+    head_movers(now, base).unwrap_or_default()
 }
 
-/// What a pull request as it is now means.
+/// What a pull request as it is now means. `movers_permission`: the least of those of [`whom_to_ask`].
 pub fn pull_request(
     now: &PullRequest,
     rules: &ProjectRules,
-    author_permission: Option<Permission>,
+    movers_permission: Option<Permission>,
     is_approved: bool,
 ) -> Decision {
     let number = now.number.to_string();
@@ -260,7 +269,7 @@ pub fn pull_request(
         trust: rules.pr_trust,
         build_drafts: rules.build_drafts,
         is_draft: now.is_draft,
-        author_permission,
+        movers_permission,
         is_approved,
     };
     let head = ["pull request ", &number, " at ", &now.head_commit].concat();

@@ -6,7 +6,13 @@ mod command;
 
 pub use command::{BODY_BYTES_MAX, Command, is_full_hash, parse_command};
 
-use crate::forge::{Permission, PullRequestTrust};
+use std::time::Duration;
+
+use crate::forge::{Permission, PullRequest, PullRequestTrust, RepositoryRef};
+
+/// How long a head has to be known before a comment that does not name it may mean it. Who reads a change, and comments, has
+/// not read what arrived a moment before.
+pub const HEAD_KNOWN_MIN: Duration = Duration::from_mins(1);
 
 /// What is known when a pull request's head may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +26,9 @@ pub struct Question {
     pub build_drafts: bool,
     /// It is a draft.
     pub is_draft: bool,
-    /// What the forge says that its author may do; `None`: the forge cannot say.
-    pub author_permission: Option<Permission>,
+    /// The least that the forge says of those who can move its head ([`head_movers`]); `None`: it cannot say, or nobody knows
+    /// who they are.
+    pub movers_permission: Option<Permission>,
     /// Somebody who may push approved exactly this head.
     pub is_approved: bool,
 }
@@ -56,10 +63,26 @@ pub fn decide(question: &Question) -> TrustDecision {
     }
     let trusted = match question.trust {
         PullRequestTrust::All => true,
-        PullRequestTrust::Collaborators => question.author_permission.is_some_and(may_push),
+        PullRequestTrust::Collaborators => question.movers_permission.is_some_and(may_push),
         PullRequestTrust::None => false,
     };
     if trusted || question.is_approved { TrustDecision::Run } else { TrustDecision::Wait(WAITS_FOR_APPROVAL) }
+}
+
+/// The people who decide what the head of a pull request is, now and by the next push: who opened it, and whoever owns the
+/// repository that it comes from. Else a stranger's branch would run as soon as a collaborator opened a pull request of it,
+/// and with every later push. Nobody but those who may push to the base repository moves a branch of its own. `None`: the
+/// head's repository is gone or not told, so nobody knows who could push to it.
+pub fn head_movers<'a>(pull: &'a PullRequest, base: &RepositoryRef) -> Option<Vec<&'a str>> {
+    let head = pull.head_repository.as_ref()?;
+    let mut movers = vec![pull.author.as_str()];
+    if head.id != base.id {
+        let owner = head.full_name.rsplit_once('/').map_or("", |(owner, _)| owner);
+        if !is_same_login(owner, &pull.author) {
+            movers.push(owner);
+        }
+    }
+    Some(movers)
 }
 
 /// Whether this permission makes a collaborator.
@@ -85,9 +108,18 @@ pub struct ApprovalQuestion<'a> {
     /// The full hash that the command names.
     pub named: Option<&'a str>,
     /// The head that a delivery had told of before the comment's came.
-    pub recorded: Option<&'a str>,
+    pub recorded: Option<RecordedHead<'a>>,
     /// The head that the forge reports now.
     pub current: &'a str,
+}
+
+/// A head that a delivery told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordedHead<'a> {
+    /// Its full hash.
+    pub commit: &'a str,
+    /// How long it was known when the comment arrived, by the same clock.
+    pub known_for: Duration,
 }
 
 /// What a command on a pull request means.
@@ -108,6 +140,8 @@ pub enum ApprovalReply {
     HeadChanged,
     /// No delivery had told of a head before the comment, and the command names none.
     HeadUnknown,
+    /// The head arrived less than [`HEAD_KNOWN_MIN`] before the comment, and the command does not name it.
+    HeadNew,
     /// The command cannot be understood.
     Unclear,
 }
@@ -118,6 +152,7 @@ impl ApprovalReply {
         match self {
             Self::HeadChanged => "head-changed",
             Self::HeadUnknown => "head-unknown",
+            Self::HeadNew => "head-new",
             Self::Unclear => "unclear",
         }
     }
@@ -126,8 +161,15 @@ impl ApprovalReply {
     pub fn text(self, current: &str) -> String {
         match self {
             Self::HeadChanged => {
-                ["The head changed, comment again: it is ", current, " now. Nothing was started."].concat()
+                ["The head changed, comment again: `/ci run ", current, "` approves the present one. Nothing was started."].concat()
             }
+            Self::HeadNew => [
+                "The present head arrived less than a minute before this comment, which may have been meant for the one before ",
+                "it. To approve the present one, comment `/ci run ",
+                current,
+                "`. Nothing was started.",
+            ]
+            .concat(),
             Self::HeadUnknown => [
                 "It is not known here which head this comment is about. To approve the present one, comment ",
                 "`/ci run ",
@@ -156,16 +198,23 @@ pub fn may_approve(commenter: &str, author: &str, permission: Option<Permission>
     }
 }
 
-/// Which head an approval counts for: the named one, else the one recorded before the comment came; and only while the
-/// forge reports that very head.
+/// Which head an approval counts for: the named one, else the one recorded [`HEAD_KNOWN_MIN`] before the comment came; and
+/// only while the forge reports that very head.
 pub fn approval(question: &ApprovalQuestion<'_>) -> Approval {
     if let Err(reason) = may_approve(question.commenter, question.author, question.commenter_permission) {
         return Approval::Refused(reason);
     }
-    match question.named.or(question.recorded) {
-        None => Approval::Reply(ApprovalReply::HeadUnknown),
-        Some(head) if head == question.current => Approval::Counts(head.to_owned()),
-        Some(_) => Approval::Reply(ApprovalReply::HeadChanged),
+    let (head, is_new) = match (question.named, question.recorded) {
+        (Some(named), _) => (named, false),
+        (None, Some(recorded)) => (recorded.commit, recorded.known_for < HEAD_KNOWN_MIN),
+        (None, None) => return Approval::Reply(ApprovalReply::HeadUnknown),
+    };
+    if head != question.current {
+        Approval::Reply(ApprovalReply::HeadChanged)
+    } else if is_new {
+        Approval::Reply(ApprovalReply::HeadNew)
+    } else {
+        Approval::Counts(head.to_owned())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::deliveries::DeliveryRowId;
 use crate::error::{DbError, parse};
 use crate::queue::text;
 
-pub use pull_requests::{AskedPermission, SavedPullRequest};
+pub use pull_requests::{ArrivedHead, AskedPermission, SavedPullRequest};
 
 /// Most evaluations of one commit that are looked at when it is to be run again.
 const RERUN_MAX: i64 = 20;

@@ -42,7 +42,8 @@ pub use evaluations::{
 };
 pub use harmonia_core::retry::RetryPolicy;
 pub use intake::{
-    AskedPermission, BranchKey, BranchState, EvaluationRequest, Requested, RerunCandidate, SavedPullRequest,
+    ArrivedHead, AskedPermission, BranchKey, BranchState, EvaluationRequest, Requested, RerunCandidate,
+    SavedPullRequest,
 };
 pub use listen::{Channel, Listener, Notice};
 pub use maintenance::{ChoreLock, Deleted, Reaped, Repaired, Violation};

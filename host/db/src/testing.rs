@@ -68,7 +68,8 @@ pub async fn time_passes(db: &Db, time: std::time::Duration) {
     .expect("time passes");
 }
 
-/// Lets time pass for deliveries, syncs, polls, webhooks and what was said of permissions: what waits for it is due.
+/// Lets time pass for deliveries, syncs, polls, webhooks, what was said of permissions and the heads of pull requests: what
+/// waits for it is due.
 ///
 /// # Panics
 /// When the database does not answer.
@@ -79,7 +80,8 @@ pub async fn projects_time_passes(db: &Db, time: std::time::Duration) {
                  leased_until = leased_until - $1::interval),
              syncs AS (UPDATE forge_syncs SET wanted_at = wanted_at - $1::interval, not_before = not_before - $1::interval,
                  leased_until = leased_until - $1::interval),
-             permissions AS (UPDATE forge_permissions SET asked_at = asked_at - $1::interval)
+             permissions AS (UPDATE forge_permissions SET asked_at = asked_at - $1::interval),
+             heads AS (UPDATE pull_request_heads SET arrived_at = arrived_at - $1::interval)
          UPDATE projects SET next_poll_at = next_poll_at - $1::interval, hook_next_at = hook_next_at - $1::interval,
              leased_until = leased_until - $1::interval, hook_leased_until = hook_leased_until - $1::interval",
         by

@@ -67,6 +67,19 @@ impl Description {
         }
         Ok(())
     }
+
+    /// Settings and secrets that are configured and that it does not have: misspelt, most likely.
+    pub(crate) fn unknown_parameters(&self, spec: &PluginSpec) -> Option<String> {
+        let unknown = |what: &str, configured: Vec<&String>, known: &[Parameter]| -> Vec<String> {
+            let names: Vec<&str> = known.iter().map(|parameter| parameter.name.as_str()).collect();
+            let reads = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let odd = configured.into_iter().filter(|name| !names.contains(&name.as_str()));
+            odd.map(|name| format!("it knows no {what} '{name}' (it reads {reads})")).collect()
+        };
+        let mut all = unknown("setting", spec.settings.keys().collect(), &self.settings);
+        all.extend(unknown("secret", spec.secrets.keys().collect(), &self.secrets));
+        (!all.is_empty()).then(|| all.join("; "))
+    }
 }
 
 /// Checks that the component exports the interface with our types.

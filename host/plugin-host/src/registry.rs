@@ -96,11 +96,11 @@ impl PluginHost {
         for spec in specs {
             let name = spec.name.clone();
             if !names.insert(name.clone()) {
-                report.refused.push((name.clone(), LoadError::DuplicateName(name)));
+                report.refused.push((name.clone(), refused(&name, LoadError::DuplicateName(name.clone())).1));
                 continue;
             }
             if let Err(error) = spec.check_name() {
-                report.refused.push((name, error));
+                report.refused.push((name.clone(), refused(&name, error).1));
                 continue;
             }
             let slot = self.slot_or_new(&spec);
@@ -219,12 +219,16 @@ impl PluginHost {
                     plugin.description.name,
                     plugin.description.version
                 );
+                let unknown = plugin.description.unknown_parameters(&spec);
                 slot.take(plugin, stamp);
+                if let Some(problem) = unknown {
+                    tracing::warn!(plugin = %slot.name, "Plugin {} is configured with what it does not read: {problem}", slot.name);
+                    slot.stats.note_unknown(&problem);
+                }
                 Ok(())
             }
             Err(error) => {
-                let reason = harmonia_core::chain(&error);
-                tracing::warn!(plugin = %slot.name, "Plugin {} is not loaded as configured: {reason}", slot.name);
+                let (reason, error) = refused(&slot.name, error);
                 slot.refuse(spec, stamp, reason);
                 Err(error)
             }
@@ -260,6 +264,13 @@ impl PluginHost {
         let slots = self.slots();
         slots.iter().filter(|slot| slot.kind() == Some(kind)).map(|slot| slot.name.clone()).collect()
     }
+}
+
+/// Says that a plugin is refused: here, once, whoever asked for it to be loaded.
+fn refused(name: &str, error: LoadError) -> (String, LoadError) {
+    let reason = harmonia_core::chain(&error);
+    tracing::error!(plugin = name, "Plugin {name} is not loaded as configured: {reason}");
+    (reason, error)
 }
 
 impl Plugins for PluginHost {

@@ -134,6 +134,13 @@ impl Stats {
         health.last_failure = Some("a secret of its configuration cannot be used".to_owned());
     }
 
+    /// Its configuration says what it does not understand.
+    pub(crate) fn note_unknown(&self, problem: &str) {
+        let mut health = self.health();
+        health.last_error = Some(problem.to_owned());
+        health.last_failure = Some("its configuration names settings or secrets that it does not have".to_owned());
+    }
+
     /// What it asks for is refused: an operator has to give it another credential, or a grant.
     pub(crate) fn note_refused(&self, export: &str, answer: &str) {
         let mut health = self.health();

@@ -141,7 +141,17 @@ async fn call(args: &PluginCall) -> Result<(), Failure> {
     };
     let (host, _folder) = host()?;
     let answer = host.call(spec(&args.file, &args.grants)?, &args.export, input).await;
-    print_json(&answer.map_err(|error| Failure::failed(chain(&error)))?)
+    let answer = answer.map_err(|error| Failure::failed(chain(&error)))?;
+    print_json(&answer)?;
+    if is_refusal(&answer) {
+        return Err(Failure::failed(format!("{} answered with an error", args.export)));
+    }
+    Ok(())
+}
+
+/// Whether an export answered with the error of its result: `{"err": …}`, and nothing beside it.
+fn is_refusal(answer: &serde_json::Value) -> bool {
+    answer.as_object().is_some_and(|object| object.len() == 1 && object.contains_key("err"))
 }
 
 async fn list(args: &Reading) -> Result<(), Failure> {
@@ -201,6 +211,20 @@ mod tests {
         assert_eq!(spec.settings, BTreeMap::from([("app_id".to_owned(), "7".to_owned())]));
         assert_eq!(spec.secrets["key"].file, PathBuf::from("/run/key"));
         assert_eq!(spec.allow_hosts.len(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_is_an_error_fails_the_command() {
+        for (answer, fails) in [
+            (serde_json::json!({"err": {"denied": "no"}}), true),
+            (serde_json::json!({"err": null}), true),
+            (serde_json::json!({"ok": {"err": 1}}), false),
+            (serde_json::json!({"err": 1, "text": ""}), false), // a record with a field of that name
+            (serde_json::json!([{"err": 1}]), false),
+            (serde_json::json!(null), false),
+        ] {
+            assert_eq!(is_refusal(&answer), fails, "{answer}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use harmonia_core::SystemClock;
 use harmonia_core::plugin::PluginStatus;
 use harmonia_core::policy::{FirstInFirstOut, Policy};
 use harmonia_core::ports::{Forge, PluginStore, Plugins, Reporter};
-use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost, PluginSpec, ReloadReport};
+use harmonia_plugin_host::{HostOptions, HttpClient, HttpClientOptions, PluginHost, PluginSpec};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -63,14 +63,15 @@ impl NodePlugins {
     pub(crate) async fn start(config: &Config, store: Arc<dyn PluginStore>) -> Result<Self, Failure> {
         let host = host(&config.node.state_dir, store)?;
         let mut specs = specs(config)?;
-        log_report(&host.reload(specs.clone()).await);
-        let configured = host.policies().into_iter().next();
+        // Which were loaded or refused, and why, the host says by itself, here and below.
+        host.reload(specs.clone()).await;
+        let configured = policy_of(&host.policies());
         let name = match (configured, default_policy(config)) {
             (Some(name), _) => Some(name),
             (None, Some(spec)) => {
                 specs.push(spec);
-                log_report(&host.reload(specs).await);
-                host.policies().into_iter().next()
+                host.reload(specs).await;
+                policy_of(&host.policies())
             }
             (None, None) => None,
         };
@@ -129,7 +130,7 @@ impl NodePlugins {
         let refused = match specs {
             Ok(specs) => {
                 tracing::info!("Read the plugins' configuration again");
-                log_report(&self.host.reload(specs).await);
+                self.host.reload(specs).await;
                 None
             }
             Err((public, failure)) => {
@@ -139,6 +140,24 @@ impl NodePlugins {
         };
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
+}
+
+/// The policy in force, of those that are loaded: there can be one, and that there are more is said.
+fn policy_of(loaded: &[String]) -> Option<String> {
+    let name = loaded.first()?;
+    if let Some(problem) = several(loaded) {
+        tracing::warn!("{problem}");
+    }
+    Some(name.clone())
+}
+
+/// What is wrong with so many policies.
+fn several(loaded: &[String]) -> Option<String> {
+    let [first, others @ ..] = loaded else { return None };
+    (!others.is_empty()).then(|| {
+        let others = others.join(", ");
+        format!("Several scheduling policies are configured: {first} orders the queue, and {others} is not used. Keep one under [[plugins]]")
+    })
 }
 
 /// An engine for plugins, with its compiled code and scratch files below the state folder.
@@ -182,11 +201,55 @@ pub(crate) fn plugins_dir(config: &Config) -> Option<PathBuf> {
     ["../lib/harmonia-ci/plugins", "../plugins", "plugins"].iter().map(|place| bin.join(place)).find(|dir| dir.is_dir())
 }
 
-fn log_report(report: &ReloadReport) {
-    for name in &report.loaded {
-        tracing::info!(plugin = %name, "Loaded the plugin {name}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is logged while this is held, on this thread.
+    fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+        struct Writer(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Writer {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&log);
+        let format = tracing_subscriber::fmt().with_ansi(false).with_writer(move || Writer(Arc::clone(&to)));
+        (log, tracing::subscriber::set_default(format.finish()))
     }
-    for (name, error) in &report.refused {
-        tracing::error!(plugin = %name, error = %chain(error), "Refused the plugin {name}: {}", chain(error));
+
+    #[tokio::test]
+    async fn a_refused_plugin_is_logged_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("odd.wasm");
+        std::fs::write(&file, "no component").expect("written");
+        let text = format!("[[plugins]]\nname = 'odd'\npath = '{}'\n", file.display());
+        let mut config: Config = toml::from_str(&text).expect("a configuration");
+        config.node.state_dir = folder.path().to_owned();
+        let clock = Arc::new(SystemClock);
+        let (log, _guard) = log();
+        let plugins = NodePlugins::start(&config, Arc::new(harmonia_plugin_host::MemoryStore::new(clock))).await;
+        let plugins = plugins.unwrap_or_else(|failure| panic!("{}", failure.message()));
+        assert_eq!(plugins.host.forges(), Vec::<String>::new());
+        let log = String::from_utf8(log.lock().expect("not poisoned").clone()).expect("text");
+        let said: Vec<&str> = log.lines().filter(|line| line.contains("odd")).collect();
+        assert_eq!(said.len(), 1, "{log}");
+        assert!(said[0].contains("ERROR") && said[0].contains("not loaded as configured"), "{log}");
+    }
+
+    #[test]
+    fn a_second_policy_is_said_to_be_unused() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!((policy_of(&[]), several(&[])), (None, None));
+        assert_eq!((policy_of(&names(&["fair"])), several(&names(&["fair"]))), (Some("fair".to_owned()), None));
+        let two = names(&["edf", "fair"]);
+        assert_eq!(policy_of(&two).as_deref(), Some("edf"));
+        let said = several(&two).expect("said");
+        assert!(said.contains("edf orders the queue") && said.contains("fair is not used"), "{said}");
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use harmonia_core::forge::{ForgeError, Permission, PullRequest};
 use harmonia_core::intake::{Head, Wanted};
+use harmonia_core::trust::may_push;
 use harmonia_db::{AskedPermission, BranchKey, BranchState, EvaluationRequest, Requested};
 
 use super::{Concern, EventError, Intake};
@@ -75,6 +76,24 @@ impl Intake {
         };
         db.remember_permission(repository, user, permission, asked_at).await?;
         Ok(Some(permission))
+    }
+
+    /// The least of what these people may do. `None`: there is nobody to ask, or the forge cannot say of one of them.
+    pub(super) async fn least_permission(
+        &self,
+        concern: &Concern<'_>,
+        users: &[&str],
+    ) -> Result<Option<Permission>, EventError> {
+        let mut least = None;
+        for user in users {
+            let permission = self.permission(concern, user).await?;
+            let Some(permission) = permission.filter(|permission| may_push(*permission)) else {
+                // What the others may do changes nothing any more.
+                return Ok(permission);
+            };
+            least = Some(least.map_or(permission, |least: Permission| least.min(permission)));
+        }
+        Ok(least)
     }
 
     /// Asks for an evaluation. `asked`: the branch before the forge was, if it was.

@@ -2,7 +2,7 @@
 
 use harmonia_core::forge::{Comment, CommentAction, PullRequest, PullRequestAction, PullRequestEvent};
 use harmonia_core::intake::{self, Action};
-use harmonia_core::trust::{self, Approval, ApprovalQuestion, ApprovalReply, Command};
+use harmonia_core::trust::{self, Approval, ApprovalQuestion, ApprovalReply, Command, RecordedHead};
 use harmonia_db::{BranchKey, BranchState, DeliveryRowId, Requested};
 
 use super::asking::Now;
@@ -56,16 +56,13 @@ impl Intake {
             }
             let is_approved = db.is_approved(project, number, &now.head_commit).await?;
             let as_of = if was_asked { state.seen } else { concern.delivery.id };
-            let permission = if intake::needs_permission(&now, &concern.rules, is_approved) {
-                match self.permission(concern, &now.author).await {
-                    Ok(permission) => permission,
-                    Err(error) => {
-                        db.save_pull_request(project, &now, Some(trust::WAITS_FOR_FORGE), as_of).await?;
-                        return Err(error);
-                    }
+            let asked = intake::whom_to_ask(&now, concern.repository, &concern.rules, is_approved);
+            let permission = match self.least_permission(concern, &asked).await {
+                Ok(permission) => permission,
+                Err(error) => {
+                    db.save_pull_request(project, &now, Some(trust::WAITS_FOR_FORGE), as_of).await?;
+                    return Err(error);
                 }
-            } else {
-                None
             };
             let decision = intake::pull_request(&now, &concern.rules, permission, is_approved);
             db.save_pull_request(project, &now, decision.waiting, as_of).await?;
@@ -123,7 +120,7 @@ impl Intake {
                 Some(saved) => {
                     // As good as asking: the newest head that any delivery told of.
                     let head = db.head_before(project, number, DeliveryRowId(i64::MAX)).await?;
-                    let head_commit = head.unwrap_or(saved.pull_request.head_commit);
+                    let head_commit = head.map_or(saved.pull_request.head_commit, |head| head.commit);
                     Seen { now: PullRequest { head_commit, ..saved.pull_request }, state, was_asked: false }
                 }
             },
@@ -138,6 +135,7 @@ impl Intake {
         } else {
             self.permission(concern, &comment.author).await?
         };
+        let recorded = db.head_before(project, number, concern.delivery.id).await?;
         let approval = match &command {
             Command::Unclear => match trust::may_approve(&comment.author, &now.author, permission) {
                 Ok(()) => Approval::Reply(ApprovalReply::Unclear),
@@ -148,7 +146,10 @@ impl Intake {
                 author: &now.author,
                 commenter_permission: permission,
                 named: commit.as_deref(),
-                recorded: db.head_before(project, number, concern.delivery.id).await?.as_deref(),
+                recorded: recorded.as_ref().map(|head| RecordedHead {
+                    commit: &head.commit,
+                    known_for: (concern.delivery.received_at - head.arrived_at).try_into().unwrap_or_default(),
+                }),
                 current: &now.head_commit,
             }),
         };

@@ -16,8 +16,9 @@ use harmonia_core::forge::{
     Comment, CommentAction, Delivery, Event, ForgeRepository, PullRequest, PullRequestAction, PullRequestEvent, Push,
     Reference, RepositoryRef,
 };
+use harmonia_core::trust::HEAD_KNOWN_MIN;
 use harmonia_core::{Capability, EvalId, Incarnation, NodeId};
-use harmonia_db::testing::{TestDatabase, random_token};
+use harmonia_db::testing::{TestDatabase, projects_time_passes, random_token};
 use harmonia_db::{Db, NewDelivery, NodeRegistration, Recorded, RetryPolicy};
 
 use self::forge::{FakeForge, OneForge};
@@ -65,6 +66,11 @@ impl World {
         let forge = Arc::new(FakeForge::default());
         let intake = Intake::new(options(&db, &forge, "n"));
         Self { forge, intake, db, _test: test }
+    }
+
+    /// The heads that arrived so far are as old as an approval that does not name them needs them to be.
+    async fn heads_are_known(&self) {
+        projects_time_passes(&self.db, HEAD_KNOWN_MIN).await;
     }
 
     /// Records a delivery without working it off.
@@ -186,7 +192,7 @@ fn pull(number: u64, author: &str, head: &str) -> PullRequest {
         labels: Vec::new(),
         head_commit: head.to_owned(),
         head_branch: "thing".to_owned(),
-        head_repository: None,
+        head_repository: Some(RepositoryRef { id: format!("fork of {author}"), full_name: format!("{author}/r") }),
         base_branch: "main".to_owned(),
         base_commit: C.to_owned(),
         head_ref: format!("refs/pull/{number}/head"),

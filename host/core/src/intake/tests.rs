@@ -187,18 +187,25 @@ fn a_pull_request_that_is_not_evaluated_says_why() {
 }
 
 #[test]
-fn the_permission_is_asked_only_when_something_depends_on_it() {
+fn permissions_are_asked_only_when_something_depends_on_them() {
+    let base = RepositoryRef { id: "1".to_owned(), full_name: "acme/site".to_owned() };
+    let fork = |owner: &str| RepositoryRef { id: "2".to_owned(), full_name: format!("{owner}/site") };
+    let both: &[&str] = &["stranger", "other"];
     let cases = [
-        (PullRequestTrust::Collaborators, false, false, true),
-        (PullRequestTrust::Collaborators, true, false, false),
-        (PullRequestTrust::Collaborators, false, true, false),
-        (PullRequestTrust::All, false, false, false),
-        (PullRequestTrust::None, false, false, false),
+        (PullRequestTrust::Collaborators, false, false, Some(fork("other")), both),
+        (PullRequestTrust::Collaborators, false, false, Some(fork("stranger")), &both[..1]),
+        (PullRequestTrust::Collaborators, false, false, Some(base.clone()), &both[..1]),
+        // Nobody knows who could push to it: it waits, whoever opened it.
+        (PullRequestTrust::Collaborators, false, false, None, &[]),
+        (PullRequestTrust::Collaborators, true, false, Some(fork("other")), &[]),
+        (PullRequestTrust::Collaborators, false, true, Some(fork("other")), &[]),
+        (PullRequestTrust::All, false, false, Some(fork("other")), &[]),
+        (PullRequestTrust::None, false, false, Some(fork("other")), &[]),
     ];
-    for (pr_trust, approved, is_draft, asked) in cases {
-        let now = PullRequest { is_draft, ..open_pull_request() };
+    for (pr_trust, approved, is_draft, head_repository, asked) in cases {
+        let now = PullRequest { is_draft, head_repository, ..open_pull_request() };
         let rules = ProjectRules { pr_trust, ..rules() };
-        assert_eq!(needs_permission(&now, &rules, approved), asked, "{pr_trust:?} {approved} {is_draft}");
+        assert_eq!(whom_to_ask(&now, &base, &rules, approved), asked, "{pr_trust:?} {approved} {now:?}");
     }
 }
 

@@ -11,7 +11,7 @@ const QUESTION: Question = Question {
     trust: Collaborators,
     build_drafts: false,
     is_draft: false,
-    author_permission: None,
+    movers_permission: None,
     is_approved: false,
 };
 
@@ -32,8 +32,8 @@ fn collaborators_run_and_others_wait_for_an_approval() {
         (Nobody, Some(Admin), false, wait),
         (Nobody, Some(Admin), true, run),
     ];
-    for (trust, author_permission, is_approved, expected) in cases {
-        let question = Question { trust, author_permission, is_approved, ..QUESTION };
+    for (trust, movers_permission, is_approved, expected) in cases {
+        let question = Question { trust, movers_permission, is_approved, ..QUESTION };
         assert_eq!(decide(&question), expected, "{question:?}");
     }
 }
@@ -56,7 +56,7 @@ fn drafts_wait_until_ready_unless_configured() {
 #[test]
 fn a_project_that_builds_no_pull_requests_builds_none() {
     for (trust, is_approved) in [(All, false), (Collaborators, true), (Nobody, true)] {
-        let question = Question { pr_enabled: false, trust, is_approved, author_permission: Some(Admin), ..QUESTION };
+        let question = Question { pr_enabled: false, trust, is_approved, movers_permission: Some(Admin), ..QUESTION };
         assert_eq!(decide(&question), TrustDecision::Ignore(NOT_ENABLED));
     }
 }
@@ -65,15 +65,23 @@ fn a_project_that_builds_no_pull_requests_builds_none() {
 fn an_approval_counts_for_exactly_one_head() {
     let counts = |head: &str| Approval::Counts(head.to_owned());
     let changed = Approval::Reply(ApprovalReply::HeadChanged);
+    let new = Approval::Reply(ApprovalReply::HeadNew);
+    let known = |commit, seconds| Some(RecordedHead { commit, known_for: Duration::from_secs(seconds) });
     let cases = [
         // named, recorded before the comment, current, expected
-        (None, Some(A), A, counts(A)),
-        (None, Some(A), B, changed.clone()), // pushed in between, whether its delivery came or not
+        (None, known(A, 3_600), A, counts(A)),
+        (None, known(A, 60), A, counts(A)),
+        (None, known(A, 59), A, new.clone()), // pushed while somebody wrote "/ci run" about what was there before
+        (None, known(A, 0), A, new),
+        (None, known(A, 60), B, changed.clone()), // pushed in between, whether its delivery came or not
+        (None, known(A, 0), B, changed.clone()),
         (None, None, A, Approval::Reply(ApprovalReply::HeadUnknown)),
+        // Who names it has seen it.
         (Some(A), None, A, counts(A)),
-        (Some(A), Some(B), A, counts(A)),
-        (Some(A), Some(A), B, changed.clone()),
-        (Some(A), Some(B), B, changed),
+        (Some(A), known(A, 0), A, counts(A)),
+        (Some(A), known(B, 3_600), A, counts(A)),
+        (Some(A), known(A, 3_600), B, changed.clone()),
+        (Some(A), known(B, 3_600), B, changed),
     ];
     for (named, recorded, current, expected) in cases {
         let question = ApprovalQuestion {
@@ -85,6 +93,48 @@ fn an_approval_counts_for_exactly_one_head() {
             current,
         };
         assert_eq!(approval(&question), expected, "{question:?}");
+    }
+}
+
+/// A pull request is trusted for those who can change what it brings, not for whoever opened it alone.
+#[test]
+fn who_can_move_a_head() {
+    let repository = |id: &str, full_name: &str| RepositoryRef { id: id.to_owned(), full_name: full_name.to_owned() };
+    let base = repository("1", "acme/site");
+    let cases: [(&str, Option<RepositoryRef>, Option<&[&str]>); 8] = [
+        ("ada", Some(repository("1", "acme/site")), Some(&["ada"])), // a branch of the base
+        ("eve", Some(repository("1", "acme/site")), Some(&["eve"])),
+        ("ada", Some(repository("1", "acme/renamed")), Some(&["ada"])),
+        ("ada", Some(repository("2", "ada/site")), Some(&["ada"])),
+        ("Ada", Some(repository("2", "ada/site")), Some(&["Ada"])),
+        ("ada", Some(repository("2", "eve/site")), Some(&["ada", "eve"])), // a stranger's branch
+        ("ada", Some(repository("2", "group/sub/site")), Some(&["ada", "group/sub"])),
+        ("ada", None, None), // a stranger pushes and deletes the fork
+    ];
+    for (author, head_repository, expected) in cases {
+        let pull = PullRequest { author: author.to_owned(), head_repository, ..pull_request() };
+        assert_eq!(head_movers(&pull, &base).as_deref(), expected, "{author} {:?}", pull.head_repository);
+    }
+    // A name without an owner is nobody's, whom no forge knows.
+    let pull =
+        PullRequest { author: "ada".to_owned(), head_repository: Some(repository("2", "site")), ..pull_request() };
+    assert_eq!(head_movers(&pull, &base).as_deref(), Some(&["ada", ""][..]));
+}
+
+fn pull_request() -> PullRequest {
+    PullRequest {
+        number: 7,
+        title: "Add a thing".to_owned(),
+        author: String::new(),
+        is_open: true,
+        is_draft: false,
+        labels: Vec::new(),
+        head_commit: A.to_owned(),
+        head_branch: "thing".to_owned(),
+        head_repository: None,
+        base_branch: "main".to_owned(),
+        base_commit: B.to_owned(),
+        head_ref: "refs/pull/7/head".to_owned(),
     }
 }
 
@@ -105,7 +155,7 @@ fn only_somebody_else_who_may_push_approves() {
             author: "author",
             commenter_permission,
             named: Some(A),
-            recorded: Some(A),
+            recorded: None,
             current: A,
         };
         let got = approval(&question);
@@ -115,15 +165,19 @@ fn only_somebody_else_who_may_push_approves() {
     }
 }
 
+const ALL_REPLIES: [ApprovalReply; 4] =
+    [ApprovalReply::HeadChanged, ApprovalReply::HeadUnknown, ApprovalReply::HeadNew, ApprovalReply::Unclear];
+
 #[test]
 fn replies_say_what_to_comment() {
+    assert!(ApprovalReply::HeadNew.text(B).contains("less than a minute before this comment"));
     assert!(ApprovalReply::HeadChanged.text(B).starts_with("The head changed, comment again"));
-    for reply in [ApprovalReply::HeadUnknown, ApprovalReply::Unclear] {
+    for reply in ALL_REPLIES {
         let text = reply.text(B);
         assert!(text.contains(&["/ci run ", B].concat()), "{text}");
     }
     // What we say is never itself a command.
-    for reply in [ApprovalReply::HeadChanged, ApprovalReply::HeadUnknown, ApprovalReply::Unclear] {
+    for reply in ALL_REPLIES {
         assert_eq!(parse_command(&reply.text(B)), None);
     }
 }

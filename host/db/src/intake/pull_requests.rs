@@ -32,6 +32,15 @@ pub struct SavedPullRequest {
     pub waiting: Option<String>,
 }
 
+/// A head of a pull request that a delivery told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrivedHead {
+    /// Full hash.
+    pub commit: String,
+    /// When that delivery arrived.
+    pub arrived_at: Timestamp,
+}
+
 impl Db {
     /// Remembers a pull request and why it waits, unless something later is known. `seen`: the newest delivery that had
     /// arrived before the forge was asked. One whose head has an evaluation waits for nothing.
@@ -118,10 +127,12 @@ impl Db {
         project: ProjectId,
         pull: u64,
         delivery: DeliveryRowId,
-    ) -> Result<Option<String>, DbError> {
+    ) -> Result<Option<ArrivedHead>, DbError> {
         self.run("look for a pull request's head", || {
-            sqlx::query_scalar!(
-                "SELECT head_commit FROM pull_request_heads WHERE project_id = $1 AND number = $2 AND delivery_id < $3
+            sqlx::query_as!(
+                ArrivedHead,
+                "SELECT head_commit AS commit, arrived_at FROM pull_request_heads
+                 WHERE project_id = $1 AND number = $2 AND delivery_id < $3
                  ORDER BY delivery_id DESC LIMIT 1",
                 project.0,
                 number(pull),

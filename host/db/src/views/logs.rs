@@ -12,6 +12,7 @@ use crate::{Db, DbError};
 pub struct LogMark {
     job: JobId,
     status: &'static str,
+    public: bool,
     attempt: i64,
     outcome: String,
     end_offset: i64,
@@ -20,7 +21,7 @@ pub struct LogMark {
 impl LogMark {
     /// Nothing seen yet.
     pub fn unread(job: JobId) -> Self {
-        Self { job, status: "", attempt: 0, outcome: String::new(), end_offset: -1 }
+        Self { job, status: "", public: false, attempt: 0, outcome: String::new(), end_offset: -1 }
     }
 }
 
@@ -31,6 +32,8 @@ pub struct LogState {
     pub job: JobId,
     /// Its state.
     pub status: JobStatus,
+    /// Whether everybody may see it now.
+    pub public: bool,
     /// Its derivation: stored logs are named after it.
     pub drv_path: StorePath,
     /// The newest try; `None` when nobody ever tried.
@@ -66,6 +69,7 @@ impl LogState {
         LogMark {
             job: self.job,
             status: self.status.as_str(),
+            public: self.public,
             attempt: self.attempt.as_ref().map_or(0, |attempt| attempt.id.0),
             outcome: self.attempt.as_ref().map_or_else(String::new, |attempt| attempt.outcome.clone()),
             end_offset: self.tail.as_ref().map_or(-1, |tail| (tail.start_offset + tail.bytes.len() as u64) as i64),
@@ -79,15 +83,16 @@ impl Db {
     pub async fn log_states(&self, marks: &[LogMark]) -> Result<Vec<LogState>, DbError> {
         let jobs: Vec<i64> = marks.iter().map(|mark| mark.job.0).collect();
         let statuses: Vec<String> = marks.iter().map(|mark| mark.status.to_owned()).collect();
+        let public: Vec<bool> = marks.iter().map(|mark| mark.public).collect();
         let attempts: Vec<i64> = marks.iter().map(|mark| mark.attempt).collect();
         let outcomes: Vec<String> = marks.iter().map(|mark| mark.outcome.clone()).collect();
         let ends: Vec<i64> = marks.iter().map(|mark| mark.end_offset).collect();
         let rows = sqlx::query!(
-            r#"SELECT j.id, j.status, j.drv_path,
+            r#"SELECT j.id, j.status, j.drv_path, d.public,
                       a.id AS "attempt?", a.outcome AS "outcome?", a.log_key AS "log_key?",
                       t.start_offset AS "start_offset?", t.bytes AS "bytes?"
-               FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
-                    AS seen (job, status, attempt, outcome, end_offset)
+               FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $7::boolean[])
+                    AS seen (job, status, attempt, outcome, end_offset, public)
                JOIN build_jobs j ON j.id = seen.job
                JOIN derivations d ON d.drv_path = j.drv_path
                LEFT JOIN LATERAL (
@@ -95,7 +100,7 @@ impl Db {
                ) a ON true
                LEFT JOIN build_log_tails t ON t.attempt_id = a.id
                WHERE (d.public OR $6)
-                 AND (j.status <> seen.status OR coalesce(a.id, 0) <> seen.attempt OR coalesce(a.outcome, '') <> seen.outcome
+                 AND (j.status <> seen.status OR d.public <> seen.public OR coalesce(a.id, 0) <> seen.attempt OR coalesce(a.outcome, '') <> seen.outcome
                       OR coalesce(t.start_offset + length(t.bytes), -1) > seen.end_offset)"#,
             &jobs,
             &statuses,
@@ -103,6 +108,7 @@ impl Db {
             &outcomes,
             &ends,
             self.sees_all(),
+            &public,
         )
         .fetch_all(&self.pool)
         .await
@@ -120,7 +126,8 @@ impl Db {
                     .zip(row.bytes)
                     .map(|(start, bytes)| LogTailView { start_offset: super::count(start), bytes });
                 let drv_path = parse("derivation path", &row.drv_path)?;
-                Ok(LogState { job: JobId(row.id), status: state(&row.status)?, drv_path, attempt, tail })
+                let status = state(&row.status)?;
+                Ok(LogState { job: JobId(row.id), status, public: row.public, drv_path, attempt, tail })
             })
             .collect()
     }

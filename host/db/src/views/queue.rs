@@ -24,21 +24,32 @@ impl Db {
         Ok(Queue { counts, running, waiting })
     }
 
-    /// All jobs by status.
+    /// All jobs by status that this viewer may see: how much a private project builds is nobody else's business.
     pub async fn view_job_counts(&self) -> Result<JobCounts, DbError> {
-        let rows = sqlx::query!(r#"SELECT status, count(*) AS "count!" FROM build_jobs GROUP BY status"#)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|error| DbError::from_sqlx("count jobs", error))?;
-        super::evaluations::job_counts(rows.iter().map(|row| (row.status.as_str(), row.count)))
+        let failed = |error| DbError::from_sqlx("count jobs", error);
+        let rows: Vec<(String, i64)> = if self.sees_all() {
+            let rows = sqlx::query!(r#"SELECT status, count(*) AS "count!" FROM build_jobs GROUP BY status"#);
+            let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
+            rows.into_iter().map(|row| (row.status, row.count)).collect()
+        } else {
+            let rows = sqlx::query!(
+                r#"SELECT j.status, count(*) AS "count!" FROM build_jobs j JOIN derivations d ON d.drv_path = j.drv_path
+                   WHERE d.public GROUP BY j.status"#
+            );
+            let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
+            rows.into_iter().map(|row| (row.status, row.count)).collect()
+        };
+        super::evaluations::job_counts(rows.iter().map(|(status, count)| (status.as_str(), *count)))
     }
 
-    /// How many evaluations are queued and running.
+    /// How many evaluations are queued and running, of those that this viewer may see.
     pub async fn view_evaluation_load(&self) -> Result<(u64, u64), DbError> {
         let row = sqlx::query!(
-            r#"SELECT count(*) FILTER (WHERE status = 'queued') AS "queued!",
-                      count(*) FILTER (WHERE status = 'running') AS "running!"
-               FROM evaluations WHERE status IN ('queued', 'running')"#
+            r#"SELECT count(*) FILTER (WHERE e.status = 'queued') AS "queued!",
+                      count(*) FILTER (WHERE e.status = 'running') AS "running!"
+               FROM evaluations e JOIN projects p ON p.id = e.project_id
+               WHERE e.status IN ('queued', 'running') AND (p.is_public OR $1)"#,
+            self.sees_all(),
         )
         .fetch_one(&self.pool)
         .await

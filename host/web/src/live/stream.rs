@@ -43,7 +43,7 @@ pub(crate) async fn open(
         .await?
         .ok_or_else(|| WebError::not_found(format!("there is no build {job}")))?;
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
-    let follower = Follower { state: state.clone(), sender, cursor: resume.map(Cursor::new), archived: None };
+    let follower = Follower { state: state.clone(), viewer, sender, cursor: resume.map(Cursor::new), archived: None };
     let shutdown = state.options().shutdown.clone();
     // Boxed: the future is large and the task lives long.
     tokio::spawn(async move { shutdown.run_until_cancelled(Box::pin(follower.run(watcher))).await });
@@ -56,6 +56,7 @@ pub(crate) async fn open(
 
 struct Follower {
     state: AppState,
+    viewer: Viewer,
     sender: mpsc::Sender<Event>,
     cursor: Option<Cursor>,
     /// The attempt whose stored log was sent to its end.
@@ -70,6 +71,10 @@ impl Follower {
         let mut states = watcher.states.clone();
         loop {
             let now = states.borrow_and_update().clone();
+            if !now.public && !self.viewer.sees_all() {
+                // It was public when they came. Who asks again is told that there is no such build.
+                return;
+            }
             let ended = match self.catch_up(&now).await {
                 Ok(ended) => ended,
                 Err(Gone) => return,

@@ -91,8 +91,8 @@ pub(crate) async fn add(
         AddProject::Repository { forge, repository } => {
             let row = db.repository(&forge, &repository).await?.ok_or_else(|| {
                 WebError::not_found(format!(
-                    "the forge '{forge}' told of no repository '{repository}': look at GET /api/v1/repositories; what is new \
-                     there is discovered within a quarter of an hour"
+                    "the forge '{forge}' told of no repository '{repository}': `harmonia-ci project repositories` lists those it \
+                     told of; what is new there is discovered within a quarter of an hour"
                 ))
             })?;
             let names = project_name::for_repository(&forge, &repository);

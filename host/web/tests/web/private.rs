@@ -154,6 +154,85 @@ async fn to_a_stranger_it_exists_at_no_address() {
     secret.world.stop().await;
 }
 
+/// Sums tell that something is there as well as names do.
+#[tokio::test]
+async fn to_a_stranger_nothing_is_counted() {
+    let secret = Secret::start().await;
+    let world = &secret.world;
+    // One more that waits, and an evaluation that does.
+    let new = NewEvaluation { project: PROJECT, title: "hush-title", author: "hush-author", branch: "other" };
+    let evaluation = world.begin(new).await;
+    world.insert(&evaluation, &[&Drv::new("hush-drv-waits", &[])], &[]).await;
+    let read = async |path: &str, token: Option<&str>| -> serde_json::Value {
+        let (status, _) = shown(world, path, "*/*", token).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        let request = world.request(Method::GET, path);
+        let request = if let Some(token) = token { request.bearer_auth(token) } else { request };
+        request.send().await.expect("answered").json().await.expect("JSON")
+    };
+    let counts = |value: &serde_json::Value| -> u64 {
+        value.as_object().expect("an object").values().map(|count| count.as_u64().expect("a number")).sum()
+    };
+    for (token, jobs, evaluations) in [(None, 0, 0), (Some(TOKEN), 3, 1)] {
+        let status = read("/api/v1/status", token).await;
+        assert_eq!(counts(&status["jobs"]), jobs, "{status}");
+        let load = ["evaluations_queued", "evaluations_running"].map(|name| status[name].as_u64().expect("a number"));
+        assert_eq!(load.iter().sum::<u64>(), evaluations, "{status}");
+        let queue = read("/api/v1/queue", token).await;
+        assert_eq!(counts(&queue["counts"]), jobs, "{queue}");
+    }
+    secret.world.stop().await;
+}
+
+/// Whoever watches when a project turns private sees no more of it.
+#[tokio::test]
+async fn a_live_log_ends_for_strangers_when_its_project_turns_private() {
+    let secret = Secret::start().await;
+    let world = &secret.world;
+    turn(world, true).await;
+    let address = format!("/api/v1/builds/{}/log", secret.running.job);
+    becomes(world, &address, StatusCode::OK).await;
+    let open = async |token: Option<&str>| {
+        let request = world.request(Method::GET, &address).header("accept", "text/event-stream");
+        let request = if let Some(token) = token { request.bearer_auth(token) } else { request };
+        let answer = request.send().await.expect("answered");
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer
+    };
+    let (mut stranger, mut insider) = (open(None).await, open(Some(TOKEN)).await);
+    for stream in [&mut stranger, &mut insider] {
+        until(stream, "hush-log").await;
+    }
+    turn(world, false).await;
+    let rest = tokio::time::timeout(Duration::from_secs(30), rest(&mut stranger)).await.expect("it ends");
+    world.tail(&secret.running, 9, b"hush-more\n").await;
+    assert!(!rest.contains("hush-more"), "{rest}");
+    until(&mut insider, "hush-more").await;
+    let (status, _) = shown(world, &address, "text/event-stream", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    secret.world.stop().await;
+}
+
+/// Reads a live stream until it has said this.
+async fn until(stream: &mut reqwest::Response, word: &str) {
+    let mut text = String::new();
+    let read = async {
+        while !text.contains(word) {
+            text.push_str(&String::from_utf8_lossy(&stream.chunk().await.expect("a piece").expect("more")));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), read).await.unwrap_or_else(|_| panic!("it never says {word}"));
+}
+
+/// All that a stream still says, to its end.
+async fn rest(stream: &mut reqwest::Response) -> String {
+    let mut text = String::new();
+    while let Ok(Some(piece)) = stream.chunk().await {
+        text.push_str(&String::from_utf8_lossy(&piece));
+    }
+    text
+}
+
 #[tokio::test]
 async fn tokens_and_claims_read_it_and_others_are_told_that_theirs_do_not() {
     let secret = Secret::start().await;

@@ -75,6 +75,7 @@ async fn a_forges_repository_is_enabled_changed_and_disabled() {
     assert_eq!(world.add(enable("queue/b")).await.name, "forge/queue/b", "a page is not hidden");
     let (status, message) = refusal(world.send(Method::POST, "/api/v1/projects", &enable("o/none")).await).await;
     assert!(status == 404 && message.contains("o/none"), "{message}");
+    assert!(message.contains("`harmonia-ci project repositories`"), "who runs a command is told of one: {message}");
 
     let set = async |name: &str, changes: Value| {
         world.send(Method::PATCH, &format!("/api/v1/projects/{name}"), &changes).await

@@ -164,6 +164,11 @@ async fn every_language_names_the_missing_grant() {
         let outcome = plugin.reporter().report(notification(NotificationKind::BuildsFailed)).await;
         let Err(ReportError::Denied(text)) = &outcome else { panic!("{name}: {outcome:?}") };
         assert!(text.contains("chat.example") && text.contains("`allow_hosts` of the plugin"), "{name}: {text}");
+        // At once where operators look, not only once it was refused for a while.
+        let status = plugin.status();
+        let (whole, public) = (status.last_error.expect("said"), status.last_failure.expect("said"));
+        assert!(whole.contains("reporter.report is refused") && whole.contains(text), "{name}: {whole}");
+        assert!(public.contains("refused") && !public.contains("chat.example"), "{name}: {public}");
     }
 }
 

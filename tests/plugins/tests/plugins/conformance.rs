@@ -37,3 +37,24 @@ async fn gitea_conforms() {
     assert_eq!(conformance(&running).await, Vec::<String>::new());
     assert!(running.forge().has(ForgeFeature::Hooks));
 }
+
+/// A misspelt name grants nothing and changes nothing; whoever wrote it is told.
+#[tokio::test]
+async fn a_setting_that_the_plugin_does_not_read_is_said() {
+    let gitea = || {
+        let bench = Harness::new(component("gitea")).setting("instance", "https://git.invalid");
+        bench.secret("token", SECRET).secret("webhook", SECRET)
+    };
+    assert_eq!(gitea().start().await.status().last_error, None);
+    let running = gitea().setting("instanse", "https://git.invalid").secret("tokken", SECRET).start().await;
+    let status = running.status();
+    let error = status.last_error.expect("said");
+    for part in ["no setting 'instanse' (it reads", "instance", "no secret 'tokken' (it reads", "webhook"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let public = status.last_failure.expect("said");
+    assert!(
+        public.contains("names settings or secrets that it does not have") && !public.contains("tokken"),
+        "{public}"
+    );
+}

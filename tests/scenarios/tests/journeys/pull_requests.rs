@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harmonia_fake_forges::{CommentAction, Event, PullRequestAction};
+use harmonia_fake_forges::{CommentAction, Event, Permission, PullRequestAction};
 
 use crate::forge::{Forge, REPOSITORY, journeys};
 use crate::world::World;
@@ -13,7 +13,9 @@ journeys! {
         a_push_between_reading_and_approving_runs_nothing, an_approval_by_hash_of_what_is_not_the_head_runs_nothing,
         a_comment_that_is_delivered_again_approves_nothing_more, a_collaborators_push_replaces_the_one_before,
         a_draft_waits_until_it_is_ready, a_closed_pull_request_wants_nothing_any_more,
-        rights_that_were_taken_away_count, a_commit_that_is_branch_and_pull_request_shows_the_worst;
+        rights_that_were_taken_away_count, a_collaborators_pull_request_of_a_strangers_branch_waits_for_each_push,
+        a_head_that_arrived_a_moment_before_the_comment_has_to_be_named,
+        a_copy_of_a_pull_request_takes_nothing_from_it, a_commit_that_is_branch_and_pull_request_shows_the_worst;
     github: ;
     gitea: ;
 }
@@ -146,6 +148,58 @@ async fn a_collaborators_push_replaces_the_one_before(world: &World) {
     let (before, after) = pushed(world, number);
     happens(world, number, PullRequestAction::Synchronize { before: &before }).await;
     assert_eq!(world.queued_commits().await, [after]);
+}
+
+async fn a_collaborators_pull_request_of_a_strangers_branch_waits_for_each_push(world: &World) {
+    let number = world.forge.world().open_pull_request(REPOSITORY, "eve/site", "topic", "ada");
+    happens(world, number, PullRequestAction::Opened).await;
+    assert!(world.claim_evaluation().await.is_none(), "eve can push to it whatever she likes");
+    world.forge.world().add_user("bob");
+    world.forge.world().repository_mut(REPOSITORY).collaborators.insert("bob".to_owned(), Permission::Write);
+    comments(world, number, "bob", "/ci run").await;
+    assert_eq!(world.queued_commits().await, [head(world, number)]);
+    let (before, _) = pushed(world, number);
+    happens(world, number, PullRequestAction::Synchronize { before: &before }).await;
+    assert!(world.claim_evaluation().await.is_none(), "bob never saw this");
+}
+
+async fn a_head_that_arrived_a_moment_before_the_comment_has_to_be_named(world: &World) {
+    let (number, _) = opened(world, "eve").await;
+    let (before, after) = pushed(world, number);
+    // Ada writes about what she read; the push arrives first, and is known to the forge as well.
+    let event = Forge::of_pull_request(number, PullRequestAction::Synchronize { before: &before });
+    assert_eq!(world.deliver(&world.forge.delivery(event)).await, 202);
+    comments(world, number, "ada", "/ci run").await;
+    assert!(world.claim_evaluation().await.is_none());
+    let texts = world.comments(number);
+    let named = format!("/ci run {after}");
+    assert!(texts.iter().any(|text| text.contains("less than a minute") && text.contains(&named)), "{texts:?}");
+    comments(world, number, "ada", &named).await;
+    assert_eq!(world.queued_commits().await, [after]);
+}
+
+async fn a_copy_of_a_pull_request_takes_nothing_from_it(world: &World) {
+    let (_, head) = opened(world, "ada").await;
+    world.evaluated(&[1]).await;
+    world.built(&[]).await;
+    world.settle().await;
+    world.assert_shown(&head, "success", "success");
+    // Anybody can open another one of the same commit.
+    let copy = {
+        let mut forge = world.forge.world();
+        let number = forge.open_pull_request(REPOSITORY, "eve/site", "topic", "eve");
+        let commit = forge.repository(REPOSITORY).commits[&head].clone();
+        forge.repository_mut("eve/site").commits.insert(head.clone(), commit);
+        forge.repository_mut(REPOSITORY).pull_request_mut(number).head_commit.clone_from(&head);
+        number
+    };
+    happens(world, copy, PullRequestAction::Opened).await;
+    assert!(world.claim_evaluation().await.is_none());
+    world.assert_shown(&head, "success", "success");
+    // Nobody evaluates it any more for the one that is closed; the other one still waits.
+    world.forge.world().repository_mut(REPOSITORY).pull_request_mut(1).open = false;
+    happens(world, 1, PullRequestAction::Closed).await;
+    assert_eq!(world.shown(&head)["nix-eval"], "pending", "{}", world.explain(&head).await);
 }
 
 async fn a_draft_waits_until_it_is_ready(world: &World) {

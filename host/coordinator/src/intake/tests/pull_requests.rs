@@ -17,6 +17,7 @@ async fn waiting_world() -> World {
     world.forge.permit("reader", Permission::Read);
     world.forge.pull(&pull(7, "stranger", A));
     world.deliver("opened", pull_event(Opened, &pull(7, "stranger", A))).await;
+    world.heads_are_known().await;
     assert_eq!(world.evaluations().await, Vec::<String>::new());
     assert_eq!(world.waiting(7).await.as_deref(), Some(WAITS_FOR_APPROVAL));
     world
@@ -62,6 +63,7 @@ async fn a_strangers_head_runs_when_a_collaborator_says_so_and_no_other_head_doe
     world.deliver("p2", pull_event(Pushed, &pull(7, "stranger", B))).await;
     assert_eq!(world.evaluations().await, ["pull/7 a queued"]);
     assert_eq!(world.waiting(7).await.as_deref(), Some(WAITS_FOR_APPROVAL));
+    world.heads_are_known().await;
     world.deliver("c2", comment("maintainer", "/ci run")).await;
     assert_eq!(world.evaluations().await, ["pull/7 a cancelled <2", "pull/7 b queued"]);
     // Back to the head that was approved: it still is.
@@ -112,6 +114,7 @@ async fn a_push_before_the_approval_was_handled_runs_nothing_and_is_answered() {
     assert!(replies[0].starts_with("The head changed, comment again"), "{replies:?}");
     assert_eq!(world.waiting(7).await.as_deref(), Some(WAITS_FOR_APPROVAL));
     // The same comment, delivered once more: no second reply.
+    world.heads_are_known().await;
     world.deliver("c1 again", comment("maintainer", "fine\n/ci run")).await;
     assert_eq!(world.evaluations().await, ["pull/7 b queued"], "another comment, after the push arrived");
     assert_eq!(world.replies().await, Vec::<String>::new());
@@ -151,6 +154,65 @@ async fn a_named_head_is_approved_and_nothing_else() {
     assert!(replies[0].contains("full hash") && replies[0].contains(B), "{replies:?}");
     world.deliver("c3", comment("maintainer", &["/ci run ", B].concat())).await;
     assert_eq!(world.evaluations().await, ["pull/7 b queued"]);
+}
+
+#[tokio::test]
+async fn a_head_that_arrived_a_moment_before_the_comment_has_to_be_named() {
+    let world = waiting_world().await;
+    world.forge.pull(&pull(7, "stranger", B));
+    world.deliver("p2", pull_event(Pushed, &pull(7, "stranger", B))).await;
+    world.deliver("c1", comment("maintainer", "/ci run")).await;
+    assert_eq!(world.evaluations().await, Vec::<String>::new(), "it may have been meant for A");
+    let replies = world.replies().await;
+    assert!(replies[0].contains("less than a minute") && replies[0].contains(&["/ci run ", B].concat()), "{replies:?}");
+    world.deliver("c2", comment("maintainer", &["/ci run ", B].concat())).await;
+    assert_eq!(world.evaluations().await, ["pull/7 b queued"]);
+}
+
+#[tokio::test]
+async fn a_strangers_branch_is_not_trusted_for_the_collaborator_who_opened_its_pull_request() {
+    let world = World::new().await;
+    world.forge.permit("friend", Permission::Write);
+    world.forge.permit("maintainer", Permission::Write);
+    let of = |owner: &str, head: &str| PullRequest {
+        head_repository: Some(RepositoryRef { id: "r2".to_owned(), full_name: format!("{owner}/r") }),
+        ..pull(7, "friend", head)
+    };
+    world.forge.pull(&of("stranger", A));
+    world.deliver("1", pull_event(Opened, &of("stranger", A))).await;
+    assert_eq!(world.evaluations().await, Vec::<String>::new());
+    assert_eq!(world.waiting(7).await.as_deref(), Some(WAITS_FOR_APPROVAL));
+    assert_eq!(world.forge.asked(), ["pull 7", "permission friend", "permission stranger"]);
+    // Approved, it runs; what the stranger pushes afterwards does not, nor when the stranger's repository is gone then.
+    world.deliver("2", comment("maintainer", &["/ci run ", A].concat())).await;
+    assert_eq!(world.evaluations().await, ["pull/7 a queued"]);
+    let gone = PullRequest { head_repository: None, ..of("stranger", B) };
+    for (id, now) in [("3", of("stranger", B)), ("4", gone)] {
+        world.forge.pull(&now);
+        world.deliver(id, pull_event(Pushed, &now)).await;
+        assert_eq!(world.evaluations().await, ["pull/7 a queued"], "{now:?}");
+    }
+    // Of another collaborator, and of the repository itself, it runs.
+    let own = PullRequest { head_repository: Some(repository()), ..pull(7, "friend", C) };
+    for (id, now, expected) in [("5", of("maintainer", B), "pull/7 b queued"), ("6", own, "pull/7 c queued")] {
+        world.forge.pull(&now);
+        world.deliver(id, pull_event(Pushed, &now)).await;
+        assert_eq!(world.evaluations().await.last().map(String::as_str), Some(expected));
+    }
+    world.assert_sound().await;
+}
+
+/// The account of its author is gone: there is nobody whom a forge could be asked about.
+#[tokio::test]
+async fn nobody_is_asked_about_an_author_who_is_gone() {
+    let world = World::new().await;
+    world.forge.permit("", Permission::Admin);
+    let ghosts = PullRequest { head_repository: Some(repository()), ..pull(7, "", A) };
+    world.forge.pull(&ghosts);
+    let outcome = world.deliver("1", pull_event(Opened, &ghosts)).await;
+    assert!(outcome.contains(WAITS_FOR_APPROVAL), "{outcome}");
+    assert_eq!(world.forge.asked(), ["pull 7"], "no permission of nobody");
+    assert_eq!(world.evaluations().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -205,6 +267,7 @@ async fn whom_the_project_trusts() {
         world.deliver("1", pull_event(Opened, &pull(7, "friend", A))).await;
         assert_eq!(world.evaluations().await.len(), usize::from(runs), "{pr_trust:?} {pr_enabled}");
         assert_eq!(world.forge.asked(), ["pull 7"], "nothing depends on a permission");
+        world.heads_are_known().await;
         world.deliver("2", comment("maintainer", "/ci run")).await;
         assert_eq!(world.evaluations().await.len(), usize::from(pr_enabled), "{pr_trust:?} {pr_enabled}");
     }
@@ -288,6 +351,7 @@ async fn a_forge_that_knows_neither_permissions_nor_pull_requests_trusts_nobody(
     world.intake.step().await.expect("step");
     assert_eq!(world.evaluations().await, Vec::<String>::new(), "another head is known by now");
     assert_eq!(world.replies().await.len(), 1);
+    world.heads_are_known().await;
     world.deliver("5", comment("maintainer", "y\n/ci run")).await;
     assert_eq!(world.evaluations().await, ["pull/7 b queued"]);
     let closed = PullRequest { is_open: false, ..pull(7, "friend", B) };

@@ -82,3 +82,19 @@ async fn a_tag_and_a_branch_of_one_name_are_two_things() {
     assert_eq!(forge.attempts(A).await, [1, 1, 2]);
     forge.world.assert_sound().await;
 }
+
+#[tokio::test]
+async fn a_build_that_a_tag_and_a_branch_of_one_name_want_is_not_cancelled_for_one_of_them() {
+    let forge = Forge::new().await;
+    queued(&forge.evaluate("v1", A).await);
+    queued(&forge.evaluate_tag("v1", A).await);
+    forge.evaluated().await;
+    forge.evaluated().await;
+    let job = forge.world.job_id(0).await;
+    let refused = forge.db.cancel_job(job, "me").await.expect_err("both want it").to_string();
+    assert!(refused.contains("r tag v1") && refused.contains("r v1"), "{refused}");
+    let tag = BranchKey { is_tag: true, ..forge.branch("v1") };
+    forge.db.close_evaluations(&tag, DeliveryRowId(9), "gone").await.expect("close");
+    assert_eq!(forge.db.cancel_job(job, "me").await.expect("only one is left"), 1);
+    forge.world.assert_sound().await;
+}
