@@ -36,9 +36,8 @@ impl Db {
     /// How many evaluations are queued and running.
     pub async fn view_evaluation_load(&self) -> Result<(u64, u64), DbError> {
         let row = sqlx::query!(
-            r#"SELECT count(*) FILTER (WHERE status = 'queued') AS "queued!",
-                      count(*) FILTER (WHERE status = 'running') AS "running!"
-               FROM evaluations WHERE status IN ('queued', 'running')"#
+            r#"SELECT (SELECT count(*) FROM evaluations WHERE status || '' = 'queued') AS "queued!",
+                      (SELECT count(*) FROM evaluations WHERE status || '' = 'running') AS "running!""#
         )
         .fetch_one(&self.pool)
         .await
@@ -52,7 +51,7 @@ impl Db {
             r#"SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
                       j.started_at
                FROM build_jobs j JOIN projects p ON p.id = j.project_id JOIN derivations d ON d.drv_path = j.drv_path
-               WHERE j.status IN ('building', 'uploading') AND (d.public OR $2)
+               WHERE j.status || '' IN ('building', 'uploading') AND (d.public OR $2)
                ORDER BY j.started_at NULLS LAST, j.id LIMIT $1"#,
             limit,
             self.sees_all(),
@@ -67,10 +66,10 @@ impl Db {
         let rows = sqlx::query_as!(
             Row,
             r#"WITH ready AS MATERIALIZED (
-                   SELECT id FROM build_jobs WHERE status = 'pending' AND unmet_deps = 0
+                   SELECT id FROM build_jobs WHERE status || '' = 'pending' AND unmet_deps = 0
                    ORDER BY priority DESC, id LIMIT $1
                ), blocked AS MATERIALIZED (
-                   SELECT id FROM build_jobs WHERE status = 'pending' AND unmet_deps > 0 ORDER BY id LIMIT $1
+                   SELECT id FROM build_jobs WHERE '' || status = 'pending' AND unmet_deps > 0 ORDER BY id LIMIT $1
                )
                SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
                       j.started_at

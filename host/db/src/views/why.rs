@@ -46,7 +46,7 @@ impl Db {
                       CASE WHEN j.unmet_deps > 0 THEN 0 ELSE (
                           SELECT count(*) FROM (
                               SELECT FROM build_jobs o
-                              WHERE o.status = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id
+                              WHERE o.status || '' = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id
                                 AND (o.priority > j.priority OR (o.priority = j.priority AND o.id < j.id))
                               LIMIT $2
                           ) first
