@@ -10,7 +10,7 @@ use harmonia_db::views::LogMark;
 use harmonia_db::{AskedLimits, ClaimedJob, Db, NewProject, ProjectKind};
 use harmonia_nix::store_path::StorePath;
 
-use super::Meter;
+use super::{Meter, READS_EACH};
 use crate::world::{Drv, Eval, attr, derivation, drv_path, failure, new_evaluation, new_path, new_paths, registration};
 
 /// Levels of the chains that wait, see `queue.sql`.
@@ -193,6 +193,21 @@ async fn people(meter: &mut Meter) {
 
 async fn pages(meter: &mut Meter) {
     let now = time::OffsetDateTime::now_utc();
+    let listed = 20;
+    let asked = [
+        (listed, "jobs that wait"),
+        (listed / 2, "of the first that wait, which may be blocked"),
+        (BUSY_PROJECTS * listed / READS_EACH, "heads of each queue, read once"),
+        (HELD, "jobs that run"),
+    ];
+    meter.call("view_queue", &asked, async |db: &Db| db.view_queue(20, now).await).await;
+    meter
+        .call(
+            "view_job_counts",
+            &[(7, "statuses"), (HELD, "jobs that run"), (3 * CHAIN, "jobs that were just marked")],
+            async |db: &Db| db.view_job_counts().await,
+        )
+        .await;
     meter
         .call("view_evaluation_load", &[(15, "evaluations that wait or run")], async |db: &Db| {
             db.view_evaluation_load().await
@@ -234,6 +249,9 @@ async fn pages(meter: &mut Meter) {
         let name = format!("view_build, {name}");
         meter.call(&name, &[(1, "job"), (INPUTS, "inputs")], async |db: &Db| db.view_build(id, now).await).await;
     }
+    let asked =
+        [(1, "job"), (INPUTS, "inputs"), (1_000 / READS_EACH, "thousand jobs ahead at the most, each read once")];
+    meter.call("view_build, which is ready", &asked, async |db: &Db| db.view_build(job(9, 499), now).await).await;
     meter
         .call("newest_evaluation_with", &[(1, "job")], async |db: &Db| db.newest_evaluation_with(job(9, 400)).await)
         .await;

@@ -44,4 +44,5 @@ SELECT id, id, sha256(id::text::bytea), 'old', 1, 14400, 1800, 4294967296 FROM b
 INSERT INTO eval_attrs (eval_id, attr, drv_path) SELECT eval_id, 'n' || i, drv_path FROM new_jobs WHERE place = 0;
 INSERT INTO eval_expected_attrs SELECT eval_id, attr FROM eval_attrs WHERE eval_id > 100000;
 SELECT setval(pg_get_serial_sequence(t, 'id'), 1000000) FROM unnest('{evaluations,build_jobs,build_attempts}'::text[]) AS t;
+INSERT INTO job_totals SELECT counted_as(status), count(*) FROM build_jobs GROUP BY 1;
 SET session_replication_role = origin;
