@@ -79,7 +79,7 @@ CREATE TABLE store_paths (
     CHECK ((state = 'lost') = (lost_at IS NOT NULL))
 );
 CREATE INDEX store_paths_hash_part ON store_paths (hash_part);
-CREATE INDEX store_paths_unpublished ON store_paths (claimed_at) WHERE state = 'claimed';
+CREATE INDEX store_paths_unpublished ON store_paths (claimed_at) WHERE state || '' = 'claimed'; -- (decision 0016)
 CREATE INDEX store_paths_attempt ON store_paths (producing_attempt);
 CREATE INDEX store_paths_object ON store_paths (object_key);
 

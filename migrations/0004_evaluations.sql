@@ -93,15 +93,16 @@ CREATE TABLE evaluations (
 -- Attempts are counted for each branch, tag and pull request, also where they have one name.
 CREATE UNIQUE INDEX evaluations_attempt
     ON evaluations (project_id, commit_sha, branch, is_tag, coalesce(pr_number, 0), attempt);
-CREATE INDEX evaluations_queued ON evaluations (id) WHERE status = 'queued';
-CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status = 'running';
+-- Indexes of a part are asked for by their own words (decision 0016).
+CREATE INDEX evaluations_queued ON evaluations (id) WHERE status || '' = 'queued';
+CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status || '' = 'running';
 CREATE INDEX evaluations_project ON evaluations (project_id, id DESC);
 CREATE INDEX evaluations_served ON evaluations (project_id, claimed_at) WHERE claimed_at IS NOT NULL;
 CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
 CREATE INDEX evaluations_commit ON evaluations (project_id, commit_sha);
 CREATE INDEX evaluations_head ON evaluations (project_id, pr_head_sha) WHERE pr_head_sha IS NOT NULL;
 CREATE INDEX evaluations_unsuperseded ON evaluations (project_id, branch)
-    WHERE superseded_by IS NULL AND closed_at IS NULL AND status IN ('queued', 'running', 'succeeded', 'skipped');
+    WHERE superseded_by IS NULL AND closed_at IS NULL AND status || '' IN ('queued', 'running', 'succeeded', 'skipped');
 CREATE INDEX evaluations_tree ON evaluations (project_id, tree_hash, id DESC)
     WHERE tree_hash IS NOT NULL AND status = 'succeeded' AND complete AND embeds_commit = false;
 CREATE INDEX evaluations_reusing ON evaluations (reuses_eval_id) WHERE reuses_eval_id IS NOT NULL;

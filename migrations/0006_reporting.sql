@@ -16,10 +16,20 @@ CREATE TABLE report_marks (
 CREATE INDEX report_marks_commit ON report_marks (project_id, commit_sha);
 
 -- Jobs that came to an end or back from it. Whose commits that concerns is found when the marks are taken, so that ending a
--- job costs one insertion, whatever hangs on it.
+-- job costs one insertion, whatever hangs on it. They also say how the totals of jobs change.
 CREATE TABLE job_marks (
-    job_id bigint NOT NULL,
-    marked_at timestamptz NOT NULL DEFAULT now()
+    job_id bigint, -- null: jobs that came or went, which concern no commit
+    marked_at timestamptz NOT NULL DEFAULT now(),
+    was text, -- as `counted_as` says it; null: not there
+    became text,
+    jobs integer NOT NULL DEFAULT 1
+);
+
+-- How many jobs there are of each state, those that are held among the pending ones, but for the marks that were not taken yet:
+-- nobody waits for anybody else's count.
+CREATE TABLE job_totals (
+    status text PRIMARY KEY,
+    jobs bigint NOT NULL
 );
 
 -- Commits that were computed, for the slow sweep that looks after those that are not settled.

@@ -53,7 +53,7 @@ BEGIN
     -- Frontends: everything that has no claim to check.
     FOREACH v_table IN ARRAY ARRAY['repositories', 'projects', 'forge_syncs', 'poll_heads', 'webhook_deliveries', 'pull_requests',
         'pull_request_heads', 'pull_request_approvals', 'pull_request_commands', 'forge_permissions', 'bundles', 'bundle_chunks',
-        'report_marks', 'job_marks', 'commit_reports', 'evaluations_told', 'commit_statuses', 'forge_comments', 'outbox',
+        'report_marks', 'job_marks', 'job_totals', 'commit_reports', 'evaluations_told', 'commit_statuses', 'forge_comments', 'outbox',
         'delivery_pauses', 'plugin_kv', 'api_tokens', 'audit_log', 'settings', 'realisations']
     LOOP
         PERFORM grant_to('SELECT, INSERT, UPDATE, DELETE ON ' || v_table, '{frontend}');
@@ -90,6 +90,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('job_may_become', '{evaluator,builder,signer,frontend}'),
     ('claim_is_held', '{signer,frontend}'),
     ('shown_project', '{frontend}'),
+    ('ready_queues', '{frontend}'),
     -- Builders.
     ('resolve_classes', '{builder}'),
     ('queue_heads', '{builder}'),

@@ -27,7 +27,7 @@ BEGIN
     SELECT p.id, p.scheduling_shares, p.consumed_seconds, coalesce(b.running, 0)
     FROM projects p LEFT JOIN (
         SELECT j.project_id, count(*) AS running FROM build_jobs j
-        WHERE j.status IN ('building', 'uploading') AND j.status = 'building' GROUP BY j.project_id
+        WHERE j.status || '' IN ('building', 'uploading') AND j.status = 'building' GROUP BY j.project_id
     ) b ON b.project_id = p.id
     WHERE p.id = ANY (p_projects);
 END

@@ -90,14 +90,14 @@ LANGUAGE sql STABLE AS $$
         SELECT c.id, p.project_id FROM unnest(p_classes) AS c(id)
         CROSS JOIN LATERAL (
             SELECT j.project_id FROM build_jobs j
-            WHERE j.class_id = c.id AND j.priority = 0 AND j.status = 'pending' AND j.unmet_deps = 0
+            WHERE j.class_id = c.id AND j.priority = 0 AND j.status || '' = 'pending' AND j.unmet_deps = 0
             ORDER BY j.project_id LIMIT 1
         ) p
         UNION ALL
         SELECT r.class_id, p.project_id FROM ready r
         CROSS JOIN LATERAL (
             SELECT j.project_id FROM build_jobs j
-            WHERE j.class_id = r.class_id AND j.priority = 0 AND j.project_id > r.project_id AND j.status = 'pending'
+            WHERE j.class_id = r.class_id AND j.priority = 0 AND j.project_id > r.project_id AND j.status || '' = 'pending'
                 AND j.unmet_deps = 0
             ORDER BY j.project_id LIMIT 1
         ) p
@@ -114,7 +114,7 @@ DECLARE
 BEGIN
     WITH building AS (
         SELECT j.project_id, count(*) AS running FROM build_jobs j
-        WHERE j.status IN ('building', 'uploading') AND j.status = 'building' GROUP BY j.project_id
+        WHERE j.status || '' IN ('building', 'uploading') AND j.status = 'building' GROUP BY j.project_id
     )
     SELECT array_agg(r.class_id), array_agg(r.project_id), array_agg(h.id), array_agg(p.scheduling_shares),
         array_agg(p.consumed_seconds), array_agg(coalesce(b.running, 0))
@@ -123,7 +123,7 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT j.id FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0
-            AND j.status = 'pending' AND j.unmet_deps = 0
+            AND j.status || '' = 'pending' AND j.unmet_deps = 0
         ORDER BY j.id LIMIT 1
     ) h
     JOIN projects p ON p.id = r.project_id
@@ -170,7 +170,7 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT j.id, j.project_id, j.priority, j.queued_at, j.retry_count, j.path_length FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0 AND j.id >= r.mark
-            AND j.status = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
+            AND j.status || '' = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
         ORDER BY j.id LIMIT p_per_project
     ) h
     WHERE r.class_id = ANY (p_classes)
@@ -181,7 +181,7 @@ BEGIN
     FROM unnest(p_classes) AS c(id)
     CROSS JOIN LATERAL (
         SELECT j.id, j.project_id, j.class_id, j.priority, j.queued_at, j.retry_count, j.path_length FROM build_jobs j
-        WHERE j.class_id = c.id AND j.status = 'pending' AND j.unmet_deps = 0 AND j.priority > 0
+        WHERE j.class_id = c.id AND j.status || '' = 'pending' AND j.unmet_deps = 0 AND j.priority > 0
             AND (j.not_before IS NULL OR j.not_before <= now())
         ORDER BY j.priority DESC, j.id LIMIT p_per_project
     ) h
@@ -199,7 +199,7 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT j.id, j.project_id, j.class_id, j.priority, j.queued_at, j.retry_count, j.path_length FROM build_jobs j
         WHERE j.class_id = r.class_id AND j.project_id = r.project_id AND j.priority = 0
-            AND j.status = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
+            AND j.status || '' = 'pending' AND j.unmet_deps = 0 AND (j.not_before IS NULL OR j.not_before <= now())
         ORDER BY j.id LIMIT p_per_project
     ) h;
 END
@@ -251,7 +251,7 @@ BEGIN
                 -- For a minute, leave it to another node if one could.
                 AND (j.avoid_node IS DISTINCT FROM p_node OR j.not_before < now() - interval '1 minute' OR j.not_before IS NULL)
                 AND NOT (p_kept AND EXISTS (SELECT FROM build_jobs b
-                    WHERE b.class_id = ANY (v_classes) AND b.status = 'pending' AND b.unmet_deps = 0 AND b.priority > 0
+                    WHERE b.class_id = ANY (v_classes) AND b.status || '' = 'pending' AND b.unmet_deps = 0 AND b.priority > 0
                         AND (b.not_before IS NULL OR b.not_before <= now())))
             ORDER BY o.place
             LIMIT cardinality(p_token_hashes)
@@ -313,7 +313,7 @@ DECLARE
 BEGIN
     PERFORM disown_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
     SELECT array_agg(id) INTO v_jobs FROM build_jobs
-    WHERE claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes) AND status IN ('building', 'uploading');
+    WHERE claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes) AND status || '' IN ('building', 'uploading');
     IF v_jobs IS NULL THEN
         RETURN 0;
     END IF;
@@ -349,8 +349,8 @@ $$;
 CREATE OR REPLACE FUNCTION claim_is_held(p_token_hash bytea) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT CASE
-        WHEN EXISTS (SELECT FROM build_jobs WHERE status IN ('building', 'uploading') AND claim_token_hash = p_token_hash)
-            OR EXISTS (SELECT FROM evaluations WHERE status = 'running' AND claim_token_hash = p_token_hash)
+        WHEN EXISTS (SELECT FROM build_jobs WHERE status || '' IN ('building', 'uploading') AND claim_token_hash = p_token_hash)
+            OR EXISTS (SELECT FROM evaluations WHERE status || '' = 'running' AND claim_token_hash = p_token_hash)
             OR EXISTS (SELECT FROM walk_claims w JOIN live_evaluations l ON l.id = w.eval_id
                 WHERE w.token_hash = p_token_hash AND w.lease_until > now()) THEN true
         WHEN EXISTS (SELECT FROM (SELECT token_hash FROM build_attempts ORDER BY id DESC LIMIT 20000) newest

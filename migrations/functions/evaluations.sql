@@ -26,7 +26,7 @@ BEGIN
         AND e.id <> create_evaluation.id
         -- A part takes no full one's place.
         AND (e.is_part OR NOT (p_dirty OR p_attrs IS NOT NULL))
-        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped');
+        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status || '' IN ('queued', 'running', 'succeeded', 'skipped');
     superseded := coalesce(superseded, '{}');
     IF cardinality(superseded) > 0 THEN
         PERFORM lock_withdrawals();
@@ -62,10 +62,10 @@ BEGIN
         WITH queued AS (
             SELECT id, project_id, coalesce(not_before, created_at) AS since,
                 row_number() OVER (PARTITION BY project_id ORDER BY coalesce(not_before, created_at), id) AS place
-            FROM evaluations WHERE status = 'queued' AND (not_before IS NULL OR not_before <= now())
+            FROM evaluations WHERE status || '' = 'queued' AND (not_before IS NULL OR not_before <= now())
         ), projects AS (
             SELECT q.project_id,
-                (SELECT count(*) FROM evaluations r WHERE r.status = 'running' AND r.project_id = q.project_id) AS running,
+                (SELECT count(*) FROM evaluations r WHERE r.status || '' = 'running' AND r.project_id = q.project_id) AS running,
                 (SELECT max(s.claimed_at) FROM evaluations s WHERE s.project_id = q.project_id) AS served
             FROM (SELECT DISTINCT project_id FROM queued) q
         )
@@ -99,7 +99,7 @@ DECLARE
 BEGIN
     PERFORM disown_tokens(p_node, p_incarnation, 'evaluator', ARRAY[p_token_hash]);
     SELECT id INTO v_id FROM evaluations
-    WHERE status = 'running' AND claimed_by = p_node AND claim_incarnation = p_incarnation AND claim_token_hash = p_token_hash
+    WHERE status || '' = 'running' AND claimed_by = p_node AND claim_incarnation = p_incarnation AND claim_token_hash = p_token_hash
     FOR NO KEY UPDATE;
     RETURN coalesce(requeue_evaluation(v_id, false), false);
 END
@@ -239,8 +239,9 @@ BEGIN
     -- Taken first, since what is reset below locks jobs.
     PERFORM lock_withdrawals();
     v_eval := held_evaluation(p_eval, p_token_hash);
-    SELECT coalesce(array_agg(x.attr ORDER BY x.attr), '{}') INTO missing FROM eval_expected_attrs x
-    WHERE x.eval_id = p_eval AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = p_eval AND a.attr = x.attr);
+    SELECT coalesce(array_agg(x.attr ORDER BY x.attr), '{}') INTO missing FROM (
+        SELECT e.attr FROM eval_expected_attrs e WHERE e.eval_id = p_eval
+        EXCEPT SELECT a.attr FROM eval_attrs a WHERE a.eval_id = p_eval) x;
     SELECT count(*) INTO attrs FROM eval_attrs a WHERE a.eval_id = p_eval;
     IF cardinality(missing) > 0 THEN
         RETURN;

@@ -87,19 +87,11 @@ DECLARE
     v_reset bigint[];
 BEGIN
     SELECT p.* INTO v_project FROM evaluations e CROSS JOIN LATERAL project_with_limits(e.project_id) p WHERE e.id = p_eval;
-    WITH RECURSIVE reached(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM eval_attrs a JOIN build_jobs j USING (drv_path)
-        WHERE a.eval_id = p_eval AND j.status NOT IN ('succeeded', 'cancelled')
-        UNION
-        SELECT i.id, i.drv_path FROM reached r
-        JOIN derivation_inputs d ON d.referrer = r.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    )
     SELECT array_agg(j.id), array_agg(j.id) FILTER (WHERE j.failure_kind = 'timeout'
         AND (v_project.timeout_s > j.timeout_s OR v_project.max_silent_s > j.max_silent_s))
     INTO v_jobs, v_stopped
-    FROM reached r JOIN build_jobs j USING (id)
+    FROM jobs_below(ARRAY(SELECT a.drv_path FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path IS NOT NULL), open_states()) r
+    CROSS JOIN LATERAL (SELECT * FROM build_jobs b WHERE b.id = r.id OFFSET 0) j
     WHERE (j.timeout_s < v_project.timeout_s OR j.max_silent_s < v_project.max_silent_s
             OR j.output_bytes_max < v_project.output_bytes_max OR j.log_bytes_max < v_project.log_bytes_max)
         AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path = j.drv_path);
@@ -123,7 +115,7 @@ $$;
 -- For each derivation: whether the walk goes on below it. `p_asked`: what attributes ask that are not inserted yet.
 CREATE OR REPLACE FUNCTION classify_derivations(p_eval bigint, p_token_hash bytea, p_drvs text[], p_asked jsonb)
 RETURNS TABLE (drv_path text, descend boolean)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 #variable_conflict use_column
 DECLARE
     v_project projects;
@@ -154,7 +146,7 @@ $$;
 -- as something else is refused, named in the answer, and recorded.
 CREATE OR REPLACE FUNCTION register_derivations(p_derivations jsonb, p_outputs jsonb, p_inputs jsonb, p_sources jsonb)
 RETURNS SETOF text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 DECLARE
     v_new text[];
     v_known text[];
@@ -218,7 +210,7 @@ $$;
 CREATE OR REPLACE FUNCTION insert_batch(
     p_eval bigint, p_token_hash bytea, p_derivations jsonb, p_attrs jsonb, p_asked jsonb, p_holds text[],
     OUT new_jobs bigint, OUT revived bigint, OUT missing text[]
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 #variable_conflict use_column
 DECLARE
     v_eval evaluations := graph_evaluation(p_eval, p_token_hash);
@@ -254,9 +246,9 @@ BEGIN
     IF v_project.is_public THEN
         UPDATE derivations SET public = true WHERE drv_path = ANY (v_drvs) AND NOT public;
         UPDATE store_paths s SET public = true
-        WHERE NOT s.public AND (
-            s.path IN (SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = ANY (v_drvs))
-            OR s.path IN (SELECT r.path FROM derivation_sources r WHERE r.referrer = ANY (v_drvs)));
+        WHERE NOT s.public AND s.path = ANY (ARRAY(
+            SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = ANY (v_drvs)
+            UNION SELECT r.path FROM derivation_sources r WHERE r.referrer = ANY (v_drvs)));
     END IF;
     -- What the evaluator took for available, and is not (any more), is to be walked again.
     SELECT array_agg(t.drv_path) INTO missing FROM jsonb_to_recordset(p_derivations) AS t(drv_path text, available boolean)
@@ -281,24 +273,17 @@ BEGIN
         ORDER BY 1, 2
         ON CONFLICT DO NOTHING;
         -- The counts are a first guess from before the locks; settle_jobs corrects the few that moved.
-        WITH edges AS MATERIALIZED (
-            SELECT i.referrer, i.input_drv FROM derivation_inputs i WHERE i.referrer = ANY (v_wanted)
-        ), unfinished AS (
-            SELECT unnest(v_wanted) AS drv
-            UNION
-            SELECT j.drv_path FROM edges e JOIN build_jobs j ON j.drv_path = e.input_drv WHERE j.status <> 'succeeded'
-        ), guessed AS (
-            SELECT e.referrer, count(*) AS unmet FROM edges e JOIN unfinished u ON u.drv = e.input_drv GROUP BY e.referrer
-        ), fresh AS (
+        WITH fresh AS (
             INSERT INTO build_jobs (drv_path, project_id, class_id, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
                 log_bytes_max, limits_of, path_length)
-            SELECT d.drv_path, v_project.id, c.id, coalesce(g.unmet, 0),
+            SELECT d.drv_path, v_project.id, c.id,
+                (SELECT count(*) FROM derivation_inputs i LEFT JOIN build_jobs j ON j.drv_path = i.input_drv
+                    WHERE i.referrer = d.drv_path AND (i.input_drv IN (SELECT unnest(v_wanted)) OR j.status <> 'succeeded')),
                 coalesce(a.timeout_s, v_project.timeout_s), coalesce(a.max_silent_s, v_project.max_silent_s),
                 v_project.output_bytes_max, v_project.log_bytes_max, p_eval, t.path_length
             FROM unnest(v_drvs, v_lengths) WITH ORDINALITY AS t(drv, path_length, place)
             JOIN derivations d ON d.drv_path = t.drv
             JOIN job_classes c ON c.system = d.system AND c.features = d.required_features
-            LEFT JOIN guessed g ON g.referrer = d.drv_path
             LEFT JOIN asked_limits(p_eval, v_project, v_wanted, p_asked) a ON a.drv_path = d.drv_path
             WHERE t.drv IN (SELECT unnest(v_wanted))
                 AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = t.drv)
@@ -370,10 +355,8 @@ BEGIN
 
     -- A derivation that was available and no longer is gets a job below jobs that already wait: they wait for it too.
     SELECT array_agg(DISTINCT j.id) INTO v_above
-    FROM build_jobs n
-    JOIN derivation_inputs d ON d.input_drv = n.drv_path
-    JOIN build_jobs j ON j.drv_path = d.referrer
-    WHERE n.id = ANY (v_new) AND j.status = 'pending' AND d.referrer NOT IN (SELECT unnest(v_wanted));
+    FROM build_jobs n CROSS JOIN LATERAL jobs_on(n.drv_path, '{pending}') j
+    WHERE n.id = ANY (v_new) AND j.drv_path NOT IN (SELECT unnest(v_wanted));
     IF v_above IS NOT NULL THEN
         PERFORM lock_jobs_with_inputs(v_above);
         PERFORM settle_jobs(v_above, false);

@@ -95,11 +95,7 @@ BEGIN
     ) SELECT array_agg(id ORDER BY id) INTO v_makers FROM back;
     PERFORM settle_jobs(v_makers, true);
     PERFORM recheck_jobs(v_makers);
-    SELECT array_agg(DISTINCT j.id) INTO v_waiting
-    FROM build_jobs p
-    JOIN derivation_inputs d ON d.input_drv = p.drv_path
-    JOIN build_jobs j ON j.drv_path = d.referrer
-    WHERE p.id = ANY (v_makers) AND j.status = 'pending';
+    v_waiting := dependents_of(v_makers, 'pending');
     IF v_waiting IS NOT NULL THEN
         PERFORM lock_jobs_with_inputs(v_waiting);
         PERFORM settle_jobs(v_waiting, false);

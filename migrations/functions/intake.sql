@@ -185,7 +185,7 @@ BEGIN
     WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag AND e.id <> request_evaluation.id
         AND e.pr_number IS NOT DISTINCT FROM p_pr_number
         AND (p_supersede OR e.commit_sha = p_commit)
-        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status IN ('queued', 'running', 'succeeded', 'skipped');
+        AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status || '' IN ('queued', 'running', 'succeeded', 'skipped');
     superseded := coalesce(superseded, '{}');
     IF cardinality(superseded) > 0 THEN
         PERFORM lock_withdrawals();

@@ -5,6 +5,54 @@
 -- deadlock, which PostgreSQL ends and host/db tries again. Each statement of a function sees what was committed before
 -- that statement, which the loops below rely on.
 
+-- Walks. Each job is looked for by its key, one by one (LATERAL … OFFSET 0): what a walk costs is what it passes, however little
+-- the planner knows of how many that will be. (No settings, so that callers' plans take them in.)
+
+-- Jobs in these states above `p_jobs`, through jobs in these states.
+CREATE OR REPLACE FUNCTION jobs_above(p_jobs bigint[], p_states text[]) RETURNS TABLE (id bigint, drv_path text)
+LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE above(id, drv_path) AS (
+        SELECT u.id, u.drv_path FROM (SELECT j.drv_path FROM build_jobs j WHERE j.id = ANY (p_jobs) OFFSET 0) s
+        CROSS JOIN LATERAL jobs_on(s.drv_path, p_states) u
+        UNION
+        SELECT u.id, u.drv_path FROM above a CROSS JOIN LATERAL jobs_on(a.drv_path, p_states) u
+    ) SELECT above.id, above.drv_path FROM above
+$$;
+
+-- Jobs in these states of `p_drvs`, and below them through jobs in these states.
+CREATE OR REPLACE FUNCTION jobs_below(p_drvs text[], p_states text[]) RETURNS TABLE (id bigint, drv_path text)
+LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE below(id, drv_path) AS (
+        SELECT j.id, j.drv_path FROM build_jobs j WHERE j.drv_path = ANY (p_drvs) AND j.status = ANY (p_states)
+        UNION
+        SELECT i.id, i.drv_path FROM below b
+        CROSS JOIN LATERAL (SELECT d.input_drv FROM derivation_inputs d WHERE d.referrer = b.drv_path OFFSET 0) d
+        CROSS JOIN LATERAL (SELECT j.id, j.drv_path FROM build_jobs j
+            WHERE j.drv_path = d.input_drv AND j.status = ANY (p_states) OFFSET 0) i
+    ) SELECT below.id, below.drv_path FROM below
+$$;
+
+-- Jobs in these states that have `p_drv` as an input.
+CREATE OR REPLACE FUNCTION jobs_on(p_drv text, p_states text[]) RETURNS TABLE (id bigint, drv_path text)
+LANGUAGE sql STABLE AS $$
+    SELECT j.id, j.drv_path FROM (SELECT d.referrer FROM derivation_inputs d WHERE d.input_drv = p_drv OFFSET 0) d
+    CROSS JOIN LATERAL (SELECT j.id, j.drv_path FROM build_jobs j
+        WHERE j.drv_path = d.referrer AND j.status = ANY (p_states) OFFSET 0) j
+$$;
+
+-- Jobs in this state that have one of `p_jobs` as an input; null: none.
+CREATE OR REPLACE FUNCTION dependents_of(p_jobs bigint[], p_state text) RETURNS bigint[]
+LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT array_agg(DISTINCT u.id) FROM (SELECT j.drv_path FROM build_jobs j WHERE j.id = ANY (p_jobs) OFFSET 0) s
+    CROSS JOIN LATERAL jobs_on(s.drv_path, ARRAY[p_state]) u
+$$;
+
+-- States of jobs that evaluations wait for, or would again: neither has it what is asked of it nor did all lose interest.
+CREATE OR REPLACE FUNCTION open_states() RETURNS text[]
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT '{pending,building,uploading,failed,dep-failed}'::text[]
+$$;
+
 CREATE OR REPLACE FUNCTION lock_jobs_with_inputs(p_jobs bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
@@ -40,17 +88,7 @@ BEGIN
         v_frontier := v_group.ids;
         -- Again until nothing is found: a job inserted above one of ours while we waited for its lock shows in the next round.
         LOOP
-            WITH RECURSIVE above(id, drv_path) AS (
-                SELECT j.id, j.drv_path FROM build_jobs s
-                JOIN derivation_inputs d ON d.input_drv = s.drv_path
-                JOIN build_jobs j ON j.drv_path = d.referrer
-                WHERE s.id = ANY (v_frontier) AND j.status = 'pending'
-                UNION
-                SELECT j.id, j.drv_path FROM above a
-                JOIN derivation_inputs d ON d.input_drv = a.drv_path
-                JOIN build_jobs j ON j.drv_path = d.referrer
-                WHERE j.status = 'pending'
-            ) SELECT array_agg(id) INTO v_found FROM above;
+            SELECT array_agg(id) INTO v_found FROM jobs_above(v_frontier, '{pending}');
             EXIT WHEN v_found IS NULL;
             PERFORM FROM build_jobs WHERE id = ANY (v_found) ORDER BY id FOR NO KEY UPDATE;
             WITH marked AS (
@@ -111,33 +149,26 @@ CREATE OR REPLACE FUNCTION jobs_succeeded(p_jobs bigint[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_done bigint[];
+    v_drvs text[];
     v_dependents bigint[];
     v_classes integer[];
 BEGIN
     WITH done AS (
         UPDATE build_jobs SET status = 'succeeded', message = NULL, exit_code = NULL, not_before = NULL, priority = 0,
             retry_count = 0, lost_count = 0
-        WHERE id = ANY (p_jobs) AND status IN ('uploading', 'pending') RETURNING id
-    ) SELECT array_agg(id) INTO v_done FROM done;
+        WHERE id = ANY (p_jobs) AND status IN ('uploading', 'pending') RETURNING id, drv_path
+    ) SELECT array_agg(id), array_agg(drv_path) INTO v_done, v_drvs FROM done;
     IF v_done IS NULL THEN
         RETURN 0;
     END IF;
     -- A statement of its own: a job inserted above ours while we waited for the row must be seen.
-    SELECT array_agg(DISTINCT j.id) INTO v_dependents
-    FROM build_jobs s
-    JOIN derivation_inputs d ON d.input_drv = s.drv_path
-    JOIN build_jobs j ON j.drv_path = d.referrer
-    WHERE s.id = ANY (v_done) AND j.status = 'pending';
+    v_dependents := dependents_of(v_done, 'pending');
     IF v_dependents IS NOT NULL THEN
         PERFORM FROM build_jobs WHERE id = ANY (v_dependents) ORDER BY id FOR NO KEY UPDATE;
         WITH less AS (
-            UPDATE build_jobs j SET unmet_deps = j.unmet_deps - c.n
-            FROM (
-                SELECT d.referrer, count(*) AS n
-                FROM build_jobs s JOIN derivation_inputs d ON d.input_drv = s.drv_path
-                WHERE s.id = ANY (v_done) GROUP BY d.referrer
-            ) c
-            WHERE j.id = ANY (v_dependents) AND j.drv_path = c.referrer AND j.status = 'pending'
+            UPDATE build_jobs j SET unmet_deps = j.unmet_deps - (
+                SELECT count(*) FROM derivation_inputs d WHERE d.referrer = j.drv_path AND d.input_drv = ANY (v_drvs))
+            WHERE j.id = ANY (v_dependents) AND j.status = 'pending'
             RETURNING j.class_id, j.unmet_deps
         ) SELECT array_agg(class_id) INTO v_classes FROM less WHERE unmet_deps = 0;
     END IF;
@@ -158,16 +189,10 @@ DECLARE
     v_frontier bigint[] := p_jobs;
 BEGIN
     LOOP
-        WITH RECURSIVE above(id, drv_path) AS (
-            SELECT id, drv_path FROM build_jobs
-            WHERE id = ANY (v_frontier)
-            UNION
-            SELECT j.id, j.drv_path FROM above a
-            JOIN derivation_inputs d ON d.input_drv = a.drv_path
-            JOIN build_jobs j ON j.drv_path = d.referrer
-            WHERE j.status = 'dep-failed'
-        ) SELECT array_agg(id) INTO v_found FROM above JOIN build_jobs USING (id)
-        WHERE status IN ('failed', 'dep-failed', 'cancelled');
+        SELECT array_agg(id) INTO v_found FROM (
+            SELECT id FROM build_jobs WHERE id = ANY (v_frontier) AND status IN ('failed', 'dep-failed', 'cancelled')
+            UNION SELECT id FROM jobs_above(v_frontier, '{dep-failed}')
+        ) f;
         EXIT WHEN v_found IS NULL;
         PERFORM lock_jobs_with_inputs(v_found);
         WITH reset AS (
@@ -238,11 +263,7 @@ BEGIN
     SELECT array_agg(id) INTO v_jobs FROM build_jobs WHERE id = ANY (v_jobs) AND status = 'pending';
     v_readied := coalesce(jobs_succeeded(v_jobs), 0);
     IF v_over IS NOT NULL THEN
-        SELECT array_agg(DISTINCT j.id) INTO v_above
-        FROM build_jobs s
-        JOIN derivation_inputs d ON d.input_drv = s.drv_path
-        JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE s.id = ANY (v_over) AND j.status = 'dep-failed';
+        v_above := dependents_of(v_over, 'dep-failed');
     END IF;
     IF v_above IS NOT NULL THEN
         v_above := reset_jobs(v_above, NULL);

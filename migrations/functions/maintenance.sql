@@ -20,7 +20,7 @@ BEGIN
         SELECT j.id, format('no node offers %s%s', c.system,
             CASE WHEN c.features <> '{}' THEN ' with ' || array_to_string(c.features, ', ') ELSE '' END) AS message
         FROM job_classes c JOIN build_jobs j ON j.class_id = c.id
-        WHERE j.status = 'pending' AND c.last_seen < now() - p_after AND (last_offered(c) >= now() - p_within) IS NOT TRUE
+        WHERE '' || j.status = 'pending' AND c.last_seen < now() - p_after AND (last_offered(c) >= now() - p_within) IS NOT TRUE
         ORDER BY j.id
     LOOP
         PERFORM FROM build_jobs WHERE id = v_job.id AND status = 'pending' FOR NO KEY UPDATE;
@@ -54,15 +54,16 @@ $$;
 
 -- Invariants 1 to 3 and what of 5 the database can say, with the evidence. At most 100 findings of each kind.
 CREATE OR REPLACE FUNCTION sweep_invariants() RETURNS TABLE (invariant integer, detail text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
     (SELECT 1, format('job %s is %s, but its attempt %s is %s', j.id, j.status, j.attempt_id, coalesce(a.outcome, 'unknown'))
     FROM build_jobs j LEFT JOIN build_attempts a ON a.id = j.attempt_id
-    WHERE j.status IN ('building', 'uploading')
+    WHERE j.status || '' IN ('building', 'uploading')
         AND (a.outcome = 'running' AND a.token_hash = j.claim_token_hash AND a.job_id = j.id) IS NOT TRUE LIMIT 100)
     UNION ALL
     (SELECT 1, format('attempt %s runs, but job %s is %s', a.id, a.job_id, j.status)
     FROM build_attempts a JOIN build_jobs j ON j.id = a.job_id
-    WHERE a.outcome = 'running' AND j.attempt_id IS DISTINCT FROM a.id LIMIT 100)
+    WHERE a.outcome || '' = 'running' AND j.attempt_id IS DISTINCT FROM a.id LIMIT 100)
     UNION ALL
     (SELECT 2, format('job %s (%s) says it waits for %s inputs, %s are not succeeded', w.id, w.drv_path, w.unmet_deps, w.counted)
     FROM (
@@ -71,12 +72,12 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
         FROM build_jobs j
         LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE j.status = 'pending' GROUP BY j.id
+        WHERE '' || j.status = 'pending' GROUP BY j.id
     ) w WHERE w.unmet_deps <> w.counted LIMIT 100)
     UNION ALL
     (SELECT 2, format('job %s: its input %s has neither a job nor available outputs', j.id, d.input_drv)
     FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
-    WHERE j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
+    WHERE '' || j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
         AND NOT EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id)
         AND NOT drv_available(d.input_drv, false) LIMIT 100)
     UNION ALL
@@ -84,11 +85,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     FROM build_jobs j
     JOIN derivation_inputs d ON d.referrer = j.drv_path
     JOIN build_jobs i ON i.drv_path = d.input_drv
-    WHERE j.status = 'pending' AND i.status IN ('failed', 'dep-failed', 'cancelled') LIMIT 100)
+    WHERE '' || j.status = 'pending' AND i.status IN ('failed', 'dep-failed', 'cancelled') LIMIT 100)
     UNION ALL
     (SELECT 3, format('job %s is dep-failed, but none of its inputs is', j.id)
     FROM build_jobs j
-    WHERE j.status = 'dep-failed' AND NOT EXISTS (
+    WHERE j.status || '' = 'dep-failed' AND NOT EXISTS (
         SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
         WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed')) LIMIT 100)
     UNION ALL
@@ -111,13 +112,14 @@ $$;
 -- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended
 -- while they were building leaves some). Returns how many jobs were wrong.
 CREATE OR REPLACE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 DECLARE
     v_wrong bigint[];
     v_orphans bigint[];
 BEGIN
     SELECT array_agg(id) INTO v_orphans FROM build_jobs j
-    WHERE j.status = 'dep-failed' AND NOT EXISTS (
+    WHERE j.status || '' = 'dep-failed' AND NOT EXISTS (
         SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
         WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed'));
     settled := coalesce(cardinality(reset_jobs(v_orphans, NULL)), 0);
@@ -125,7 +127,7 @@ BEGIN
         SELECT j.id FROM build_jobs j
         LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE j.status = 'pending' GROUP BY j.id
+        WHERE '' || j.status = 'pending' GROUP BY j.id
         HAVING j.unmet_deps <> count(i.id) FILTER (WHERE i.status <> 'succeeded')
                 + (SELECT count(*) FROM job_walks k WHERE k.job_id = j.id)
             OR count(i.id) FILTER (WHERE i.status IN ('failed', 'dep-failed', 'cancelled')) > 0
@@ -138,7 +140,7 @@ BEGIN
     END IF;
     -- Looked for without the lock: that takes long, and mostly there are none.
     SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
-    WHERE j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
+    WHERE '' || j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
     IF v_orphans IS NOT NULL THEN
         PERFORM lock_withdrawals();
         -- An evaluation may be inserting above one of them: look again once it is locked.
@@ -153,7 +155,8 @@ $$;
 -- Rows that only take room: bundles a day after they came (or with their evaluation), log tails of ended attempts,
 -- memo rows long expired that nothing waiting leans on.
 CREATE OR REPLACE FUNCTION delete_stale(p_bundle_age interval, OUT bundles bigint, OUT log_tails bigint, OUT upstream bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 BEGIN
     DELETE FROM public.bundles b
     WHERE NOT EXISTS (SELECT FROM evaluations e WHERE e.bundle_id = b.id AND e.status IN ('queued', 'running'))

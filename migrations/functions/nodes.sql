@@ -195,11 +195,11 @@ DECLARE
     v_lost constant integer := CASE WHEN p_lost_max > 0 THEN 1 ELSE 0 END;
 BEGIN
     SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j
-    WHERE j.claimed_by = p_node AND j.status IN ('building', 'uploading')
+    WHERE j.claimed_by = p_node AND j.status || '' IN ('building', 'uploading')
         AND (p_incarnation IS NULL OR j.claim_incarnation <> p_incarnation);
     jobs := 0;
     evaluations := 0;
-    IF v_lost > 0 AND EXISTS (SELECT FROM public.evaluations e WHERE e.claimed_by = p_node AND e.status = 'running') THEN
+    IF v_lost > 0 AND EXISTS (SELECT FROM public.evaluations e WHERE e.claimed_by = p_node AND e.status || '' = 'running') THEN
         PERFORM lock_withdrawals(); -- before any job is locked
     END IF;
     IF v_jobs IS NOT NULL THEN
@@ -229,7 +229,7 @@ BEGIN
     END IF;
     FOR v_held IN
         SELECT e.id, e.lost_count + v_lost AS lost_count FROM public.evaluations e
-        WHERE e.claimed_by = p_node AND e.status = 'running' AND (p_incarnation IS NULL OR e.claim_incarnation <> p_incarnation)
+        WHERE e.claimed_by = p_node AND e.status || '' = 'running' AND (p_incarnation IS NULL OR e.claim_incarnation <> p_incarnation)
         ORDER BY e.id FOR NO KEY UPDATE
     LOOP
         evaluations := evaluations + 1;
@@ -259,8 +259,8 @@ BEGIN
     evaluations := 0;
     FOR v_node IN
         SELECT DISTINCT h.claimed_by FROM (
-            SELECT j.claimed_by FROM build_jobs j WHERE j.status IN ('building', 'uploading')
-            UNION SELECT e.claimed_by FROM evaluations e WHERE e.status = 'running'
+            SELECT j.claimed_by FROM build_jobs j WHERE j.status || '' IN ('building', 'uploading')
+            UNION SELECT e.claimed_by FROM evaluations e WHERE e.status || '' = 'running'
         ) h LEFT JOIN public.nodes n ON n.id = h.claimed_by
         WHERE n.id IS NULL OR n.stopped OR n.last_seen < now() - p_silent
         ORDER BY 1

@@ -6,14 +6,8 @@ DECLARE
     v_below bigint[];
 BEGIN
     -- A job is not rebuilt without what it failed or was cancelled for.
-    WITH RECURSIVE below(id, drv_path) AS (
-        SELECT id, drv_path FROM build_jobs WHERE id = ANY (p_jobs) AND status IN ('failed', 'dep-failed', 'cancelled')
-        UNION
-        SELECT i.id, i.drv_path FROM below b
-        JOIN derivation_inputs d ON d.referrer = b.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status IN ('failed', 'dep-failed', 'cancelled')
-    ) SELECT array_agg(id) INTO v_below FROM below;
+    SELECT array_agg(id) INTO v_below
+    FROM jobs_below(ARRAY(SELECT drv_path FROM build_jobs WHERE id = ANY (p_jobs)), '{failed,dep-failed,cancelled}');
     IF v_below IS NULL THEN
         RETURN 0;
     END IF;
@@ -54,19 +48,11 @@ BEGIN
     IF v_job.status NOT IN ('pending', 'building', 'uploading') THEN
         RETURN 0;
     END IF;
-    WITH RECURSIVE above(drv_path) AS (
-        SELECT v_job.drv_path
-        UNION
-        SELECT j.drv_path FROM above a
-        JOIN derivation_inputs d ON d.input_drv = a.drv_path
-        JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE j.status NOT IN ('succeeded', 'cancelled')
-    )
     SELECT array_agg(DISTINCT p.name || CASE WHEN e.pr_number IS NOT NULL THEN ' pull request ' || e.pr_number
         WHEN e.is_tag THEN ' tag ' || e.branch ELSE ' ' || e.branch END) INTO v_wanting
-    FROM above
-    JOIN (SELECT eval_id, drv_path FROM eval_attrs UNION SELECT eval_id, drv_path FROM eval_holds) r USING (drv_path)
-    JOIN live_evaluations e ON e.attrs_of = r.eval_id
+    FROM (SELECT v_job.drv_path UNION SELECT drv_path FROM jobs_above(ARRAY[p_job], open_states())) above
+    CROSS JOIN LATERAL live_naming(above.drv_path) l
+    JOIN evaluations e ON e.id = l.id
     JOIN projects p ON p.id = e.project_id;
     IF cardinality(v_wanting) > 1 THEN
         RAISE EXCEPTION 'job % is also wanted elsewhere (%): cancel those evaluations instead', p_job,

@@ -37,10 +37,36 @@ CREATE OR REPLACE TRIGGER eval_attrs_mark AFTER INSERT ON eval_attrs REFERENCING
     FOR EACH STATEMENT EXECUTE FUNCTION mark_new_attrs();
 
 -- A job became terminal, or left that: called by its guard (a trigger of its own would be parsed for each statement).
-CREATE OR REPLACE FUNCTION mark_job(p_job bigint) RETURNS void
+CREATE OR REPLACE FUNCTION mark_job(p_job bigint, p_was text, p_became text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    INSERT INTO job_marks (job_id) VALUES (p_job)
+    INSERT INTO job_marks (job_id, was, became) VALUES (p_job, counted_as(p_was), counted_as(p_became))
 $$;
+
+-- Claims do not count: what is held is found by its index.
+CREATE OR REPLACE FUNCTION counted_as(p_status text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_status IN ('building', 'uploading') THEN 'pending' ELSE p_status END
+$$;
+
+CREATE OR REPLACE FUNCTION mark_jobs_come() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO job_marks (became, jobs) SELECT counted_as(n.status), count(*) FROM come n GROUP BY 1;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER build_jobs_mark_come AFTER INSERT ON build_jobs REFERENCING NEW TABLE AS come
+    FOR EACH STATEMENT EXECUTE FUNCTION mark_jobs_come();
+
+CREATE OR REPLACE FUNCTION mark_jobs_gone() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO job_marks (was, jobs) SELECT counted_as(o.status), count(*) FROM gone o GROUP BY 1;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER build_jobs_mark_gone AFTER DELETE ON build_jobs REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION mark_jobs_gone();
 
 CREATE OR REPLACE FUNCTION mark_pull_request() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -60,7 +86,7 @@ CREATE OR REPLACE TRIGGER pull_requests_mark AFTER UPDATE ON pull_requests
     EXECUTE FUNCTION mark_pull_request();
 
 -- Finds whose commits the marked jobs concern: of live evaluations, and of others as long as something they show is not
--- green, so that a rebuild repairs it. Returns how many marks it took. Two may do this at once.
+-- green, so that a rebuild repairs it. And counts them. Returns how many marks it took. Two may do this at once.
 CREATE OR REPLACE FUNCTION take_job_marks(p_limit integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -70,7 +96,12 @@ DECLARE
 BEGIN
     WITH taken AS (
         DELETE FROM job_marks WHERE ctid = ANY (ARRAY(SELECT ctid FROM job_marks LIMIT p_limit FOR UPDATE SKIP LOCKED))
-        RETURNING job_id, marked_at
+        RETURNING job_id, marked_at, was, became, jobs
+    ), counted AS (
+        INSERT INTO job_totals AS t (status, jobs)
+        SELECT c.status, sum(c.jobs) FROM (SELECT became AS status, jobs FROM taken UNION ALL SELECT was, -jobs FROM taken) c
+        WHERE c.status IS NOT NULL GROUP BY c.status ORDER BY c.status
+        ON CONFLICT (status) DO UPDATE SET jobs = t.jobs + excluded.jobs
     ), first AS (
         SELECT job_id, count(*) AS marks, min(marked_at) AS since FROM taken GROUP BY job_id
     ) SELECT coalesce(sum(marks), 0), array_agg(job_id), array_agg(since) INTO v_taken, v_jobs, v_times FROM first;

@@ -155,7 +155,7 @@ $$;
 CREATE OR REPLACE FUNCTION unfinished_publications(p_limit integer) RETURNS TABLE (job_id bigint, attempt_id bigint, drv_path text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT id, attempt_id, drv_path FROM build_jobs
-    WHERE status = 'uploading' AND outputs_claimed(drv_path)
+    WHERE status || '' IN ('building', 'uploading') AND status = 'uploading' AND outputs_claimed(drv_path)
     ORDER BY id LIMIT p_limit
 $$;
 

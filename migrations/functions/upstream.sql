@@ -172,14 +172,8 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     WITH RECURSIVE above(drv_path) AS (
         SELECT p_drv
         UNION
-        SELECT j.drv_path FROM above a
-        JOIN derivation_inputs d ON d.input_drv = a.drv_path
-        JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE j.status IN ('pending', 'building', 'uploading')
-    ), evals AS (
-        SELECT a.eval_id FROM above JOIN eval_attrs a USING (drv_path)
-        UNION SELECT h.eval_id FROM above JOIN eval_holds h USING (drv_path)
-    ) SELECT l.id FROM evals e JOIN live_evaluations l ON l.attrs_of = e.eval_id JOIN projects p ON p.id = l.project_id
+        SELECT j.drv_path FROM above a CROSS JOIN LATERAL jobs_on(a.drv_path, '{pending,building,uploading}') j
+    ) SELECT l.id FROM above CROSS JOIN LATERAL live_naming(above.drv_path) l JOIN projects p ON p.id = l.project_id
     ORDER BY p.is_public DESC, l.id DESC LIMIT 1
 $$;
 

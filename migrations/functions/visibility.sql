@@ -44,7 +44,7 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
 $$;
 
 CREATE OR REPLACE FUNCTION open_project(p_project bigint) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 DECLARE
     v_opened text[];
 BEGIN
@@ -58,7 +58,7 @@ $$;
 
 -- What other public projects reach too stays as it is.
 CREATE OR REPLACE FUNCTION close_project(p_project bigint) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 DECLARE
     v_reached text[];
     v_kept text[];

@@ -1,24 +1,33 @@
 -- Wanted is derived, never remembered: who wants a job, and what becomes of jobs that nobody wants any more.
 
+-- Live evaluations that name this derivation, the newest first: those with such an attribute or hold, and those that show what
+-- such a one has. Looked for by their keys. (No settings, so that callers' plans take it in.)
+CREATE OR REPLACE FUNCTION live_naming(p_drv text) RETURNS TABLE (id bigint, project_id bigint, branch text)
+LANGUAGE sql STABLE AS $$
+    SELECT l.id, l.project_id, l.branch FROM (
+        (SELECT a.eval_id FROM eval_attrs a WHERE a.drv_path = p_drv ORDER BY a.eval_id DESC OFFSET 0)
+        UNION ALL
+        (SELECT h.eval_id FROM eval_holds h WHERE h.drv_path = p_drv OFFSET 0)
+    ) n
+    CROSS JOIN LATERAL (
+        (SELECT e.id, e.project_id, e.branch FROM live_evaluations e WHERE e.id = n.eval_id AND e.attrs_of = n.eval_id OFFSET 0)
+        UNION ALL
+        (SELECT e.id, e.project_id, e.branch FROM evaluations r JOIN live_evaluations e ON e.id = r.id
+            WHERE r.reuses_eval_id = n.eval_id OFFSET 0)
+    ) l
+$$;
+
 -- Whether a live evaluation names this derivation.
 CREATE OR REPLACE FUNCTION is_live_root(p_drv text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM eval_attrs a JOIN live_evaluations e ON e.attrs_of = a.eval_id WHERE a.drv_path = p_drv)
-        OR EXISTS (SELECT FROM eval_holds h JOIN live_evaluations e ON e.attrs_of = h.eval_id WHERE h.drv_path = p_drv)
+    SELECT EXISTS (SELECT FROM live_naming(p_drv))
 $$;
 
 -- Unfinished jobs that a live evaluation reaches, or that somebody asked to rebuild.
 CREATE OR REPLACE FUNCTION wanted_jobs() RETURNS SETOF bigint
 LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    WITH RECURSIVE wanted(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM build_jobs j
-        WHERE j.status NOT IN ('succeeded', 'cancelled') AND (j.priority > 0 OR is_live_root(j.drv_path))
-        UNION
-        SELECT i.id, i.drv_path FROM wanted w
-        JOIN derivation_inputs d ON d.referrer = w.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    ) SELECT id FROM wanted
+    SELECT id FROM jobs_below(ARRAY(SELECT j.drv_path FROM build_jobs j
+        WHERE j.status NOT IN ('succeeded', 'cancelled') AND (j.priority > 0 OR is_live_root(j.drv_path))), open_states())
 $$;
 
 -- Serialises everything that takes interest away: two that leave at once must not each count on the other.
@@ -54,42 +63,24 @@ CREATE OR REPLACE FUNCTION cancel_unwanted(p_roots text[], p_running boolean, p_
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_candidates bigint[];
+    v_wanting text[]; -- derivations at or above these that live evaluations name
     v_unwanted bigint[];
-    v_cancelled bigint[];
-    v_held record;
 BEGIN
-    WITH RECURSIVE below(id, drv_path) AS (
-        SELECT id, drv_path FROM build_jobs WHERE drv_path = ANY (p_roots) AND status NOT IN ('succeeded', 'cancelled')
-        UNION
-        SELECT i.id, i.drv_path FROM below b
-        JOIN derivation_inputs d ON d.referrer = b.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    ) SELECT array_agg(id) INTO v_candidates FROM below JOIN build_jobs j USING (id)
+    SELECT array_agg(j.id) INTO v_candidates FROM jobs_below(p_roots, open_states()) b
+    CROSS JOIN LATERAL (SELECT c.id, c.status FROM build_jobs c WHERE c.id = b.id OFFSET 0) j
     WHERE j.status = 'pending' OR (p_running AND j.status IN ('building', 'uploading'));
     IF v_candidates IS NULL THEN
         RETURN 0;
     END IF;
     -- An evaluation that is just inserting above one of these holds it; after its commit the next statement sees its roots.
     PERFORM FROM build_jobs WHERE id = ANY (v_candidates) ORDER BY id FOR NO KEY UPDATE;
-    WITH RECURSIVE above(drv_path) AS (
-        SELECT drv_path FROM build_jobs WHERE id = ANY (v_candidates)
-        UNION
-        SELECT j.drv_path FROM above a
-        JOIN derivation_inputs d ON d.input_drv = a.drv_path
-        JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE j.status NOT IN ('succeeded', 'cancelled')
-    ), wanted(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM above JOIN build_jobs j USING (drv_path)
-        WHERE j.status NOT IN ('succeeded', 'cancelled') AND is_live_root(drv_path)
-        UNION
-        SELECT i.id, i.drv_path FROM wanted w
-        JOIN derivation_inputs d ON d.referrer = w.drv_path
-        JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE i.status NOT IN ('succeeded', 'cancelled')
-    )
-    SELECT array_agg(c.id) INTO v_unwanted FROM unnest(v_candidates) AS c(id)
-    WHERE c.id NOT IN (SELECT id FROM wanted);
+    v_wanting := ARRAY(
+        SELECT a.drv_path FROM (
+            SELECT drv_path FROM build_jobs WHERE id = ANY (v_candidates) AND status = ANY (open_states())
+            UNION SELECT drv_path FROM jobs_above(v_candidates, open_states())
+        ) a WHERE is_live_root(a.drv_path));
+    SELECT array_agg(c.id) INTO v_unwanted FROM (
+        SELECT unnest(v_candidates) AS id EXCEPT SELECT id FROM jobs_below(v_wanting, open_states())) c;
     RETURN cancel_jobs(v_unwanted, p_running, p_message);
 END
 $$;

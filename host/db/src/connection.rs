@@ -64,7 +64,9 @@ impl Db {
 
     pub(crate) async fn connect_with(connect: PgConnectOptions, pool: PgPoolOptions) -> Result<Self, DbError> {
         // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them. Compiling
-        // statements that run for a millisecond costs thirty.
+        // statements that run for a millisecond costs thirty. What a statement is asked about it finds by an index, however few
+        // rows the planner believes a table to have; functions that look at everything, or compare lists, say so
+        // (decision 0016).
         let connect = connect.application_name("harmonia-ci").options([
             ("idle_in_transaction_session_timeout", "60s"),
             ("lock_timeout", "30s"),
@@ -77,6 +79,9 @@ impl Db {
             ("tcp_user_timeout", "120s"),
             ("timezone", "UTC"),
             ("jit", "off"),
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
         ]);
         // One connection by hand first: a pool would retry a wrong address until its time is up.
         let first = sqlx::PgConnection::connect_with(&connect).await.map_err(|source| {

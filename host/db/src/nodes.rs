@@ -169,7 +169,7 @@ impl Db {
                     r#"SELECT n.id, n.capabilities, n.systems, n.features, n.max_jobs, n.draining, n.version, n.paused,
                            n.policy_error, n.last_seen, n.last_seen > now() - $1::interval AS "online!",
                            (SELECT count(*) FROM build_jobs j
-                               WHERE j.claimed_by = n.id AND j.status IN ('building', 'uploading')) AS "running!"
+                               WHERE j.claimed_by = n.id AND j.status || '' IN ('building', 'uploading')) AS "running!"
                        FROM nodes n WHERE NOT n.stopped ORDER BY n.id"#,
                     interval(silent_after)
                 )

@@ -27,7 +27,7 @@ impl Db {
     pub async fn view_waits(&self, id: EvalId, limit: u32, now: Timestamp) -> Result<Option<EvaluationWaits>, DbError> {
         let row = sqlx::query!(
             r#"SELECT e.status, coalesce(e.not_before > now(), false) AS "put_off!", e.wait_reason,
-                      (SELECT count(*) FROM evaluations o WHERE o.status = 'queued' AND o.id < e.id
+                      (SELECT count(*) FROM evaluations o WHERE o.status || '' = 'queued' AND o.id < e.id
                           AND (o.not_before IS NULL OR o.not_before <= now())) AS "ahead!"
                FROM evaluations e JOIN projects p ON p.id = e.project_id WHERE e.id = $1 AND (p.is_public OR $2)"#,
             id.0,
@@ -57,7 +57,7 @@ impl Db {
     async fn evaluators(&self) -> Result<Vec<Evaluator>, DbError> {
         let rows = sqlx::query!(
             r#"SELECT n.id, n.last_seen > now() - $1::interval AS "online!", n.draining, n.max_evals,
-                      (SELECT count(*) FROM evaluations e WHERE e.status = 'running' AND e.claimed_by = n.id) AS "running!"
+                      (SELECT count(*) FROM evaluations e WHERE e.status || '' = 'running' AND e.claimed_by = n.id) AS "running!"
                FROM nodes n WHERE 'evaluator' = ANY (n.capabilities) AND NOT n.stopped ORDER BY n.id"#,
             interval(super::why::SILENT_AFTER),
         )

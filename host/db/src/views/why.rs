@@ -50,16 +50,45 @@ struct Walk {
 impl Db {
     /// Why each of these jobs waits, one sentence a reason; nothing for jobs that do not wait.
     pub async fn why(&self, jobs: &[JobId], now: Timestamp) -> Result<HashMap<JobId, Vec<String>>, DbError> {
+        self.why_of(jobs, None, now).await
+    }
+
+    /// The same of jobs of which is known how many ready ones of their class come first.
+    pub(super) async fn why_in_places(
+        &self,
+        ahead: &HashMap<JobId, usize>,
+        now: Timestamp,
+    ) -> Result<HashMap<JobId, Vec<String>>, DbError> {
+        let jobs: Vec<JobId> = ahead.keys().copied().collect();
+        self.why_of(&jobs, Some(ahead), now).await
+    }
+
+    async fn why_of(
+        &self,
+        jobs: &[JobId],
+        ahead: Option<&HashMap<JobId, usize>>,
+        now: Timestamp,
+    ) -> Result<HashMap<JobId, Vec<String>>, DbError> {
         let ids: Vec<i64> = jobs.iter().map(|job| job.0).collect();
         let rows = sqlx::query!(
             r#"SELECT j.id, j.unmet_deps, j.not_before, j.avoid_node, c.system, c.features,
                       last_offered(c) AS "last_offered?", last.node AS "node?",
                       last.outcome AS "outcome?", last.message AS "message?",
-                      CASE WHEN j.unmet_deps > 0 THEN 0 ELSE (
+                      CASE WHEN j.unmet_deps > 0 OR $3 THEN 0 ELSE (
+                          -- Boosted ones, and what is older in each project's queue: no more is read than is counted.
                           SELECT count(*) FROM (
                               SELECT FROM build_jobs o
-                              WHERE o.status = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id
+                              WHERE o.status || '' = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id AND o.priority > 0
                                 AND (o.priority > j.priority OR (o.priority = j.priority AND o.id < j.id))
+                              UNION ALL
+                              SELECT FROM ready_queues(ARRAY[j.class_id]) q
+                              CROSS JOIN LATERAL (
+                                  SELECT FROM build_jobs o
+                                  WHERE o.status || '' = 'pending' AND o.unmet_deps = 0 AND o.class_id = j.class_id AND o.priority = 0
+                                    AND o.project_id = q.project_id AND o.id < j.id
+                                  LIMIT $2
+                              ) o
+                              WHERE j.priority = 0
                               LIMIT $2
                           ) first
                       ) END AS "ahead!",
@@ -77,6 +106,7 @@ impl Db {
                WHERE j.id = ANY ($1) AND j.status = 'pending'"#,
             &ids,
             AHEAD_MAX,
+            ahead.is_some(),
         )
         .fetch_all(&self.pool)
         .await
@@ -98,7 +128,10 @@ impl Db {
                     not_before: row.not_before,
                     last_try: row.node.zip(row.outcome).map(|(node, outcome)| (node, outcome, row.message)),
                     avoid_node: row.avoid_node,
-                    ahead: usize::try_from(row.ahead).unwrap_or(0),
+                    ahead: match ahead {
+                        Some(places) => places.get(&JobId(row.id)).copied().unwrap_or(0),
+                        None => usize::try_from(row.ahead).unwrap_or(0),
+                    },
                     walk: row.walk_tries.map(|tries| Walk {
                         walker: row.walker,
                         reserved_for: row.reserved_for,

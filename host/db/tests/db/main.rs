@@ -2,6 +2,7 @@
 //! `histories` are the property tests of the state machine.
 
 mod charging;
+mod cost;
 mod deliveries;
 mod evaluations;
 mod heads;
