@@ -160,7 +160,7 @@ impl Db {
                    JOIN build_jobs j ON j.drv_path = i.input_drv WHERE j.status = 'pending'
                )
                SELECT j.id, shown_project(p, j.drv_path, $2) AS "project!", d.name, d.system, j.status, j.claimed_by, j.unmet_deps, j.queued_at,
-                      j.started_at
+                      j.started_at, 0::bigint AS "ahead!"
                FROM reached r
                JOIN build_jobs j ON j.id = r.id
                JOIN projects p ON p.id = j.project_id
