@@ -394,7 +394,7 @@ async fn jobs_are_counted_right_before_and_after_their_marks_are_taken() {
 async fn the_queue_tells_of_each_job_what_its_own_page_tells() {
     let world = World::new().await;
     let none: &[usize] = &[];
-    let apart = graph(&vec![none; 9]);
+    let apart = graph(&[none; 9]);
     let other = harmonia_db::NewProject { name: "local/other".to_owned(), kind: harmonia_db::ProjectKind::Local };
     let other = world.db.ensure_project(&other).await.expect("a project");
     let eval = world.evaluation("main").await;
