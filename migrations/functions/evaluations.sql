@@ -256,7 +256,7 @@ BEGIN
     -- The attributes hold everything from now on.
     WITH gone AS (DELETE FROM eval_holds h WHERE h.eval_id = p_eval RETURNING h.drv_path)
     SELECT array_agg(drv_path) INTO v_holds FROM gone
-    WHERE NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path = gone.drv_path);
+    WHERE drv_path NOT IN (SELECT a.drv_path FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path IS NOT NULL);
     IF v_holds IS NOT NULL THEN
         PERFORM cancel_unwanted(v_holds, false, 'no evaluation wants it any more');
     END IF;

@@ -82,6 +82,7 @@ CREATE OR REPLACE FUNCTION allow_dependencies(p_eval bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_project projects;
+    v_named text[] := ARRAY(SELECT a.drv_path FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path IS NOT NULL);
     v_jobs bigint[];
     v_stopped bigint[];
     v_reset bigint[];
@@ -90,11 +91,11 @@ BEGIN
     SELECT array_agg(j.id), array_agg(j.id) FILTER (WHERE j.failure_kind = 'timeout'
         AND (v_project.timeout_s > j.timeout_s OR v_project.max_silent_s > j.max_silent_s))
     INTO v_jobs, v_stopped
-    FROM jobs_below(ARRAY(SELECT a.drv_path FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path IS NOT NULL), open_states()) r
+    FROM jobs_below(v_named, open_states()) r
     CROSS JOIN LATERAL (SELECT * FROM build_jobs b WHERE b.id = r.id OFFSET 0) j
     WHERE (j.timeout_s < v_project.timeout_s OR j.max_silent_s < v_project.max_silent_s
             OR j.output_bytes_max < v_project.output_bytes_max OR j.log_bytes_max < v_project.log_bytes_max)
-        AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path = j.drv_path);
+        AND j.drv_path NOT IN (SELECT unnest(v_named));
     IF v_jobs IS NULL THEN
         RETURN;
     END IF;

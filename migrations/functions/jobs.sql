@@ -4,6 +4,8 @@
 -- completion or failure either was seen or waits; then its own rows. Both in id order; what still meets crosswise is a
 -- deadlock, which PostgreSQL ends and host/db tries again. Each statement of a function sees what was committed before
 -- that statement, which the loops below rely on.
+--
+-- Hash joins are off also for those who have them for their lists (`insert_batch`): what is joined here is tables (decision 0016).
 
 -- Walks. Each job is looked for by its key, one by one (LATERAL … OFFSET 0): what a walk costs is what it passes, however little
 -- the planner knows of how many that will be. (No settings, so that callers' plans take them in.)
@@ -42,9 +44,12 @@ $$;
 
 -- Jobs in this state that have one of `p_jobs` as an input; null: none.
 CREATE OR REPLACE FUNCTION dependents_of(p_jobs bigint[], p_state text) RETURNS bigint[]
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT array_agg(DISTINCT u.id) FROM (SELECT j.drv_path FROM build_jobs j WHERE j.id = ANY (p_jobs) OFFSET 0) s
-    CROSS JOIN LATERAL jobs_on(s.drv_path, ARRAY[p_state]) u
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT array_agg(DISTINCT u.id) FROM (SELECT j.drv_path FROM build_jobs j WHERE j.id = ANY (p_jobs) OFFSET 0) s
+        CROSS JOIN LATERAL jobs_on(s.drv_path, ARRAY[p_state]) u);
+END
 $$;
 
 -- States of jobs that evaluations wait for, or would again: neither has it what is asked of it nor did all lose interest.
@@ -54,7 +59,7 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 CREATE OR REPLACE FUNCTION lock_jobs_with_inputs(p_jobs bigint[]) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 BEGIN
     PERFORM FROM build_jobs WHERE id IN (
         SELECT i.id FROM build_jobs j
@@ -69,7 +74,7 @@ $$;
 -- Marks every pending job above `p_sources` (failed, dep-failed or cancelled ones, locked): dep-failed with the root cause
 -- where a failure is below, else cancelled. Returns how many.
 CREATE OR REPLACE FUNCTION block_dependents(p_sources bigint[]) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_group record;
     v_frontier bigint[];
@@ -108,7 +113,8 @@ $$;
 
 -- For pending jobs, locked with their inputs: counts what they wait for.
 CREATE OR REPLACE FUNCTION count_unmet(p_jobs bigint[]) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
+BEGIN
     UPDATE build_jobs j SET unmet_deps = c.unmet
     FROM (
         SELECT own.id, count(i.id) FILTER (WHERE i.status <> 'succeeded')
@@ -118,12 +124,13 @@ LANGUAGE sql SET search_path = public, pg_temp AS $$
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
         WHERE own.id = ANY (p_jobs) GROUP BY own.id
     ) c
-    WHERE j.id = c.id AND j.status = 'pending' AND j.unmet_deps <> c.unmet
+    WHERE j.id = c.id AND j.status = 'pending' AND j.unmet_deps <> c.unmet;
+END
 $$;
 
 -- The same, and marks those that wait for what will not come. `p_notify`: tell builders about those that are ready.
 CREATE OR REPLACE FUNCTION settle_jobs(p_jobs bigint[], p_notify boolean) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_blockers bigint[];
 BEGIN
@@ -146,7 +153,7 @@ $$;
 -- Jobs that have what was asked of them (uploading, or pending whose outputs turned up; locked): succeeded, and their
 -- dependents wait for one less. Returns how many became ready.
 CREATE OR REPLACE FUNCTION jobs_succeeded(p_jobs bigint[]) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_done bigint[];
     v_drvs text[];
@@ -181,7 +188,7 @@ $$;
 -- Makes failed, dep-failed and cancelled jobs pending again, with all dep-failed jobs above them, and settles the lot.
 -- Returns the jobs that were reset.
 CREATE OR REPLACE FUNCTION reset_jobs(p_jobs bigint[], p_priority integer) RETURNS bigint[]
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_found bigint[];
     v_now bigint[];
@@ -218,7 +225,7 @@ $$;
 -- Jobs that became pending again, settled: those whose outputs came by another way meanwhile have what they wait for; those
 -- that lean on a derivation without job whose outputs were available once, and are gone, wait until an evaluator walked there.
 CREATE OR REPLACE FUNCTION recheck_jobs(p_jobs bigint[]) RETURNS void
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_there bigint[];
     v_stranded bigint[];
@@ -240,7 +247,7 @@ $$;
 -- Store paths were published (or found upstream): jobs of any derivation with these outputs have what is asked of them, whatever
 -- became of them before, but for those that are being built. What is dep-failed above comes back with them.
 CREATE OR REPLACE FUNCTION outputs_turned_up(p_paths text[]) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_jobs bigint[];
     v_over bigint[];
@@ -277,9 +284,11 @@ $$;
 
 -- Ends the attempt that holds a claimed job.
 CREATE OR REPLACE FUNCTION end_attempt(p_attempt bigint, p_outcome text, p_message text) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
     UPDATE build_attempts SET outcome = p_outcome, message = p_message, finished_at = now()
-    WHERE id = p_attempt AND outcome = 'running'
+    WHERE id = p_attempt AND outcome = 'running';
+END
 $$;
 
 -- Claimed jobs go back to pending and are settled. `p_jobs` are locked and claimed. (Found by id: asked for those that are held,
@@ -318,13 +327,17 @@ $$;
 
 -- Notifications are hints, coalesced: one a class, one for all that ended.
 CREATE OR REPLACE FUNCTION notify_ready(p_classes integer[]) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
-    SELECT pg_notify('build_jobs', 'class:' || class) FROM (SELECT DISTINCT unnest(p_classes) AS class) c
-    WHERE class IS NOT NULL
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('build_jobs', 'class:' || class) FROM (SELECT DISTINCT unnest(p_classes) AS class) c
+    WHERE class IS NOT NULL;
+END
 $$;
 
 CREATE OR REPLACE FUNCTION notify_done(p_jobs bigint[]) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
-    SELECT pg_notify('build_jobs', CASE cardinality(p_jobs) WHEN 1 THEN 'done:' || p_jobs[1] ELSE 'done' END)
-    WHERE cardinality(p_jobs) > 0
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('build_jobs', CASE cardinality(p_jobs) WHEN 1 THEN 'done:' || p_jobs[1] ELSE 'done' END)
+    WHERE cardinality(p_jobs) > 0;
+END
 $$;

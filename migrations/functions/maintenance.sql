@@ -75,11 +75,14 @@ SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
         WHERE '' || j.status = 'pending' GROUP BY j.id
     ) w WHERE w.unmet_deps <> w.counted LIMIT 100)
     UNION ALL
-    (SELECT 2, format('job %s: its input %s has neither a job nor available outputs', j.id, d.input_drv)
-    FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
-    WHERE '' || j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
-        AND NOT EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id)
-        AND NOT drv_available(d.input_drv, false) LIMIT 100)
+    -- (What is available is asked of the few that are left. OFFSET keeps the planner from asking earlier.)
+    (SELECT 2, format('job %s: its input %s has neither a job nor available outputs', s.id, s.input_drv)
+    FROM (
+        SELECT j.id, d.input_drv FROM build_jobs j JOIN derivation_inputs d ON d.referrer = j.drv_path
+        WHERE '' || j.status = 'pending' AND NOT EXISTS (SELECT FROM build_jobs i WHERE i.drv_path = d.input_drv)
+            AND NOT EXISTS (SELECT FROM job_walks k WHERE k.job_id = j.id)
+        OFFSET 0
+    ) s WHERE NOT drv_available(s.input_drv, false) LIMIT 100)
     UNION ALL
     (SELECT 3, format('job %s is pending above job %s, which is %s', j.id, i.id, i.status)
     FROM build_jobs j
@@ -102,11 +105,14 @@ SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
     WHERE e.complete AND e.status = 'succeeded'
         AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = x.eval_id AND a.attr = x.attr) LIMIT 100)
     UNION ALL
-    (SELECT 5, format('evaluation %s: attribute %s has neither a job nor available outputs', a.eval_id, a.attr)
-    FROM live_evaluations l JOIN evaluations e ON e.id = l.id JOIN eval_attrs a ON a.eval_id = l.attrs_of
-    WHERE e.complete AND a.drv_path IS NOT NULL AND NOT a.cached
-        AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = a.drv_path)
-        AND NOT drv_available(a.drv_path, false) LIMIT 100)
+    (SELECT 5, format('evaluation %s: attribute %s has neither a job nor available outputs', s.eval_id, s.attr)
+    FROM (
+        SELECT a.eval_id, a.attr, a.drv_path
+        FROM live_evaluations l JOIN evaluations e ON e.id = l.id JOIN eval_attrs a ON a.eval_id = l.attrs_of
+        WHERE e.complete AND a.drv_path IS NOT NULL AND NOT a.cached
+            AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = a.drv_path)
+        OFFSET 0
+    ) s WHERE NOT drv_available(s.drv_path, false) LIMIT 100)
 $$;
 
 -- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended

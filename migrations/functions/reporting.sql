@@ -38,8 +38,10 @@ CREATE OR REPLACE TRIGGER eval_attrs_mark AFTER INSERT ON eval_attrs REFERENCING
 
 -- A job became terminal, or left that: called by its guard (a trigger of its own would be parsed for each statement).
 CREATE OR REPLACE FUNCTION mark_job(p_job bigint, p_was text, p_became text) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    INSERT INTO job_marks (job_id, was, became) VALUES (p_job, counted_as(p_was), counted_as(p_became))
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO job_marks (job_id, was, became) VALUES (p_job, counted_as(p_was), counted_as(p_became));
+END
 $$;
 
 -- Claims do not count: what is held is found by its index.

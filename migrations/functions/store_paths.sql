@@ -1,27 +1,38 @@
 -- What signers do to store paths, and what may be had.
+--
+-- What is asked of each job or called by other functions is PL/pgSQL, which keeps its plans: a function in SQL is planned for
+-- every statement that calls it, one that is called by another function for every call.
 
 -- Whether all outputs of a derivation can be had: published, or known upstream. `p_fresh`: expired memo rows do not count.
 CREATE OR REPLACE FUNCTION drv_available(p_drv text, p_fresh boolean) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT drv_available_since(p_drv, CASE WHEN p_fresh THEN now() ELSE '-infinity' END)
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN drv_available_since(p_drv, CASE WHEN p_fresh THEN now() ELSE '-infinity' END);
+END
 $$;
 
 -- The same; memo rows count that had not expired at that time (and were not found wrong since).
 CREATE OR REPLACE FUNCTION drv_available_since(p_drv text, p_time timestamptz) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT count(*) > 0 AND count(*) = count(*) FILTER (WHERE
-        EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path AND s.state = 'published')
-        OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present AND u.expires_at > p_time))
-    FROM derivation_outputs o WHERE o.drv_path = p_drv
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT count(*) > 0 AND count(*) = count(*) FILTER (WHERE
+            EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path AND s.state = 'published')
+            OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path AND u.present AND u.expires_at > p_time))
+        FROM derivation_outputs o WHERE o.drv_path = p_drv);
+END
 $$;
 
 -- Whether the cache holds, or a signer is about to publish, every output: such a job is finished, never built again.
 CREATE OR REPLACE FUNCTION outputs_claimed(p_drv text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT count(*) > 0 AND count(*) = count(s.path)
-    FROM derivation_outputs o
-    LEFT JOIN store_paths s ON s.path = o.output_path AND s.state IN ('claimed', 'published')
-    WHERE o.drv_path = p_drv
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT count(*) > 0 AND count(*) = count(s.path)
+        FROM derivation_outputs o
+        LEFT JOIN store_paths s ON s.path = o.output_path AND s.state IN ('claimed', 'published')
+        WHERE o.drv_path = p_drv);
+END
 $$;
 
 -- All outputs of an attempt in one transaction; the first writer of a path wins.
@@ -66,7 +77,8 @@ CREATE OR REPLACE FUNCTION claim_store_paths(
     p_attempt bigint, p_paths text[], p_nar_hashes text[], p_nar_sizes bigint[], p_file_hashes text[],
     p_file_sizes bigint[], p_refs text[], p_cas text[], p_derivers text[], p_public boolean
 ) RETURNS void
-LANGUAGE sql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
     INSERT INTO store_paths AS s (path, nar_hash, nar_size, file_hash, file_size, refs, ca, deriver, producing_attempt, state, public)
     SELECT t.path, t.nar_hash, t.nar_size, t.file_hash, t.file_size, string_to_array(t.refs, ' '), t.ca, t.deriver,
         p_attempt, 'claimed', coalesce(p_public, false)
@@ -77,7 +89,8 @@ LANGUAGE sql SET search_path = public, pg_temp AS $$
         file_hash = excluded.file_hash, file_size = excluded.file_size, refs = excluded.refs, ca = excluded.ca,
         deriver = excluded.deriver, producing_attempt = excluded.producing_attempt, generation = s.generation + 1,
         state = 'claimed', public = s.public OR excluded.public, claimed_at = now(), published_at = NULL, lost_at = NULL
-    WHERE s.state = 'lost'
+    WHERE s.state = 'lost';
+END
 $$;
 
 -- Sources of an evaluation, or paths found on the side of an attempt (`p_eval` or `p_attempt`, with its token).
@@ -161,10 +174,12 @@ $$;
 
 -- Objects that somebody relies on now are safe from the sweep for the grace period.
 CREATE OR REPLACE FUNCTION renew_leases(p_paths text[]) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
     UPDATE store_paths SET leased_until = now() + interval '24 hours'
     WHERE path IN (SELECT s.path FROM store_paths s WHERE s.path = ANY (p_paths)
-        AND (s.leased_until IS NULL OR s.leased_until < now() + interval '23 hours') ORDER BY s.path FOR NO KEY UPDATE)
+        AND (s.leased_until IS NULL OR s.leased_until < now() + interval '23 hours') ORDER BY s.path FOR NO KEY UPDATE);
+END
 $$;
 
 -- A signer found the object of a claimed row gone, before anybody published it. The row is lost, and what was to be finished

@@ -168,13 +168,16 @@ $$;
 -- The live evaluation that wants a derivation (one for everybody first: what it reaches is public), through jobs that have not
 -- ended.
 CREATE OR REPLACE FUNCTION evaluation_above(p_drv text) RETURNS bigint
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    WITH RECURSIVE above(drv_path) AS (
-        SELECT p_drv
-        UNION
-        SELECT j.drv_path FROM above a CROSS JOIN LATERAL jobs_on(a.drv_path, '{pending,building,uploading}') j
-    ) SELECT l.id FROM above CROSS JOIN LATERAL live_naming(above.drv_path) l JOIN projects p ON p.id = l.project_id
-    ORDER BY p.is_public DESC, l.id DESC LIMIT 1
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE above(drv_path) AS (
+            SELECT p_drv
+            UNION
+            SELECT j.drv_path FROM above a CROSS JOIN LATERAL jobs_on(a.drv_path, '{pending,building,uploading}') j
+        ) SELECT l.id FROM above CROSS JOIN LATERAL live_naming(above.drv_path) l JOIN projects p ON p.id = l.project_id
+        ORDER BY p.is_public DESC, l.id DESC LIMIT 1);
+END
 $$;
 
 -- Pending jobs cannot be built before an evaluator walked below them. What no evaluation wants fails: nobody would walk.

@@ -19,8 +19,10 @@ $$;
 
 -- Whether a live evaluation names this derivation.
 CREATE OR REPLACE FUNCTION is_live_root(p_drv text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM live_naming(p_drv))
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM live_naming(p_drv));
+END
 $$;
 
 -- Unfinished jobs that a live evaluation reaches, or that somebody asked to rebuild.
@@ -60,7 +62,7 @@ $$;
 -- Cancels jobs below `p_roots` that no live evaluation reaches any more. Call under lock_withdrawals, with the evaluation
 -- no longer live. `p_running`: also those that build or upload, unless their outputs are accepted already.
 CREATE OR REPLACE FUNCTION cancel_unwanted(p_roots text[], p_running boolean, p_message text) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_candidates bigint[];
     v_wanting text[]; -- derivations at or above these that live evaluations name
@@ -88,7 +90,7 @@ $$;
 -- Cancels these jobs (locked) and every pending one above them. What is built although another made its outputs meanwhile has
 -- succeeded; nobody goes on with it.
 CREATE OR REPLACE FUNCTION cancel_jobs(p_jobs bigint[], p_running boolean, p_message text) RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_jobs bigint[];
     v_there bigint[];

@@ -20,7 +20,7 @@ use crate::world::World;
 const READS_EACH: u64 = 40;
 /// And how many pages: a row is found through the levels of an index, and a changed one is entered into each index of its
 /// table.
-const PAGES_EACH: u64 = 250;
+const PAGES_EACH: u64 = 150;
 
 /// What was read so far on a connection.
 #[derive(Debug, Clone, Copy)]

@@ -365,3 +365,54 @@ async fn a_batch_that_leans_on_what_nobody_has_is_refused_whole() {
     world.claim_only(1).await;
     world.assert_sound().await;
 }
+
+#[tokio::test]
+async fn jobs_are_counted_right_before_and_after_their_marks_are_taken() {
+    let world = World::new().await;
+    let eval = world.evaluation("main").await;
+    let chain = graph(&[&[], &[0], &[], &[]]);
+    world.insert(&eval, &chain, &[1, 2, 3]).await.expect("insert");
+    world.assert_sound().await;
+    let claimed = world.claim(3).await;
+    world.complete(&claimed[0]).await.expect("complete");
+    world.fail(&claimed[1], Some(FailureKind::Build)).await.expect("fail");
+    world.assert_sound().await;
+    assert!(world.db.take_job_marks().await.expect("take") > 0);
+    world.assert_sound().await;
+    let failed = claimed[1].job;
+    world.db.rebuild_job(failed, "somebody").await.expect("rebuild");
+    world.db.cancel_job(claimed[2].job, "somebody").await.expect("cancel");
+    world.assert_sound().await;
+    world.db.take_job_marks().await.expect("take");
+    world.assert_sound().await;
+    sqlx::query!("DELETE FROM eval_attrs").execute(pool(&world.db)).await.expect("delete");
+    sqlx::query!("DELETE FROM build_jobs WHERE id = $1", failed.0).execute(pool(&world.db)).await.expect("delete");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn the_queue_tells_of_each_job_what_its_own_page_tells() {
+    let world = World::new().await;
+    let none: &[usize] = &[];
+    let apart = graph(&[none; 9]);
+    let other = harmonia_db::NewProject { name: "local/other".to_owned(), kind: harmonia_db::ProjectKind::Local };
+    let other = world.db.ensure_project(&other).await.expect("a project");
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &apart, &[0, 1, 2]).await.expect("insert");
+    let second = world.evaluation_of(other, "main").await;
+    world.insert(&second, &apart, &[3, 4]).await.expect("insert");
+    world.insert(&eval, &apart, &[5, 6, 7, 8]).await.expect("insert");
+    for number in [4, 7] {
+        let job = world.job_id(number).await;
+        world.db.cancel_job(job, "somebody").await.expect("cancel");
+        world.db.rebuild_job(job, "somebody").await.expect("boost");
+    }
+    let now = time::OffsetDateTime::now_utc();
+    let queue = world.db.view_queue(100, now).await.expect("the queue");
+    assert_eq!(queue.waiting.len(), 9);
+    assert_eq!(queue.waiting[8].why, ["8 jobs that came first are ready for the same nodes"]);
+    for job in queue.waiting {
+        let own = world.db.why(&[job.id], now).await.expect("why").remove(&job.id).expect("it waits");
+        assert_eq!(job.why, own, "{}", job.name);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harmonia_core::api::Source;
+use harmonia_core::api::{JobCounts, Source};
 use harmonia_core::signer_api::{AttemptUsage, Failure};
 use harmonia_core::{Capability, ClaimToken, EvalId, FailureKind, Incarnation, JobId, JobStatus, NodeId, ProjectId};
 use harmonia_db::testing::{TestDatabase, insert_graph, pool, random_token};
@@ -236,6 +236,20 @@ impl World {
 
     pub(crate) async fn assert_sound(&self) {
         assert_eq!(self.db.sweep_invariants().await.expect("sweep"), []);
+        let mut counted = JobCounts::default();
+        for status in self.jobs().await.values().map(|job| job.status) {
+            let slot = match status {
+                JobStatus::Pending => &mut counted.pending,
+                JobStatus::Building => &mut counted.building,
+                JobStatus::Uploading => &mut counted.uploading,
+                JobStatus::Succeeded => &mut counted.succeeded,
+                JobStatus::Failed => &mut counted.failed,
+                JobStatus::DepFailed => &mut counted.dep_failed,
+                JobStatus::Cancelled => &mut counted.cancelled,
+            };
+            *slot += 1;
+        }
+        assert_eq!(self.db.view_job_counts().await.expect("count"), counted, "the totals of jobs");
     }
 }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use harmonia_core::policy::{AskingNode, FirstInFirstOut, order_candidates};
 use harmonia_core::signer_api::AttemptUsage;
+use harmonia_core::status::CommitReport;
 use harmonia_core::{EvalId, FailureKind, Incarnation, JobId, NodeId, ProjectId};
 use harmonia_db::testing::{checked, pool, random_token};
 use harmonia_db::views::LogMark;
-use harmonia_db::{AskedLimits, ClaimedJob, Db, NewProject, ProjectKind};
+use harmonia_db::{AskedLimits, ClaimedJob, ComputedReport, Db, NewProject, ProjectKind};
 use harmonia_nix::store_path::StorePath;
 
 use super::{Meter, READS_EACH};
@@ -326,6 +327,26 @@ async fn evaluations(meter: &mut Meter, project: ProjectId) {
     meter
         .call("evaluation_held", &[(1, "evaluation")], async |db: &Db| db.evaluation_held(eval.id, &eval.token).await)
         .await;
+    let source = new_path("/nix/store/00000000000000000000000000000000-source".parse().expect("a store path"), 1);
+    let paths = [source.path.clone()];
+    meter
+        .call("claim_paths", &[(1, "path")], async |db: &Db| db.claim_paths(eval.id, &eval.token, &[source]).await)
+        .await;
+    meter.call("publish_paths", &[(1, "path")], async |db: &Db| db.publish_paths(&paths).await).await;
+    let targets = meter
+        .call("due_reports", &[(BUSY_PROJECTS, "commits that were marked")], async |db: &Db| {
+            db.due_reports(Duration::ZERO, 100).await
+        })
+        .await;
+    for target in targets.iter().take(3) {
+        let asked = [(1, "commit"), (JOBS, "attributes of its evaluations")];
+        let compute = |_: &CommitReport| ComputedReport { statuses: Vec::new(), told: Vec::new(), settled: false };
+        meter
+            .call("compute_report", &asked, async |db: &Db| {
+                db.compute_report(target, &[], Duration::ZERO, compute).await
+            })
+            .await;
+    }
     let finished =
         meter.call("finish_evaluation", &known, async |db: &Db| db.finish_evaluation(eval.id, &eval.token).await).await;
     assert!(finished.complete);
@@ -352,10 +373,6 @@ async fn evaluations(meter: &mut Meter, project: ProjectId) {
 }
 
 async fn ends(meter: &mut Meter) {
-    let aside: Vec<_> =
-        vec![new_path("/nix/store/00000000000000000000000000000000-aside".parse().expect("a store path"), 1)];
-    let paths: Vec<StorePath> = aside.iter().map(|path| path.path.clone()).collect();
-    meter.call("publish_paths", &[(1, "path")], async |db: &Db| db.publish_paths(&paths).await).await;
     meter.call("missing_paths", &[(1, "report")], async |db: &Db| db.missing_paths(10).await).await;
     let lost: StorePath = "/nix/store/0z74dd3b2d982b9z5921cb50zz5457f6-old-5".parse().expect("a store path");
     meter
