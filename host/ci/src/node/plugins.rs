@@ -226,8 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_refused_plugin_is_logged_once() {
         let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("odd.wasm");
-        std::fs::write(&file, "no component").expect("written");
+        let file = folder.path().join("gone.wasm");
         let text = format!("[[plugins]]\nname = 'odd'\npath = '{}'\n", file.display());
         let mut config: Config = toml::from_str(&text).expect("a configuration");
         config.node.state_dir = folder.path().to_owned();

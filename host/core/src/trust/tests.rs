@@ -99,9 +99,11 @@ fn an_approval_counts_for_exactly_one_head() {
 /// A pull request is trusted for those who can change what it brings, not for whoever opened it alone.
 #[test]
 fn who_can_move_a_head() {
+    // Author, the head's repository, and who can move the head.
+    type Case = (&'static str, Option<RepositoryRef>, Option<&'static [&'static str]>);
     let repository = |id: &str, full_name: &str| RepositoryRef { id: id.to_owned(), full_name: full_name.to_owned() };
     let base = repository("1", "acme/site");
-    let cases: [(&str, Option<RepositoryRef>, Option<&[&str]>); 8] = [
+    let cases: [Case; 8] = [
         ("ada", Some(repository("1", "acme/site")), Some(&["ada"])), // a branch of the base
         ("eve", Some(repository("1", "acme/site")), Some(&["eve"])),
         ("ada", Some(repository("1", "acme/renamed")), Some(&["ada"])),
