@@ -36,11 +36,10 @@ impl AddressClass {
     fn of_v4(address: Ipv4Addr) -> Self {
         match address.octets() {
             [0, 0, 0, 0] => Self::Unspecified,
-            // Alibaba's, Oracle's and Azure's services for their machines.
-            [100, 100, 100, 200] | [192, 0, 0, 192] | [168, 63, 129, 16] => Self::LinkLocal,
+            // The second ones: Alibaba's, Oracle's and Azure's services for their machines.
+            [169, 254, ..] | [100, 100, 100, 200] | [192, 0, 0, 192] | [168, 63, 129, 16] => Self::LinkLocal,
             [127, ..] => Self::Loopback,
             [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Self::Private,
-            [169, 254, ..] => Self::LinkLocal,
             [224..=239, ..] => Self::Multicast,
             [255, 255, 255, 255] => Self::Broadcast,
             // "This network", IETF protocols, examples, the 6to4 relays, benchmarks, examples, class E.
@@ -66,11 +65,12 @@ impl AddressClass {
             [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
                 v4(high, low)
             }
-            // Amazon's and Google's services for their machines.
-            [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => Self::LinkLocal,
+            // The second ones: Amazon's and Google's services for their machines.
+            [0xfe80..=0xfebf, ..]
+            | [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254]
+            | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => Self::LinkLocal,
             // NAT64 within a network (RFC 8215), unique local, site local.
             [0x64, 0xff9b, 1, ..] | [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => Self::Private,
-            [0xfe80..=0xfebf, ..] => Self::LinkLocal,
             [0xff00..=0xffff, ..] => Self::Multicast,
             // IETF protocols (Teredo among them), examples.
             [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Reserved,

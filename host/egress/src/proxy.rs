@@ -100,7 +100,10 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("rules", &self.way.rules).field("refused", &self.way.refused).finish()
+        f.debug_struct("Session")
+            .field("rules", &self.way.rules)
+            .field("refused", &self.way.refused)
+            .finish_non_exhaustive()
     }
 }
 

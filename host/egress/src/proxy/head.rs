@@ -119,11 +119,11 @@ fn forwarded(target: &str) -> Result<(Target, Url), String> {
 
 /// The head for the server itself: one request, then the connection ends, so that the client's next one comes to us again.
 fn rewritten(method: &str, url: &Url, version: u8, headers: &[httparse::Header<'_>]) -> Vec<u8> {
-    let named_by_connection: Vec<String> = headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("connection"))
-        .flat_map(|header| String::from_utf8_lossy(header.value).into_owned().split(',').map(tidy).collect::<Vec<_>>())
-        .collect();
+    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
+    let mut named_by_connection: Vec<String> = Vec::new();
+    for header in connection {
+        named_by_connection.extend(String::from_utf8_lossy(header.value).split(',').map(tidy));
+    }
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();

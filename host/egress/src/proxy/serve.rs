@@ -30,8 +30,8 @@ pub(super) struct Password {
 
 impl Password {
     pub(super) fn random() -> Self {
-        let random: [u64; 4] = rand::random();
-        let password: String = random.iter().map(|word| format!("{word:016x}")).collect();
+        let [high, low]: [u128; 2] = rand::random();
+        let password = format!("{high:032x}{low:032x}");
         let expected = format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
         Self { password, expected }
     }

@@ -2,6 +2,7 @@
 //! is given, after checking the order it comes in; the true one is tested with the whole binary.
 
 mod alone;
+mod egress;
 mod forge;
 mod reuse;
 mod upstream;

@@ -165,15 +165,15 @@ impl Runs<'_> {
         self.done.insert(path.clone());
         match line.result {
             Ok(found) => self.line(path, Ok(found)).await,
-            Err(error) => match said(nonce, &error) {
-                Some((tag, json)) => self.no_derivation(task, tag, json.as_bytes()).await,
-                None => {
-                    // The process evaluates others, too: what belongs to this one is what its error names.
-                    let its = |refusal: &&Refusal| error.contains(&refusal.target.host.to_string());
-                    let refused: Vec<Refusal> = refused.iter().filter(its).cloned().collect();
-                    self.line(path, Err(with_refusals(presentable(&error), &refused))).await
+            Err(error) => {
+                if let Some((tag, json)) = said(nonce, &error) {
+                    return self.no_derivation(task, tag, json.as_bytes()).await;
                 }
-            },
+                // The process evaluates others, too: what belongs to this one is what its error names.
+                let its = |refusal: &&Refusal| error.contains(&refusal.target.host.to_string());
+                let refused: Vec<Refusal> = refused.iter().filter(its).cloned().collect();
+                self.line(path, Err(with_refusals(presentable(&error), &refused))).await
+            }
         }
     }
 
