@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 
+use harmonia_core::project_config::print_attr_path;
 use tokio::sync::mpsc;
 
-use super::driver::{log, nonce};
+use super::driver::{is_memory_short, log, nonce, unreadable_limits};
 use super::expression::{NAMES_MEMBER, TASK_PREFIX, member_name};
 use super::line::{EngineLine, Evaluated, Limits, evaluated, no_derivation, parse_line};
 use super::names::{Members, NoDerivation, Task, empty, judge_value, read_json, too_deep, too_many};
@@ -22,6 +23,9 @@ use super::{ATTRS_MAX, DEPTH_MAX, Engine, EngineError, EngineEvent, expression, 
 
 /// Names in one command line, in bytes: Linux takes 128 KiB as one argument.
 const NAMES_BYTES_MAX: usize = 80 << 10;
+/// The error of an attribute for which there was not enough memory: what C++ calls it, and nothing besides, which no author
+/// can write.
+const OUT_OF_MEMORY: &str = "std::bad_alloc";
 
 pub(super) async fn evaluate(
     engine: &Engine,
@@ -73,6 +77,8 @@ struct RunEnd {
     /// Exit code 0.
     is_clean: bool,
     last_words: String,
+    /// Of its memory, in MiB, when it had used so much that this may be why it ended.
+    used: Option<u64>,
 }
 
 impl RunEnd {
@@ -82,7 +88,8 @@ impl RunEnd {
             "error: nix-eval-jobs gave neither a result nor an error for this attribute, also when it was asked for it alone"
                 .to_owned()
         } else {
-            format!("error: nix-eval-jobs died while this was evaluated alone\n{}", self.last_words)
+            let used = self.used.map(|used| format!(" when it had used {used} MiB of memory")).unwrap_or_default();
+            format!("error: nix-eval-jobs died while this was evaluated alone{used}\n{}", self.last_words)
         }
     }
 }
@@ -135,7 +142,8 @@ impl Runs<'_> {
         log(self.events, output.release()).await?;
         let last_words = output.last_words();
         let ended = process.ended(&last_words).await?;
-        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words })
+        let used = ended.peak_bytes.filter(|_| is_memory_short(self.engine, &ended)).map(|peak| peak >> 20);
+        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words, used })
     }
 
     async fn take(&mut self, nonce: &str, tasks: &[Task], line: EngineLine) -> Result<(), EngineError> {
@@ -152,15 +160,42 @@ impl Runs<'_> {
         if !is_wanted || self.done.contains(&path) {
             return Ok(());
         }
-        let task = self.open.remove(&path).unwrap_or_else(|| Task::found(path.clone()));
-        self.done.insert(path.clone());
-        match line.result {
-            Ok(found) => self.line(path, Ok(found)).await,
-            Err(error) => match said(nonce, &error) {
-                Some((tag, json)) => self.no_derivation(task, tag, json.as_bytes()).await,
-                None => self.line(path, Err(presentable(&error))).await,
-            },
+        let mut task = self.open.remove(&path).unwrap_or_else(|| Task::found(path.clone()));
+        if line.result.as_ref().is_err_and(|error| error.trim() == OUT_OF_MEMORY) {
+            let most = self.engine.memory_bytes_max >> 20;
+            let reason = format!("the evaluator ran out of memory, of which it may use {most} MiB");
+            if tasks.len() == 1 && root.path == path {
+                self.done.insert(path.clone());
+                return self.line(path, Err(format!("error: {reason}"))).await;
+            }
+            // What was evaluated before may have left too little.
+            let text = format!("{}: {reason}; trying it again in a fresh process", print_attr_path(&path));
+            self.open.insert(path, task);
+            return log(self.events, vec![text]).await;
         }
+        let heard = line.result.as_ref().err().and_then(|error| said(nonce, error));
+        if matches!(heard, Some(('t', _))) && !task.is_set {
+            task.is_set = true;
+            self.open.insert(path, task);
+            return Ok(());
+        }
+        self.done.insert(path.clone());
+        match (heard, &line.result) {
+            (Some(('l', json)), Err(error)) => {
+                let warning = unreadable_limits(&task, &presentable(error));
+                tell(self.events, EngineEvent::Warning(warning)).await?;
+                self.derivation(path, json.as_bytes()).await
+            }
+            (Some((tag, json)), _) => self.no_derivation(task, tag, json.as_bytes()).await,
+            (None, Err(error)) => self.line(path, Err(presentable(error))).await,
+            (None, Ok(found)) => self.line(path, Ok(found.clone())).await,
+        }
+    }
+
+    /// Of a `drvPath`, which may be anything.
+    async fn derivation(&self, path: Vec<String>, json: &[u8]) -> Result<(), EngineError> {
+        let drv_path = read_json::<String>(json).map(|(path, _)| path).ok();
+        self.line(path, evaluated(drv_path, &Limits::default()).map_err(no_derivation)).await
     }
 
     async fn no_derivation(&mut self, task: Task, tag: char, json: &[u8]) -> Result<(), EngineError> {
@@ -171,11 +206,7 @@ impl Runs<'_> {
                 Err(error) => self.line(path, Err(format!("error: its names cannot be read: {error}"))).await,
             },
             'd' => self.line(path, Err(too_deep(&task))).await,
-            'r' => {
-                let drv_path = read_json::<String>(json).map(|(path, _)| path).ok();
-                let problem = evaluated(drv_path, &Limits::default());
-                self.line(path, problem.map_err(no_derivation)).await
-            }
+            'r' => self.derivation(path, json).await,
             'v' => match judge_value(&task, &read_json::<String>(json).unwrap_or_default().0) {
                 NoDerivation::Error(error) => self.line(path, Err(error)).await,
                 NoDerivation::Warning(warning) => self.leave_out(path, Some(warning)).await,
@@ -201,7 +232,7 @@ impl Runs<'_> {
         tell(self.events, EngineEvent::Set { path: task.path, members }).await?;
         for task in tasks {
             if !self.done.contains(&task.path) {
-                self.open.insert(task.path.clone(), task);
+                self.open.entry(task.path.clone()).or_insert(task);
             }
         }
         for (path, error) in refused {
