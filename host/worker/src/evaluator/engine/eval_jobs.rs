@@ -35,16 +35,19 @@ pub(super) async fn evaluate(
 ) -> Result<(), EngineError> {
     let asked: HashSet<Vec<String>> = tasks.iter().map(|task| task.path.clone()).collect();
     let open = tasks.into_iter().map(|task| (task.path.clone(), task)).collect();
-    let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new() };
+    let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new(), sets: 0 };
     while !runs.open.is_empty() {
         for chunk in chunks(runs.open.values().cloned().collect()) {
-            let answered = runs.done.len();
+            let known = runs.known();
             runs.run(&chunk).await?;
-            if runs.done.len() > answered {
+            if runs.known() > known {
                 continue;
             }
             let Some(first) = chunk.first() else { continue };
             let end = runs.run(std::slice::from_ref(first)).await?;
+            if runs.known() > known {
+                continue;
+            }
             if let Some(task) = runs.open.remove(&first.path) {
                 runs.done.insert(task.path.clone());
                 runs.line(task.path, Err(presentable(&end.error()))).await?;
@@ -105,9 +108,16 @@ struct Runs<'a> {
     /// Without an answer.
     open: BTreeMap<Vec<String>, Task>,
     done: HashSet<Vec<String>>,
+    /// Attributes that are to be asked for as sets.
+    sets: usize,
 }
 
 impl Runs<'_> {
+    /// Grows with whatever is found out.
+    fn known(&self) -> usize {
+        self.done.len() + self.sets
+    }
+
     async fn run(&mut self, tasks: &[Task]) -> Result<RunEnd, EngineError> {
         let nonce = nonce();
         let text = expression::selection(&nonce, &self.engine.flake, DEPTH_MAX, tasks);
@@ -176,6 +186,7 @@ impl Runs<'_> {
         let heard = line.result.as_ref().err().and_then(|error| said(nonce, error));
         if matches!(heard, Some(('t', _))) && !task.is_set {
             task.is_set = true;
+            self.sets += 1;
             self.open.insert(path, task);
             return Ok(());
         }
@@ -212,7 +223,8 @@ impl Runs<'_> {
                 NoDerivation::Warning(warning) => self.leave_out(path, Some(warning)).await,
                 NoDerivation::Silent => self.leave_out(path, None).await,
             },
-            _ => self.leave_out(path, None).await,
+            'x' => self.leave_out(path, None).await,
+            _ => self.line(path, Err(format!("error: nix-eval-jobs said what nobody asked for ({tag})"))).await,
         }
     }
 

@@ -214,7 +214,8 @@ pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, task
     if builtins.match "{STORE_DIR}/[0-9a-z]{{32}}-[-+._?=0-9a-zA-Z]+[.]drv" drvPath == null then say "r" (quote drvPath)
     else {{
       type = "derivation"; name = "x"; inherit drvPath; outPath = drvPath;
-      meta = builtins.addErrorContext (nonce + "l " + quote drvPath) (limits value);
+      meta = builtins.addErrorContext (nonce + "l " + quote drvPath) (
+        let found = limits value; in builtins.seq found.timeout (builtins.seq found.maxSilent found));
     }};
   look = task: value:
     if !(builtins.isAttrs value) then say "v" (quote (builtins.typeOf value))
