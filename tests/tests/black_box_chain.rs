@@ -1,9 +1,10 @@
 //! The whole chain: a commit in, a signed path out of the cache, and stock Nix as the judge.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use harmonia_tests::repository::{commit, flake, git};
-use harmonia_tests::server::{Server, folder, parse, text};
+use harmonia_tests::server::{Server, folder, parse, text, wait_for};
 use harmonia_tests::stock_nix::{StockNix, dump, physical};
 use serde_json::Value;
 
@@ -52,10 +53,9 @@ async fn database(server: &Server) -> harmonia_db::Db {
 async fn the_demo_is_built_served_and_fetched_by_stock_nix() {
     let data = folder();
     let server = Server::up(data.path(), &["--demo"], &[]);
-    assert!(
-        server.stderr().contains("nix --extra-experimental-features nix-command copy"),
-        "the last lines tell how to fetch"
-    );
+    // The other pipe may lag behind the ready line.
+    let told = || server.stderr().contains("nix --extra-experimental-features nix-command copy").then_some(());
+    assert!(wait_for(Duration::from_secs(30), told).is_some(), "the last lines tell how to fetch: {}", server.stderr());
 
     // A second evaluation of the same commit ends in every expected state, and builds nothing.
     let before = attempts(&server).await;

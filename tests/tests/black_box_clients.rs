@@ -122,7 +122,7 @@ fn what_failed_says_why_in_its_first_line() {
         ("exits", "failed", "exit code 3"),
         ("no-output", "failed", "failed to produce output"),
         ("wrong-hash", "failed", "hash mismatch"),
-        ("below", "dep-failed", "exit code 4"),
+        ("below", "dep-failed", "the dependency input failed"),
     ] {
         let attr = attr(&detail, name);
         let first = attr["error"].as_str().and_then(|error| error.lines().next()).unwrap_or_default();

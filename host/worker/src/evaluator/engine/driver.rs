@@ -115,12 +115,7 @@ pub(super) async fn drive(
         let Some(task) = queue.pop_front() else { break };
         let reason = describe(engine, &end);
         if let (Stage::Limits, Some(found)) = (end.stage, found) {
-            let line = reason.lines().next().unwrap_or_default();
-            let text = format!(
-                "{}: its meta.timeout and meta.maxSilent cannot be read and count for nothing: {line}",
-                print_attr_path(&task.path)
-            );
-            tell(events, EngineEvent::Warning(text)).await?;
+            tell(events, EngineEvent::Warning(unreadable_limits(&task, &reason))).await?;
             answers.derivation(task, evaluated(Some(found), &Limits::default()).map_err(no_derivation)).await?;
         } else {
             let error = match end.error {
@@ -201,8 +196,15 @@ pub(super) async fn log(events: &mpsc::Sender<EngineEvent>, lines: Vec<String>) 
 }
 
 /// Whether the process had used so much of its memory that what it did before may have left too little.
-fn is_memory_short(engine: &Engine, ended: &Ended) -> bool {
+pub(super) fn is_memory_short(engine: &Engine, ended: &Ended) -> bool {
     ended.peak_bytes.is_some_and(|peak| peak >= engine.memory_bytes_max / 2)
+}
+
+/// The warning of a derivation whose limits have this error.
+pub(super) fn unreadable_limits(task: &Task, error: &str) -> String {
+    let line = error.lines().next().unwrap_or_default();
+    let attr = print_attr_path(&task.path);
+    format!("{attr}: its meta.timeout and meta.maxSilent cannot be read and count for nothing: {line}")
 }
 
 /// Why a process ended, with what it was refused: its own error may say no more than that something could not be fetched.

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 
+use harmonia_core::project_config::print_attr_path;
 use harmonia_egress::Refusal;
 use tokio::sync::mpsc;
 
-use super::driver::{log, nonce, with_refusals};
+use super::driver::{is_memory_short, log, nonce, unreadable_limits, with_refusals};
 use super::expression::{NAMES_MEMBER, TASK_PREFIX, member_name};
 use super::line::{EngineLine, Evaluated, Limits, evaluated, no_derivation, parse_line};
 use super::names::{Members, NoDerivation, Task, empty, judge_value, read_json, too_deep, too_many};
@@ -23,6 +24,9 @@ use super::{ATTRS_MAX, DEPTH_MAX, Engine, EngineError, EngineEvent, expression, 
 
 /// Names in one command line, in bytes: Linux takes 128 KiB as one argument.
 const NAMES_BYTES_MAX: usize = 80 << 10;
+/// The error of an attribute for which there was not enough memory: what C++ calls it, and nothing besides, which no author
+/// can write.
+const OUT_OF_MEMORY: &str = "std::bad_alloc";
 
 pub(super) async fn evaluate(
     engine: &Engine,
@@ -32,16 +36,19 @@ pub(super) async fn evaluate(
 ) -> Result<(), EngineError> {
     let asked: HashSet<Vec<String>> = tasks.iter().map(|task| task.path.clone()).collect();
     let open = tasks.into_iter().map(|task| (task.path.clone(), task)).collect();
-    let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new() };
+    let mut runs = Runs { engine, program, events, count: asked.len(), asked, open, done: HashSet::new(), sets: 0 };
     while !runs.open.is_empty() {
         for chunk in chunks(runs.open.values().cloned().collect()) {
-            let answered = runs.done.len();
+            let known = runs.known();
             runs.run(&chunk).await?;
-            if runs.done.len() > answered {
+            if runs.known() > known {
                 continue;
             }
             let Some(first) = chunk.first() else { continue };
             let end = runs.run(std::slice::from_ref(first)).await?;
+            if runs.known() > known {
+                continue;
+            }
             if let Some(task) = runs.open.remove(&first.path) {
                 runs.done.insert(task.path.clone());
                 let error = with_refusals(presentable(&end.error()), &end.refused);
@@ -75,6 +82,8 @@ struct RunEnd {
     /// Exit code 0.
     is_clean: bool,
     last_words: String,
+    /// Of its memory, in MiB, when it had used so much that this may be why it ended.
+    used: Option<u64>,
     refused: Vec<Refusal>,
 }
 
@@ -85,7 +94,8 @@ impl RunEnd {
             "error: nix-eval-jobs gave neither a result nor an error for this attribute, also when it was asked for it alone"
                 .to_owned()
         } else {
-            format!("error: nix-eval-jobs died while this was evaluated alone\n{}", self.last_words)
+            let used = self.used.map(|used| format!(" when it had used {used} MiB of memory")).unwrap_or_default();
+            format!("error: nix-eval-jobs died while this was evaluated alone{used}\n{}", self.last_words)
         }
     }
 }
@@ -101,9 +111,16 @@ struct Runs<'a> {
     /// Without an answer.
     open: BTreeMap<Vec<String>, Task>,
     done: HashSet<Vec<String>>,
+    /// Attributes that are to be asked for as sets.
+    sets: usize,
 }
 
 impl Runs<'_> {
+    /// Grows with whatever is found out.
+    fn known(&self) -> usize {
+        self.done.len() + self.sets
+    }
+
     async fn run(&mut self, tasks: &[Task]) -> Result<RunEnd, EngineError> {
         let nonce = nonce();
         let text = expression::selection(&nonce, &self.engine.flake, DEPTH_MAX, tasks);
@@ -138,7 +155,8 @@ impl Runs<'_> {
         log(self.events, output.release()).await?;
         let last_words = output.last_words();
         let ended = process.ended(&last_words).await?;
-        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words, refused: process.refused() })
+        let used = ended.peak_bytes.filter(|_| is_memory_short(self.engine, &ended)).map(|peak| peak >> 20);
+        Ok(RunEnd { is_clean: ended.how == HowEnded::Exited(0), last_words, used, refused: process.refused() })
     }
 
     async fn take(
@@ -161,20 +179,48 @@ impl Runs<'_> {
         if !is_wanted || self.done.contains(&path) {
             return Ok(());
         }
-        let task = self.open.remove(&path).unwrap_or_else(|| Task::found(path.clone()));
+        let mut task = self.open.remove(&path).unwrap_or_else(|| Task::found(path.clone()));
+        if line.result.as_ref().is_err_and(|error| error.trim() == OUT_OF_MEMORY) {
+            let most = self.engine.memory_bytes_max >> 20;
+            let reason = format!("the evaluator ran out of memory, of which it may use {most} MiB");
+            if tasks.len() == 1 && root.path == path {
+                self.done.insert(path.clone());
+                return self.line(path, Err(format!("error: {reason}"))).await;
+            }
+            // What was evaluated before may have left too little.
+            let text = format!("{}: {reason}; trying it again in a fresh process", print_attr_path(&path));
+            self.open.insert(path, task);
+            return log(self.events, vec![text]).await;
+        }
+        let heard = line.result.as_ref().err().and_then(|error| said(nonce, error));
+        if matches!(heard, Some(('t', _))) && !task.is_set {
+            task.is_set = true;
+            self.sets += 1;
+            self.open.insert(path, task);
+            return Ok(());
+        }
         self.done.insert(path.clone());
-        match line.result {
-            Ok(found) => self.line(path, Ok(found)).await,
-            Err(error) => {
-                if let Some((tag, json)) = said(nonce, &error) {
-                    return self.no_derivation(task, tag, json.as_bytes()).await;
-                }
+        match (heard, &line.result) {
+            (Some(('l', json)), Err(error)) => {
+                let warning = unreadable_limits(&task, &presentable(error));
+                tell(self.events, EngineEvent::Warning(warning)).await?;
+                self.derivation(path, json.as_bytes()).await
+            }
+            (Some((tag, json)), _) => self.no_derivation(task, tag, json.as_bytes()).await,
+            (None, Err(error)) => {
                 // The process evaluates others, too: what belongs to this one is what its error names.
                 let its = |refusal: &&Refusal| error.contains(&refusal.target.host.to_string());
                 let refused: Vec<Refusal> = refused.iter().filter(its).cloned().collect();
-                self.line(path, Err(with_refusals(presentable(&error), &refused))).await
+                self.line(path, Err(with_refusals(presentable(error), &refused))).await
             }
+            (None, Ok(found)) => self.line(path, Ok(found.clone())).await,
         }
+    }
+
+    /// Of a `drvPath`, which may be anything.
+    async fn derivation(&self, path: Vec<String>, json: &[u8]) -> Result<(), EngineError> {
+        let drv_path = read_json::<String>(json).map(|(path, _)| path).ok();
+        self.line(path, evaluated(drv_path, &Limits::default()).map_err(no_derivation)).await
     }
 
     async fn no_derivation(&mut self, task: Task, tag: char, json: &[u8]) -> Result<(), EngineError> {
@@ -185,17 +231,14 @@ impl Runs<'_> {
                 Err(error) => self.line(path, Err(format!("error: its names cannot be read: {error}"))).await,
             },
             'd' => self.line(path, Err(too_deep(&task))).await,
-            'r' => {
-                let drv_path = read_json::<String>(json).map(|(path, _)| path).ok();
-                let problem = evaluated(drv_path, &Limits::default());
-                self.line(path, problem.map_err(no_derivation)).await
-            }
+            'r' => self.derivation(path, json).await,
             'v' => match judge_value(&task, &read_json::<String>(json).unwrap_or_default().0) {
                 NoDerivation::Error(error) => self.line(path, Err(error)).await,
                 NoDerivation::Warning(warning) => self.leave_out(path, Some(warning)).await,
                 NoDerivation::Silent => self.leave_out(path, None).await,
             },
-            _ => self.leave_out(path, None).await,
+            'x' => self.leave_out(path, None).await,
+            _ => self.line(path, Err(format!("error: nix-eval-jobs said what nobody asked for ({tag})"))).await,
         }
     }
 
@@ -215,7 +258,7 @@ impl Runs<'_> {
         tell(self.events, EngineEvent::Set { path: task.path, members }).await?;
         for task in tasks {
             if !self.done.contains(&task.path) {
-                self.open.insert(task.path.clone(), task);
+                self.open.entry(task.path.clone()).or_insert(task);
             }
         }
         for (path, error) in refused {

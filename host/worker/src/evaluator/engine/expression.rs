@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 
 use harmonia_nix::STORE_DIR;
 
-use super::Task;
+use super::{ATTRS_MAX, Task};
 use crate::evaluator::source::PinnedFlake;
 
 /// A string as Nix reads it.
@@ -202,10 +202,11 @@ pub(super) fn member_name(escaped: &str) -> String {
 /// as an error that says `<nonce><tag> <JSON>`, with the tags of [`worker`]. So each attribute gives a line at least, and
 /// one that gives none was lost. A set tells its names under `!`, its members are `_` and their names (an empty name
 /// would never end). Of a derivation nix-eval-jobs sees what counts here and no more: it would have outputs and names
-/// that are right, and would call one that is a function.
+/// that are right, and would call one that is a function. What is around something that is no part of what is wanted shows
+/// in the trace of an error: `t 0`, and `l` with the derivation whose limits these are.
 pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, tasks: &[Task]) -> String {
     let mut out = format!(
-        r#"{head}  careful = value: value;
+        r#"{head}  careful = builtins.addErrorContext (nonce + "t 0");
   say = tag: text: throw (nonce + tag + " " + text);
   escape = builtins.replaceStrings {plain} {escapes};
   derivation = value:
@@ -213,7 +214,8 @@ pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, task
     if builtins.match "{STORE_DIR}/[0-9a-z]{{32}}-[-+._?=0-9a-zA-Z]+[.]drv" drvPath == null then say "r" (quote drvPath)
     else {{
       type = "derivation"; name = "x"; inherit drvPath; outPath = drvPath;
-      meta = builtins.addErrorContext "while reading its meta.timeout and meta.maxSilent" (limits value);
+      meta = builtins.addErrorContext (nonce + "l " + quote drvPath) (
+        let found = limits value; in builtins.seq found.timeout (builtins.seq found.maxSilent found));
     }};
   look = task: value:
     if !(builtins.isAttrs value) then say "v" (quote (builtins.typeOf value))
@@ -223,10 +225,10 @@ pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, task
     else let names = builtins.attrNames value; in
       builtins.listToAttrs (
         [ {{ name = "{NAMES_MEMBER}"; value = say "n" (list names); }} ]
-        ++ map (name: {{
+        ++ (if builtins.length names > {ATTRS_MAX} then [ ] else map (name: {{
           name = "{MEMBER_PREFIX}" + escape name;
           value = look (ask (task.path ++ [ name ]) false false) value.${{name}};
-        }}) names);
+        }}) names));
   at = task: look task (get task.path);
 in {{
 "#,
