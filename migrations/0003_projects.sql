@@ -29,9 +29,9 @@ CREATE TABLE forge_syncs (
     wanted_at timestamptz NOT NULL DEFAULT now(), -- not before then
     requested_at timestamptz, -- something changed: a sync that began before is followed by another
     not_before timestamptz, -- the forge asked to wait, or the last try failed
-    started_at timestamptz, -- of the sync under way
+    started_at timestamptz, -- of the sync in flight
     cursor text, -- of its next page
-    seen integer NOT NULL DEFAULT 0, -- repositories of the sync under way
+    seen integer NOT NULL DEFAULT 0, -- repositories of the sync in flight
     attempts integer NOT NULL DEFAULT 0, -- failures in a row
     finished_at timestamptz, -- of the last complete one
     previous_started_at timestamptz, -- of the last complete one
@@ -115,7 +115,7 @@ CREATE TABLE poll_heads (
     PRIMARY KEY (project_id, reference)
 );
 
--- A delivery is taken in one statement and worked off later; it is its own queue.
+-- A delivery is taken in one statement and processed later; it is its own queue.
 CREATE TABLE webhook_deliveries (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     forge text NOT NULL,
@@ -137,8 +137,8 @@ CREATE TABLE webhook_deliveries (
     CONSTRAINT finished_iff_not_queued CHECK ((state = 'queued') = (finished_at IS NULL))
 );
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_at, id) WHERE state = 'queued';
--- The order in which deliveries are worked off: a forge's before what polling found, then the oldest. Without this index each
--- claim sorted all that waited, which cost most of a processor while deliveries came faster than they were worked off.
+-- The order in which deliveries are processed: a forge's before what polling found, then the oldest. Without this index each
+-- claim sorted all that waited, which cost most of a processor while deliveries came faster than they were processed.
 CREATE INDEX webhook_deliveries_queued ON webhook_deliveries (starts_with(delivery_id, 'poll:'), id)
     WHERE state = 'queued';
 CREATE INDEX webhook_deliveries_recent ON webhook_deliveries (forge, id DESC);

@@ -25,8 +25,8 @@ CREATE TABLE nodes (
     engine text CHECK (length(engine) <= 1000),
     -- The classes that the node can run, kept here so that claims find them in a row that they read anyway.
     classes integer[] NOT NULL DEFAULT '{}',
-    -- When it last disowned tokens; null: never, so there is nothing to look for.
-    disowned_at timestamptz
+    -- When it last revoked tokens; null: never, so there is nothing to look for.
+    revoked_at timestamptz
 );
 
 -- Systems that builders offer, and when one last did: those of the last weeks are evaluated, whether a builder is there now or
@@ -99,7 +99,7 @@ CREATE INDEX build_jobs_project ON build_jobs (project_id, id DESC);
 
 -- One row a try. `job_id` has no foreign key, which would lock the job once more (a tenth of a claim): a trigger takes a
 -- job's attempts along. `token_hash` has no index: 32 random bytes need none to be unique, a statement that is tried again
--- did nothing the first time, and whoever disowns tokens finds their jobs among those of the node.
+-- did nothing the first time, and whoever revokes tokens finds their jobs among those of the node.
 CREATE TABLE build_attempts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id bigint NOT NULL,
@@ -138,10 +138,10 @@ INSERT INTO since_crash DEFAULT VALUES;
 
 -- Tokens of claims whose answer a node did not get. It holds nothing under them and never will, not even when the claim
 -- itself is still on its way here. Forgotten after a day.
-CREATE TABLE disowned_claims (
+CREATE TABLE revoked_claims (
     token_hash bytea PRIMARY KEY CHECK (length(token_hash) = 32),
     node text NOT NULL,
-    disowned_at timestamptz NOT NULL DEFAULT now()
+    revoked_at timestamptz NOT NULL DEFAULT now()
 );
 
 -- A digest of the queue, remade by whichever claim finds it too old. It spares claims the walks that grow with the past: over

@@ -44,7 +44,7 @@ CREATE TABLE commit_reports (
 CREATE INDEX commit_reports_unsettled ON commit_reports (computed_at) WHERE NOT settled;
 
 -- What reporters were told of an evaluation, or would have been, had there been any.
-CREATE TABLE evaluations_told (
+CREATE TABLE evaluation_notifications (
     eval_id bigint PRIMARY KEY REFERENCES evaluations ON DELETE CASCADE,
     evaluation boolean, -- null: nothing yet; else whether it ended well
     builds boolean,

@@ -53,7 +53,7 @@ BEGIN
     -- Frontends: everything that has no claim to check.
     FOREACH v_table IN ARRAY ARRAY['repositories', 'projects', 'forge_syncs', 'poll_heads', 'webhook_deliveries', 'pull_requests',
         'pull_request_heads', 'pull_request_approvals', 'pull_request_commands', 'forge_permissions', 'bundles', 'bundle_chunks',
-        'report_marks', 'job_marks', 'job_totals', 'commit_reports', 'evaluations_told', 'commit_statuses', 'forge_comments', 'outbox',
+        'report_marks', 'job_marks', 'job_totals', 'commit_reports', 'evaluation_notifications', 'commit_statuses', 'forge_comments', 'outbox',
         'delivery_pauses', 'plugin_kv', 'api_tokens', 'audit_log', 'settings', 'realisations']
     LOOP
         PERFORM grant_to('SELECT, INSERT, UPDATE, DELETE ON ' || v_table, '{frontend}');
@@ -95,7 +95,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('resolve_classes', '{builder}'),
     ('queue_heads', '{builder}'),
     ('claim_jobs', '{builder}'),
-    ('disown_claims', '{builder}'),
+    ('revoke_claims', '{builder}'),
     ('void_claims', '{builder}'),
     ('write_log_tails', '{builder}'),
     ('attempt_uploading', '{builder,signer}'),
@@ -106,7 +106,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     -- Evaluators.
     ('set_evaluator_engine', '{evaluator}'),
     ('claim_evaluation', '{evaluator}'),
-    ('disown_evaluation', '{evaluator}'),
+    ('revoke_evaluation', '{evaluator}'),
     ('set_evaluation_commit', '{evaluator}'),
     ('set_evaluation_source', '{evaluator}'),
     ('set_evaluation_merge', '{evaluator}'),
@@ -129,7 +129,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('skip_evaluation', '{evaluator}'),
     ('fail_evaluation', '{evaluator}'),
     ('release_evaluation', '{evaluator}'),
-    ('put_off_evaluation', '{evaluator}'),
+    ('defer_evaluation', '{evaluator}'),
     -- Signers. A frontend asks whether an evaluator that wants a clone credential holds the evaluation.
     ('evaluation_held', '{evaluator,signer,frontend}'),
     ('attempt_job', '{signer}'),

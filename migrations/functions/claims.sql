@@ -218,22 +218,22 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 DECLARE
     v_draining boolean;
     v_classes integer[];
-    v_disowned_at timestamptz;
+    v_revoked_at timestamptz;
     v_off text;
 BEGIN
     -- A claim that a crash of the server forgets is a void one: the job is pending again, and its holder's token is refused
     -- like any other that is not current. So nobody waits for the disk here; whatever comes of the claim is as durable as
     -- ever, and takes the claim with it.
     v_off := set_config('synchronous_commit', 'off', true);
-    SELECT n.draining OR NOT 'builder' = ANY (n.capabilities), n.classes, n.disowned_at
-    INTO v_draining, v_classes, v_disowned_at
+    SELECT n.draining OR NOT 'builder' = ANY (n.capabilities), n.classes, n.revoked_at
+    INTO v_draining, v_classes, v_revoked_at
     FROM nodes n WHERE n.id = p_node AND n.incarnation = p_incarnation AND NOT n.stopped FOR SHARE;
     IF v_draining IS NOT false THEN
         PERFORM current_node(p_node, p_incarnation, 'builder'); -- says what is wrong, unless it only drains
         RETURN;
     END IF;
-    -- Looked up after the node's row was locked: see `disown_tokens`.
-    IF v_disowned_at IS NOT NULL AND is_disowned(p_token_hashes) THEN
+    -- Looked up after the node's row was locked: see `revoke_tokens`.
+    IF v_revoked_at IS NOT NULL AND is_revoked(p_token_hashes) THEN
         RETURN;
     END IF;
     IF NOT EXISTS (SELECT FROM since_crash) THEN
@@ -286,32 +286,32 @@ $$;
 
 -- Makes these tokens worthless for claims to come. Claims hold the node's row shared: one that is under way ends before this
 -- gets the row, so that the caller finds what it took; one that comes later finds its token here.
-CREATE OR REPLACE FUNCTION disown_tokens(p_node text, p_incarnation bigint, p_capability text, p_token_hashes bytea[]) RETURNS void
+CREATE OR REPLACE FUNCTION revoke_tokens(p_node text, p_incarnation bigint, p_capability text, p_token_hashes bytea[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-    UPDATE nodes SET disowned_at = now() WHERE id = p_node;
+    UPDATE nodes SET revoked_at = now() WHERE id = p_node;
     PERFORM current_node(p_node, p_incarnation, p_capability);
-    INSERT INTO disowned_claims (token_hash, node)
+    INSERT INTO revoked_claims (token_hash, node)
     SELECT DISTINCT t, p_node FROM unnest(p_token_hashes) AS t ORDER BY t
     ON CONFLICT DO NOTHING;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION is_disowned(p_token_hashes bytea[]) RETURNS boolean
+CREATE OR REPLACE FUNCTION is_revoked(p_token_hashes bytea[]) RETURNS boolean
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM disowned_claims WHERE token_hash = ANY (p_token_hashes));
+    RETURN EXISTS (SELECT FROM revoked_claims WHERE token_hash = ANY (p_token_hashes));
 END
 $$;
 
 -- What the node took under tokens that it does not hold, because the answer to its claim was lost: pending again, nothing
 -- counted. Returns how many jobs.
-CREATE OR REPLACE FUNCTION disown_claims(p_node text, p_incarnation bigint, p_token_hashes bytea[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION revoke_claims(p_node text, p_incarnation bigint, p_token_hashes bytea[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_jobs bigint[];
 BEGIN
-    PERFORM disown_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
+    PERFORM revoke_tokens(p_node, p_incarnation, 'builder', p_token_hashes);
     SELECT array_agg(id) INTO v_jobs FROM build_jobs
     WHERE claimed_by = p_node AND claim_token_hash = ANY (p_token_hashes) AND status || '' IN ('building', 'uploading');
     IF v_jobs IS NULL THEN

@@ -55,7 +55,7 @@ DECLARE
     v_node nodes := current_node(p_node, p_incarnation, 'evaluator');
     v_id bigint;
 BEGIN
-    IF v_node.draining OR is_disowned(ARRAY[p_token_hash]) THEN
+    IF v_node.draining OR is_revoked(ARRAY[p_token_hash]) THEN
         RETURN NULL;
     END IF;
     FOR v_id IN
@@ -92,12 +92,12 @@ $$;
 
 -- The evaluation that the node took under a token that it does not hold, because the answer to its claim was lost, goes back
 -- to the queue.
-CREATE OR REPLACE FUNCTION disown_evaluation(p_node text, p_incarnation bigint, p_token_hash bytea) RETURNS boolean
+CREATE OR REPLACE FUNCTION revoke_evaluation(p_node text, p_incarnation bigint, p_token_hash bytea) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_id bigint;
 BEGIN
-    PERFORM disown_tokens(p_node, p_incarnation, 'evaluator', ARRAY[p_token_hash]);
+    PERFORM revoke_tokens(p_node, p_incarnation, 'evaluator', ARRAY[p_token_hash]);
     SELECT id INTO v_id FROM evaluations
     WHERE status || '' = 'running' AND claimed_by = p_node AND claim_incarnation = p_incarnation AND claim_token_hash = p_token_hash
     FOR NO KEY UPDATE;
@@ -330,7 +330,7 @@ END
 $$;
 
 -- Back to the queue, for later.
-CREATE OR REPLACE FUNCTION put_off_evaluation(p_eval bigint, p_token_hash bytea, p_delay interval, p_reason text) RETURNS void
+CREATE OR REPLACE FUNCTION defer_evaluation(p_eval bigint, p_token_hash bytea, p_delay interval, p_reason text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM held_evaluation(p_eval, p_token_hash);

@@ -190,6 +190,6 @@ BEGIN
     DELETE FROM walk_claims WHERE lease_until < now();
     DELETE FROM upstream_caches c WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.id = c.node
         AND (NOT n.stopped OR n.last_seen > now() - interval '1 day'));
-    DELETE FROM disowned_claims WHERE disowned_at < now() - interval '1 day';
+    DELETE FROM revoked_claims WHERE revoked_at < now() - interval '1 day';
 END
 $$;

@@ -7,8 +7,8 @@ use harmonia_core::forge::{ForgeError, ForgeFeature};
 use harmonia_db::{DbError, HookTarget};
 use tracing::{info, warn};
 
+use crate::in_flight::{self, Due, InFlight};
 use crate::projects::{ProjectsOptions, call, wait_after};
-use crate::under_way::{self, Due, UnderWay};
 
 /// How long they are ours: longer than all their calls.
 const LEASE: Duration = Duration::from_mins(20);
@@ -19,7 +19,7 @@ const REMOVALS_MAX: u32 = 20;
 
 /// Puts all hooks right that are not. Returns how many were tried.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    under_way::work_off(&Hooks(options)).await
+    in_flight::process_due(&Hooks(options)).await
 }
 
 /// Hooks that are not as they should be.
@@ -29,20 +29,20 @@ impl Due for Hooks<'_> {
     const ALL_MAX: usize = 16;
     const OF_FORGE_MAX: usize = 4;
 
-    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+    async fn begin(&self, in_flight: &mut InFlight) -> Result<(), DbError> {
         let options = self.0;
         let forges = options.forges_with(ForgeFeature::Hooks);
         if forges.is_empty() {
             return Ok(());
         }
         // That reads all projects, and hooks may end by the hundred.
-        if !under_way.refills() {
+        if !in_flight.refills() {
             let urls: Vec<String> = forges.iter().map(|forge| hook_url(options, forge)).collect();
             options.db.want_hooks(&forges, &urls).await?;
         }
         loop {
-            let room = under_way.room();
-            let free: Vec<String> = forges.iter().filter(|forge| !under_way.is_full(forge)).cloned().collect();
+            let room = in_flight.room();
+            let free: Vec<String> = forges.iter().filter(|forge| !in_flight.is_full(forge)).cloned().collect();
             if room == 0 || free.is_empty() {
                 return Ok(());
             }
@@ -52,7 +52,7 @@ impl Due for Hooks<'_> {
             }
             for target in targets {
                 let options = options.clone();
-                under_way.begin(target.forge.clone(), async move { put_right(&options, &target).await.map(|()| 1) });
+                in_flight.begin(target.forge.clone(), async move { put_right(&options, &target).await.map(|()| 1) });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Works off what forges delivered: start at [`Intake::step`]. For each event it fetches facts, decides by
+//! Processes what forges delivered: start at [`Intake::step`]. For each event it fetches facts, decides by
 //! `harmonia_core::intake`, and stores. Any frontend may do it, several at once: a delivery is leased, and whatever
 //! follows from it does no harm when done twice.
 //!
@@ -6,8 +6,8 @@
 //! may replace a token that expired. What cannot succeed is a dead letter that says why.
 
 mod asking;
+mod backoff;
 mod branches;
-mod pauses;
 mod pull_requests;
 mod reruns;
 
@@ -25,10 +25,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::pauses::Pauses;
-use crate::under_way::{self, Due, UnderWay};
+use self::backoff::ForgeBackoff;
+use crate::in_flight::{self, Due, InFlight};
 
-/// How long what is under way may take to end when the node stops. What is cut off is worked off by another node.
+/// How long what is in flight may take to end when the node stops. What is cut off is processed by another node.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a delivery is ours. Longer than [`TIME_MAX`], so that nobody else begins while we still act.
 const LEASE: Duration = Duration::from_mins(5);
@@ -64,15 +64,15 @@ pub struct IntakeOptions {
     pub every: Duration,
 }
 
-/// Works off deliveries.
+/// Processes deliveries.
 #[derive(Clone)]
 pub struct Intake {
     options: Arc<IntakeOptions>,
     /// `None`: whatever fails is asked again as soon as it is due.
-    pauses: Option<Arc<Mutex<Pauses>>>,
+    backoff: Option<Arc<Mutex<ForgeBackoff>>>,
 }
 
-/// Why an event could not be worked off.
+/// Why an event could not be processed.
 #[derive(Debug, thiserror::Error)]
 enum EventError {
     /// A forge did not answer as it should.
@@ -129,17 +129,17 @@ struct Concern<'a> {
     repository: &'a RepositoryRef,
 }
 
-/// Works off deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
+/// Processes deliveries until `shutdown`: at once when one is recorded, else every [`IntakeOptions::every`].
 pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
-    let intake = Intake { pauses: Some(Arc::default()), ..Intake::new(options) };
-    let mut under_way = UnderWay::of::<Intake>();
+    let intake = Intake { backoff: Some(Arc::default()), ..Intake::new(options) };
+    let mut in_flight = InFlight::of::<Intake>();
     let mut listener = None;
     loop {
         if listener.is_none() {
             // Before looking, so that nothing is recorded unseen in between. A database that is away is asked again later.
             listener = intake.options.db.listen(&[Channel::Deliveries]).await.ok();
         }
-        if let Err(error) = intake.begin(&mut under_way).await {
+        if let Err(error) = intake.begin(&mut in_flight).await {
             warn!(error = %chain(&error), "Could not claim deliveries; next try in {:?}", intake.options.every);
         }
         let looked = Instant::now();
@@ -154,16 +154,16 @@ pub async fn run(options: IntakeOptions, shutdown: CancellationToken) {
             () = shutdown.cancelled() => break,
             () = told => {}
             () = tokio::time::sleep(intake.options.every.min(intake.pause_left())) => {}
-            Some(ended) = under_way.next() => {
+            Some(ended) = in_flight.next() => {
                 if let Err(error) = ended {
-                    warn!(error = %chain(&error), "Could not say how a delivery ended; it is worked off again");
+                    warn!(error = %chain(&error), "Could not say how a delivery ended; it is processed again");
                 }
             }
         }
     }
-    let end = async { while under_way.next().await.is_some() {} };
+    let end = async { while in_flight.next().await.is_some() {} };
     if tokio::time::timeout(STOP_PATIENCE, end).await.is_err() {
-        warn!("Deliveries were still worked off at the end; others do them again");
+        warn!("Deliveries were still processed at the end; others do them again");
     }
 }
 
@@ -172,15 +172,15 @@ impl Due for Intake {
     /// One that hangs must leave room for the others.
     const OF_FORGE_MAX: usize = 8;
 
-    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+    async fn begin(&self, in_flight: &mut InFlight) -> Result<(), DbError> {
         loop {
-            let room = under_way.room();
+            let room = in_flight.room();
             let (full, free): (Vec<String>, Vec<String>) = self
                 .options
                 .plugins
                 .forges()
                 .into_iter()
-                .partition(|forge| under_way.is_full(forge) || self.is_paused(forge));
+                .partition(|forge| in_flight.is_full(forge) || self.is_paused(forge));
             if room == 0 || (free.is_empty() && !full.is_empty()) {
                 return Ok(());
             }
@@ -191,7 +191,7 @@ impl Due for Intake {
             }
             for delivery in claimed {
                 let intake = self.clone();
-                under_way.begin(delivery.forge.clone(), async move { intake.work_off(&delivery).await.map(|()| 1) });
+                in_flight.begin(delivery.forge.clone(), async move { intake.process_due(&delivery).await.map(|()| 1) });
             }
         }
     }
@@ -200,26 +200,26 @@ impl Due for Intake {
 impl Intake {
     /// Nothing is done until [`Self::step`].
     pub fn new(options: IntakeOptions) -> Self {
-        Self { options: Arc::new(options), pauses: None }
+        Self { options: Arc::new(options), backoff: None }
     }
 
-    /// Works off all deliveries that are due, and returns how many there were.
+    /// Processes all deliveries that are due, and returns how many there were.
     pub async fn step(&self) -> Result<u64, DbError> {
-        under_way::work_off(self).await
+        in_flight::process_due(self).await
     }
 
-    /// Works off one delivery and says how it ended, unless its lease was lost.
-    async fn work_off(&self, delivery: &ClaimedDelivery) -> Result<(), DbError> {
+    /// Processes one delivery and says how it ended, unless its lease was lost.
+    async fn process_due(&self, delivery: &ClaimedDelivery) -> Result<(), DbError> {
         let db = &self.options.db;
         let Ok((outcomes, errors)) = tokio::time::timeout(TIME_MAX, self.events(delivery)).await else {
             self.forge_failed(&delivery.forge);
             let error = format!("took longer than {TIME_MAX:?}");
-            return self.put_off(delivery, &error, Duration::ZERO).await;
+            return self.defer(delivery, &error, Duration::ZERO).await;
         };
         if errors.iter().any(EventError::is_outage) {
             self.forge_failed(&delivery.forge);
         } else {
-            self.pauses(|pauses| pauses.answered(&delivery.forge));
+            self.backoff(|backoff| backoff.answered(&delivery.forge));
         }
         let texts: Vec<String> = errors.iter().map(|error| chain(error)).collect();
         let text = texts.join("; ");
@@ -233,31 +233,31 @@ impl Intake {
         if errors.iter().any(EventError::may_pass) {
             // The other events are done again then, to no effect.
             let wait = errors.iter().map(EventError::asked_wait).max().unwrap_or_default();
-            return self.put_off(delivery, &text, wait).await;
+            return self.defer(delivery, &text, wait).await;
         }
         self.give_up(delivery, &text).await
     }
 
-    fn pauses<T>(&self, act: impl FnOnce(&mut Pauses) -> T) -> Option<T> {
-        self.pauses.as_ref().map(|pauses| act(&mut pauses.lock().unwrap_or_else(PoisonError::into_inner)))
+    fn backoff<T>(&self, act: impl FnOnce(&mut ForgeBackoff) -> T) -> Option<T> {
+        self.backoff.as_ref().map(|backoff| act(&mut backoff.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     fn forge_failed(&self, forge: &str) {
-        if let Some(pause) = self.pauses(|pauses| pauses.failed(forge, Instant::now())).flatten() {
+        if let Some(pause) = self.backoff(|backoff| backoff.failed(forge, Instant::now())).flatten() {
             warn!(forge.name = forge, "{forge} fails again and again; its deliveries wait for {pause:?}");
         }
     }
 
     fn is_paused(&self, forge: &str) -> bool {
-        self.pauses(|pauses| pauses.is_paused(forge, Instant::now())).unwrap_or(false)
+        self.backoff(|backoff| backoff.is_paused(forge, Instant::now())).unwrap_or(false)
     }
 
     /// Time until the next pause ends.
     fn pause_left(&self) -> Duration {
-        self.pauses(|pauses| pauses.next_end(Instant::now())).flatten().unwrap_or(Duration::MAX)
+        self.backoff(|backoff| backoff.next_end(Instant::now())).flatten().unwrap_or(Duration::MAX)
     }
 
-    async fn put_off(&self, delivery: &ClaimedDelivery, error: &str, wait_min: Duration) -> Result<(), DbError> {
+    async fn defer(&self, delivery: &ClaimedDelivery, error: &str, wait_min: Duration) -> Result<(), DbError> {
         // Spread by the row's id: those that failed together do not come back together.
         let jitter = f64::from((delivery.id.0.unsigned_abs() % 16) as u32) / 16.0;
         let Some(wait) = self.options.retries.after_failure(delivery.attempts, jitter) else {
@@ -271,7 +271,7 @@ impl Intake {
                 delivery.id = delivery.delivery.id,
                 attempt = delivery.attempts,
                 error,
-                "Could not work off a delivery, next try in {wait:?}"
+                "Could not process a delivery, next try in {wait:?}"
             );
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! Loops that decide. [`run`] does the chores, on exactly one live frontend for the whole cluster; the others run on every
-//! frontend over leased rows: [`run_intake`] works off deliveries, [`report`] keeps statuses and notifications as the rows
+//! frontend over leased rows: [`run_intake`] processes deliveries, [`report`] keeps statuses and notifications as the rows
 //! say, [`run_projects`] discovers repositories, installs webhooks and polls.
 //!
 //! Start reading at [`Intake::step`] or [`report::step`]. A loop fetches, decides by a pure function of `harmonia-core`, and
@@ -11,12 +11,12 @@ mod charging;
 mod chores;
 mod health;
 pub mod hooks;
+mod in_flight;
 mod intake;
 pub mod poll;
 mod projects;
 pub mod report;
 pub mod sync;
-mod under_way;
 
 pub use chores::{CoordinatorOptions, run};
 pub use intake::{INTAKE_RETRIES, Intake, IntakeOptions, run as run_intake};

@@ -13,8 +13,8 @@ use harmonia_core::ports::Forge;
 use harmonia_db::{DbError, EvaluationRequest, NewDelivery, PollSource, PollTarget, Requested};
 use tracing::{info, warn};
 
+use crate::in_flight::{self, Due, InFlight};
 use crate::projects::{ProjectsOptions, call, wait_after};
-use crate::under_way::{self, Due, UnderWay};
 
 /// What stands for the forge of a plain git project: no forge has an empty name.
 const GIT: &str = "";
@@ -47,7 +47,7 @@ enum PollError {
 
 /// Polls all projects that are due. Returns how many.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    under_way::work_off(&Polls(options)).await
+    in_flight::process_due(&Polls(options)).await
 }
 
 /// Projects whose poll is due.
@@ -57,13 +57,13 @@ impl Due for Polls<'_> {
     const ALL_MAX: usize = 32;
     const OF_FORGE_MAX: usize = 8;
 
-    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+    async fn begin(&self, in_flight: &mut InFlight) -> Result<(), DbError> {
         let options = self.0;
         loop {
-            let room = under_way.room();
+            let room = in_flight.room();
             let forges: Vec<String> =
-                options.plugins.forges().into_iter().filter(|forge| !under_way.is_full(forge)).collect();
-            let git = !under_way.is_full(GIT);
+                options.plugins.forges().into_iter().filter(|forge| !in_flight.is_full(forge)).collect();
+            let git = !in_flight.is_full(GIT);
             if room == 0 || (forges.is_empty() && !git) {
                 return Ok(());
             }
@@ -77,7 +77,7 @@ impl Due for Polls<'_> {
                     PollSource::Forge { forge, .. } => forge.clone(),
                 };
                 let options = options.clone();
-                under_way.begin(forge, async move { poll(&options, &target).await.map(|()| 1) });
+                in_flight.begin(forge, async move { poll(&options, &target).await.map(|()| 1) });
             }
         }
     }

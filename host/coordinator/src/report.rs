@@ -25,7 +25,7 @@ const COMMITS_PER_STEP: u32 = 500;
 const AWAKE: Duration = Duration::from_secs(15);
 /// How often it looks while it is awake.
 const AWAKE_EVERY: Duration = Duration::from_secs(1);
-/// A stop waits so long for calls that are under way.
+/// A stop waits so long for calls that are in flight.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How reports are made.
@@ -188,7 +188,7 @@ fn outlets(options: &ReportOptions) -> Vec<Outlet> {
 /// Steps until `shutdown`, soon after a hint and slowly without. A forge that is slow holds up only itself.
 pub async fn run(options: ReportOptions, shutdown: CancellationToken) {
     let options = Arc::new(options);
-    let mut state = Running { listener: None, awake_until: Instant::now() + AWAKE, under_way: HashSet::new() };
+    let mut state = Running { listener: None, awake_until: Instant::now() + AWAKE, in_flight: HashSet::new() };
     let mut sends: JoinSet<(Outlet, Result<Stepped, DbError>)> = JoinSet::new();
     let mut swept = Instant::now();
     loop {
@@ -217,7 +217,7 @@ pub async fn run(options: ReportOptions, shutdown: CancellationToken) {
             }
         }
         for outlet in outlets(&options) {
-            if state.under_way.insert(outlet.clone()) {
+            if state.in_flight.insert(outlet.clone()) {
                 let options = Arc::clone(&options);
                 sends.spawn(async move {
                     let sent = send::everything(&options, &outlet).await;
@@ -232,17 +232,17 @@ pub async fn run(options: ReportOptions, shutdown: CancellationToken) {
             }
         }
     }
-    // What is under way has a lease; ended now it would be asserted twice.
+    // What is in flight has a lease; ended now it would be asserted twice.
     let ended = async { while sends.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
-        debug!("Calls to forges were still under way at the end; others assert their statuses again");
+        debug!("Calls to forges were still in flight at the end; others assert their statuses again");
     }
 }
 
 struct Running {
     listener: Option<Listener>,
     awake_until: Instant,
-    under_way: HashSet<Outlet>,
+    in_flight: HashSet<Outlet>,
 }
 
 impl Running {
@@ -268,12 +268,12 @@ impl Running {
                     Ok(_) => self.awake_until = Instant::now() + AWAKE,
                     Err(error) => warn!(?outlet, error = %chain(&error), "Could not send what is due"),
                 }
-                self.under_way.remove(&outlet);
+                self.in_flight.remove(&outlet);
             }
             Err(error) => {
                 // Which outlet it was is unknown: all may start again, leases keep them apart.
                 warn!(error = %chain(&error), "Sending broke");
-                self.under_way.clear();
+                self.in_flight.clear();
             }
         }
     }

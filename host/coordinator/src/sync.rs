@@ -8,8 +8,8 @@ use harmonia_core::project_name;
 use harmonia_db::{DbError, PageSaved, Sync};
 use tracing::{info, warn};
 
+use crate::in_flight::{self, Due, InFlight};
 use crate::projects::{ProjectsOptions, call, wait_after};
-use crate::under_way::{self, Due, UnderWay};
 
 /// How long a page may take before another node goes on.
 const LEASE: Duration = Duration::from_mins(5);
@@ -24,7 +24,7 @@ const ACTOR: &str = "auto-enable";
 
 /// Does all syncs that are due. Returns how many pages were saved.
 pub async fn step(options: &ProjectsOptions) -> Result<u64, DbError> {
-    under_way::work_off(&Syncs(options)).await
+    in_flight::process_due(&Syncs(options)).await
 }
 
 /// Forges whose repositories are to be discovered.
@@ -34,17 +34,17 @@ impl Due for Syncs<'_> {
     const ALL_MAX: usize = usize::MAX;
     const OF_FORGE_MAX: usize = 1;
 
-    async fn begin(&self, under_way: &mut UnderWay) -> Result<(), DbError> {
+    async fn begin(&self, in_flight: &mut InFlight) -> Result<(), DbError> {
         let options = self.0;
         let mut forges = options.forges_with(ForgeFeature::Discovery);
         loop {
-            forges.retain(|forge| !under_way.is_full(forge));
+            forges.retain(|forge| !in_flight.is_full(forge));
             if forges.is_empty() {
                 return Ok(());
             }
             let Some(sync) = options.db.begin_sync(&options.node, &forges, LEASE).await? else { return Ok(()) };
             let options = options.clone();
-            under_way.begin(sync.forge.clone(), async move { sync_forge(&options, sync).await });
+            in_flight.begin(sync.forge.clone(), async move { sync_forge(&options, sync).await });
         }
     }
 }

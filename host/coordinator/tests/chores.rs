@@ -7,7 +7,7 @@ use harmonia_coordinator::{CoordinatorOptions, run};
 use harmonia_core::JobStatus;
 use harmonia_core::policy::FirstInFirstOut;
 use harmonia_db::Db;
-use harmonia_db::testing::played::Played;
+use harmonia_db::testing::fake_node::FakeNode;
 use harmonia_db::testing::{TestDatabase, falls_silent, hold_up_sweeps};
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,7 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 #[tokio::test]
 async fn a_sweep_that_takes_long_keeps_no_silent_node_alive() {
     let test = TestDatabase::new().await;
-    let node = Played::register(&test.db).await;
+    let node = FakeNode::register(&test.db).await;
     node.queue("local/p").await;
     let evaluation = node.claim_evaluation().await.expect("one is queued");
     node.insert(&evaluation, &[1], |number| format!("d{number}")).await.expect("insert");
@@ -59,7 +59,7 @@ async fn a_sweep_that_takes_long_keeps_no_silent_node_alive() {
 #[tokio::test]
 async fn what_nobody_wants_any_more_is_cancelled_without_any_violation() {
     let test = TestDatabase::new().await;
-    let node = Played::register(&test.db).await;
+    let node = FakeNode::register(&test.db).await;
     node.enqueue("local/p", &[1]).await;
     let claimed = node.claim(1).await.pop().expect("one is ready");
     // Its evaluation is superseded while it builds; then it comes back to the queue.

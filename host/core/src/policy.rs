@@ -9,9 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::clock::Timestamp;
 use crate::ids::{ClassId, JobId, NodeId, ProjectId};
 
-mod kept;
+mod cached_order;
 
-pub use kept::{KEPT_FOR, KeptOrder};
+pub use cached_order::{CACHED_FOR, CachedOrder};
 
 /// One ready job near the head of its project's queue.
 #[derive(Debug, Clone, PartialEq)]

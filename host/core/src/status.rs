@@ -26,7 +26,7 @@ use crate::state::{EvalStatus, FailureKind};
 
 pub use dead_letter::{DeadLetter, DeadLetterKind, ParseDeadLetterKindError};
 pub use describe::DESCRIPTION_CHARS_MAX;
-pub use notifications::{Told, ToldNow, notifications};
+pub use notifications::{NewNotifications, Notified, notifications};
 pub use verdict::{Facts, verdict};
 
 /// Failed attributes that a report brings along, of each evaluation. What a summary can list.
@@ -113,7 +113,7 @@ pub struct EvaluationReport {
     /// Why it failed, was skipped or cancelled.
     pub error: Option<String>,
     /// Why it is tried again later, while it is queued for that.
-    pub put_off: Option<String>,
+    pub deferred: Option<String>,
     /// Failed and dep-failed attributes whose cause is no fault of a derivation: infrastructure, or no node for it.
     pub infrastructure: u64,
     /// The first failed attributes, derivations' own failures first; at most [`FAILURES_MAX`].
@@ -135,7 +135,7 @@ pub struct EvaluationReport {
     /// When the last of its attributes' jobs ended.
     pub builds_finished_at: Option<Timestamp>,
     /// What reporters were told of it.
-    pub told: Told,
+    pub notified: Notified,
     /// Whether the evaluation before it on its branch failed; `None`: there was none, or it never came to an end.
     pub failed_before: Option<bool>,
 }
@@ -322,7 +322,7 @@ impl EvaluationReport {
 
 /// The evaluations whose word counts: of each branch, tag and pull request the newest, if it stands; when none does, the
 /// newest of all.
-fn speakers(report: &CommitReport) -> Vec<&EvaluationReport> {
+fn authoritative(report: &CommitReport) -> Vec<&EvaluationReport> {
     let mut newest = BTreeMap::new();
     for evaluation in &report.evaluations {
         let entry = newest.entry(evaluation.reference()).or_insert(evaluation);
@@ -341,7 +341,7 @@ fn speakers(report: &CommitReport) -> Vec<&EvaluationReport> {
 /// and only while the commit has no present evaluation. Anybody can open a pull request with the head of another one; that
 /// must not take away what the other one came to.
 fn waiting(report: &CommitReport) -> Option<&WaitingPullRequest> {
-    if speakers(report).iter().any(|evaluation| evaluation.is_current()) {
+    if authoritative(report).iter().any(|evaluation| evaluation.is_current()) {
         return None;
     }
     report.waiting.iter().min_by_key(|waiting| waiting.number)
@@ -369,18 +369,18 @@ impl Worst {
 pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredStatus> {
     let prefix = report.prefix.as_deref().unwrap_or(&options.prefix);
     let view = View { report, options, prefix };
-    let speakers = speakers(report);
+    let authoritative = authoritative(report);
     let mut worst = Worst::default();
     match waiting(report) {
         // What is past says nothing of a pull request that was opened since.
         Some(waiting) => worst.add(None, view.waiting_status(waiting)),
         None => {
-            for evaluation in &speakers {
+            for evaluation in &authoritative {
                 worst.add(Some(evaluation.id), view.evaluation_status(evaluation));
             }
         }
     }
-    let builds: Vec<_> = speakers.iter().map(|evaluation| (*evaluation, view.builds_status(evaluation))).collect();
+    let builds: Vec<_> = authoritative.iter().map(|evaluation| (*evaluation, view.builds_status(evaluation))).collect();
     let context = StatusContext::Builds.name(prefix);
     let is_shown = report.shown.iter().any(|shown| shown.context == context);
     let somebody_speaks = is_shown || builds.iter().any(|(_, status)| status.is_some());
@@ -391,11 +391,11 @@ pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredSta
             worst.add(Some(evaluation.id), status);
         }
     }
-    attributes::add(&view, &speakers, &mut worst);
+    attributes::add(&view, &authoritative, &mut worst);
     for shown in &report.shown {
         let is_ours = StatusContext::parse(prefix, &shown.context).is_some();
         if is_ours && shown.state == StatusState::Pending && !worst.has(&shown.context) {
-            worst.add(None, view.abandoned(shown, speakers.first().copied()));
+            worst.add(None, view.abandoned(shown, authoritative.first().copied()));
         }
     }
     worst.0.into_values().map(|(_, status)| status).collect()
@@ -403,7 +403,7 @@ pub fn desired(report: &CommitReport, options: &StatusOptions) -> Vec<DesiredSta
 
 /// Whether nothing is under way that would change the statuses by itself.
 pub fn is_settled(report: &CommitReport) -> bool {
-    waiting(report).is_none() && speakers(report).iter().all(|evaluation| evaluation.verdict() != Verdict::Running)
+    waiting(report).is_none() && authoritative(report).iter().all(|evaluation| evaluation.verdict() != Verdict::Running)
 }
 
 /// What the parts of this module look at together.

@@ -1,4 +1,4 @@
-//! Deliveries of forges: recorded once while the forge waits ([`Db::record_delivery`]), worked off later under a lease
+//! Deliveries of forges: recorded once while the forge waits ([`Db::record_delivery`]), processed later under a lease
 //! ([`Db::claim_deliveries`]), kept for the list of recent ones. The table is its own queue. The statement that records
 //! is in `migrations/functions/intake.sql`.
 
@@ -48,7 +48,7 @@ pub enum Recorded {
     Nothing,
 }
 
-/// A delivery that this node works off.
+/// A delivery that this node processes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimedDelivery {
     /// Its row; its place in the order of arrival.

@@ -261,7 +261,7 @@ impl Db {
 
     /// Puts back into the queue what this node claimed under a token that it does not hold, because the answer to
     /// [`Self::claim_evaluation`] was lost on its way. `false`: nothing was claimed under it, and nothing will be.
-    pub async fn disown_evaluation(
+    pub async fn revoke_evaluation(
         &self,
         node: &NodeId,
         run: Incarnation,
@@ -269,7 +269,7 @@ impl Db {
     ) -> Result<bool, DbError> {
         self.run("give back an evaluation whose claim's answer was lost", || {
             sqlx::query_scalar!(
-                r#"SELECT disown_evaluation($1, $2, $3) AS "was_claimed!""#,
+                r#"SELECT revoke_evaluation($1, $2, $3) AS "was_claimed!""#,
                 node.0,
                 incarnation(run),
                 hash(token)

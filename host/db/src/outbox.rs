@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use harmonia_core::reporter::Notification;
-use harmonia_core::status::ToldNow;
+use harmonia_core::status::NewNotifications;
 use harmonia_core::{NodeId, ProjectId};
 use sqlx::PgConnection;
 
@@ -30,17 +30,17 @@ pub struct DueNotification {
 pub(crate) async fn tell(
     connection: &mut PgConnection,
     project: ProjectId,
-    now: &ToldNow,
+    now: &NewNotifications,
     reporters: &[String],
 ) -> Result<u64, DbError> {
     let failed = |error| DbError::from_sqlx("fill the outbox", error);
     sqlx::query!(
-        "INSERT INTO evaluations_told (eval_id, evaluation, builds, rounds) VALUES ($1, $2, $3, $4)
+        "INSERT INTO evaluation_notifications (eval_id, evaluation, builds, rounds) VALUES ($1, $2, $3, $4)
          ON CONFLICT (eval_id) DO UPDATE SET evaluation = excluded.evaluation, builds = excluded.builds, rounds = excluded.rounds",
         now.evaluation.0,
-        now.told.evaluation,
-        now.told.builds,
-        i32::try_from(now.told.rounds).unwrap_or(i32::MAX),
+        now.notified.evaluation,
+        now.notified.builds,
+        i32::try_from(now.notified.rounds).unwrap_or(i32::MAX),
     )
     .execute(&mut *connection)
     .await

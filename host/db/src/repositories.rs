@@ -68,7 +68,7 @@ pub struct RepositoryFilter<'a> {
 }
 
 impl Db {
-    /// Asks for a sync of these forges as soon as the forge allows. A sync under way is followed by another.
+    /// Asks for a sync of these forges as soon as the forge allows. A sync in flight is followed by another.
     pub async fn request_sync(&self, forges: &[String]) -> Result<(), DbError> {
         self.run("ask for a sync", || {
             sqlx::query!(

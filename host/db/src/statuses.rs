@@ -11,7 +11,7 @@ mod facts;
 use std::time::Duration;
 
 use harmonia_core::ProjectId;
-use harmonia_core::status::{CommitReport, DesiredStatus, ToldNow};
+use harmonia_core::status::{CommitReport, DesiredStatus, NewNotifications};
 use sqlx::PgConnection;
 
 use crate::connection::{Db, interval};
@@ -40,7 +40,7 @@ pub struct ComputedReport {
     /// What forges should show.
     pub statuses: Vec<DesiredStatus>,
     /// What reporters are told.
-    pub told: Vec<ToldNow>,
+    pub told: Vec<NewNotifications>,
     /// Nothing is under way that would change it.
     pub settled: bool,
 }

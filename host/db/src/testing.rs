@@ -3,7 +3,7 @@
 //! Start at [`TestDatabase::new`]. The migrated schema is built once a cluster and version of `migrations/` and cloned
 //! from then on. Dropping the value drops the database. [`played`] plays the nodes that work on it.
 
-pub mod played;
+pub mod fake_node;
 
 use std::str::FromStr;
 

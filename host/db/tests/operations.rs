@@ -37,10 +37,10 @@ async fn jobs_claimed_by_a_lost_answer_are_given_back_once_and_nothing_is_counte
     assert_eq!(claim_as(&world.db, &other, &[three], std::slice::from_ref(&foreign)).await, 1);
 
     // A node gives back its own claims only, whatever it names; and only those that it names.
-    assert_eq!(world.db.disown_claims(&other, Incarnation(1), &lost).await.expect("disown"), 0);
+    assert_eq!(world.db.revoke_claims(&other, Incarnation(1), &lost).await.expect("revoke"), 0);
     assert_eq!(world.status(0).await, Building);
     let named = [lost.as_slice(), std::slice::from_ref(&foreign)].concat();
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &named).await.expect("disown"), 1);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &named).await.expect("revoke"), 1);
     assert_eq!(world.statuses().await, [(0, Pending), (1, Building), (2, Pending), (3, Building)]);
     assert_eq!(outcomes(&world, zero).await, ["aborted"]);
     let job = world.jobs().await.remove(&0).expect("a job");
@@ -48,39 +48,39 @@ async fn jobs_claimed_by_a_lost_answer_are_given_back_once_and_nothing_is_counte
     world.assert_sound().await;
 
     // Again, and nothing at all, and tokens that never claimed: fine.
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &lost).await.expect("again"), 0);
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &[]).await.expect("nothing"), 0);
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &[random_token()]).await.expect("unknown"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &lost).await.expect("again"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &[]).await.expect("nothing"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &[random_token()]).await.expect("unknown"), 0);
 
     // It can be claimed again, at once.
     let again = world.claim_only(0).await;
     world.complete(&again).await.expect("complete");
     assert_eq!(outcomes(&world, zero).await, ["aborted", "succeeded"]);
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &[again.token]).await.expect("ended"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &[again.token]).await.expect("ended"), 0);
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_claim_that_arrives_after_it_was_disowned_takes_nothing() {
+async fn a_claim_that_arrives_after_it_was_revoked_takes_nothing() {
     let world = World::new().await;
     let eval = world.evaluation("main").await;
     world.insert(&eval, &graph(&[&[], &[]]), &[0, 1]).await.expect("insert");
     let jobs = [world.job_id(0).await, world.job_id(1).await];
     let tokens = [random_token(), random_token()];
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &tokens[1..]).await.expect("disown"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &tokens[1..]).await.expect("revoke"), 0);
     assert_eq!(claim_as(&world.db, &world.node, &jobs, &tokens).await, 0, "one of the tokens is void");
     assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
 
     world.db.create_evaluation(&new_evaluation(world.project, "late")).await.expect("queue");
     let token = random_token();
-    assert!(!world.db.disown_evaluation(&world.node, world.run, &token).await.expect("disown"));
+    assert!(!world.db.revoke_evaluation(&world.node, world.run, &token).await.expect("revoke"));
     assert_eq!(world.db.claim_evaluation(&world.node, world.run, &token).await.expect("claim"), None);
     assert!(world.db.claim_evaluation(&world.node, world.run, &random_token()).await.expect("claim").is_some());
 }
 
 /// A claim that the server is still working on when its connection breaks: what it takes is found.
 #[tokio::test]
-async fn a_claim_that_is_under_way_ends_before_it_is_disowned() {
+async fn a_claim_that_is_in_flight_ends_before_it_is_revoked() {
     let world = World::new().await;
     let eval = world.evaluation("main").await;
     world.insert(&eval, &graph(&[&[]]), &[0]).await.expect("insert");
@@ -91,17 +91,17 @@ async fn a_claim_that_is_under_way_ends_before_it_is_disowned() {
     assert_eq!(claim_as(&slow, &world.node, &[job], std::slice::from_ref(&token)).await, 1);
 
     let (db, node, run) = (world.db.clone(), world.node.clone(), world.run);
-    let disowning = tokio::spawn(async move { db.disown_claims(&node, run, &[token]).await });
-    until_it_waits(&world, &disowning).await;
+    let revoking = tokio::spawn(async move { db.revoke_claims(&node, run, &[token]).await });
+    until_it_waits(&world, &revoking).await;
     sqlx::query!("COMMIT").execute(pool(&slow)).await.expect("commit");
-    assert_eq!(disowning.await.expect("no panic").expect("disown"), 1);
+    assert_eq!(revoking.await.expect("no panic").expect("revoke"), 1);
     assert_eq!(world.status(0).await, Pending);
 
-    // The other way round: the claim comes while its token is being disowned.
+    // The other way round: the claim comes while its token is being revoked.
     let token = random_token();
     sqlx::query!("BEGIN").execute(pool(&slow)).await.expect("begin");
-    let disowned = slow.disown_claims(&world.node, run, std::slice::from_ref(&token)).await;
-    assert_eq!(disowned.expect("disown"), 0);
+    let revoked = slow.revoke_claims(&world.node, run, std::slice::from_ref(&token)).await;
+    assert_eq!(revoked.expect("revoke"), 0);
     let (db, node) = (world.db.clone(), world.node.clone());
     let claiming = tokio::spawn(async move { claim_as(&db, &node, &[job], &[token]).await });
     until_it_waits(&world, &claiming).await;
@@ -133,7 +133,7 @@ async fn what_was_cancelled_meanwhile_stays_cancelled() {
     world.insert(&eval, &graph(&[&[]]), &[0]).await.expect("insert");
     let lost = world.claim_only(0).await;
     world.db.cancel_job(lost.job, "somebody").await.expect("cancel");
-    assert_eq!(world.db.disown_claims(&world.node, world.run, &[lost.token]).await.expect("disown"), 0);
+    assert_eq!(world.db.revoke_claims(&world.node, world.run, &[lost.token]).await.expect("revoke"), 0);
     assert_eq!(world.status(0).await, Cancelled);
     world.assert_sound().await;
 }
@@ -144,10 +144,10 @@ async fn an_evaluation_claimed_by_a_lost_answer_is_queued_again() {
     let lost = world.evaluation("main").await;
     world.db.register_node(&registration("other", 1)).await.expect("register");
     let other = NodeId("other".to_owned());
-    assert!(!world.db.disown_evaluation(&other, Incarnation(1), &lost.token).await.expect("another node's"));
+    assert!(!world.db.revoke_evaluation(&other, Incarnation(1), &lost.token).await.expect("another node's"));
     assert!(world.db.evaluation_held(lost.id, &lost.token).await.expect("held"));
-    assert!(world.db.disown_evaluation(&world.node, world.run, &lost.token).await.expect("disown"));
-    assert!(!world.db.disown_evaluation(&world.node, world.run, &lost.token).await.expect("again"));
+    assert!(world.db.revoke_evaluation(&world.node, world.run, &lost.token).await.expect("revoke"));
+    assert!(!world.db.revoke_evaluation(&world.node, world.run, &lost.token).await.expect("again"));
     assert!(!world.db.evaluation_held(lost.id, &lost.token).await.expect("held"));
     let claimed = world.db.claim_evaluation(&other, Incarnation(1), &random_token()).await.expect("claim");
     let claimed = claimed.expect("it is queued");
@@ -156,14 +156,14 @@ async fn an_evaluation_claimed_by_a_lost_answer_is_queued_again() {
 }
 
 #[tokio::test]
-async fn only_the_current_process_of_a_node_disowns() {
+async fn only_the_current_process_of_a_node_revokes() {
     let world = World::new().await;
     let eval = world.evaluation("main").await;
     world.insert(&eval, &graph(&[&[]]), &[0]).await.expect("insert");
     let claimed = world.claim_only(0).await;
-    let former = world.db.disown_claims(&world.node, Incarnation(7), std::slice::from_ref(&claimed.token)).await;
+    let former = world.db.revoke_claims(&world.node, Incarnation(7), std::slice::from_ref(&claimed.token)).await;
     assert!(matches!(former, Err(DbError::Refused { .. })), "{former:?}");
-    let former = world.db.disown_evaluation(&world.node, Incarnation(7), &eval.token).await;
+    let former = world.db.revoke_evaluation(&world.node, Incarnation(7), &eval.token).await;
     assert!(matches!(former, Err(DbError::Refused { .. })), "{former:?}");
     assert_eq!(world.status(0).await, Building);
 
@@ -173,8 +173,8 @@ async fn only_the_current_process_of_a_node_disowns() {
         let name = NodeId(capability.to_string());
         let node = NodeRegistration { capabilities: vec![capability], ..registration(&name.0, 1) };
         db.register_node(&node).await.expect("register");
-        let claims = db.disown_claims(&name, Incarnation(1), &[random_token()]).await;
-        let evaluation = db.disown_evaluation(&name, Incarnation(1), &random_token()).await;
+        let claims = db.revoke_claims(&name, Incarnation(1), &[random_token()]).await;
+        let evaluation = db.revoke_evaluation(&name, Incarnation(1), &random_token()).await;
         assert_eq!((claims.is_ok(), evaluation.is_ok()), (builds, !builds), "{claims:?} {evaluation:?}");
     }
 }

@@ -3,7 +3,7 @@
 //! Its store has the usual names (`/nix/store/…`) but lies below another root, so it never meets the machine's store.
 //! Clients name it `unix://SOCKET`; they find the files of `/nix/store/x` at `ROOT/nix/store/x`.
 
-mod family;
+mod process_tree;
 mod settings;
 mod shell;
 
@@ -264,7 +264,7 @@ impl Launcher {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(NixDaemonError::InUse { state_dir: state.clone() }),
             Err(cause) => return Err(failed("lock", &path)(cause.into())),
         }
-        if family::stop(state).await {
+        if process_tree::stop(state).await {
             tracing::warn!("Stopped the nix-daemon that an earlier run left behind");
         }
         let builds = self.builds();
@@ -292,7 +292,7 @@ impl Launcher {
         command
             .env("NIX_DAEMON_SOCKET_PATH", socket)
             .env("TMPDIR", self.builds())
-            .env(family::MARKER, &self.options.state_dir);
+            .env(process_tree::MARKER, &self.options.state_dir);
         command.env("HOME", &self.options.state_dir);
         command.arg("--store").arg(settings::local_store(&self.options.root));
         command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(output).stderr(errors);
@@ -320,7 +320,7 @@ impl Launcher {
 
     /// Ends the daemon and everything it started; the socket goes with it, so that clients see at once.
     async fn end(&self, child: &mut Child) {
-        let (_, ended) = tokio::join!(family::stop(&self.options.state_dir), child.wait());
+        let (_, ended) = tokio::join!(process_tree::stop(&self.options.state_dir), child.wait());
         if let Err(error) = ended {
             tracing::warn!(%error, "Could not wait for nix-daemon");
         }

@@ -8,13 +8,13 @@
 //! The walls, from the outside: namespaces (mount, PID, IPC, UTS, network unless asked for, or with one
 //! way out ([`proxied`]); user when we are not
 //! root), a private root that holds only what the spec names, an unprivileged user without capabilities and
-//! `no_new_privs`, resource limits, Landlock and seccomp. [`abilities`] says which of them this kernel gives.
+//! `no_new_privs`, resource limits, Landlock and seccomp. [`kernel_features`] says which of them this kernel gives.
 //!
 //! Never here: everything else of ours. Only here: `unsafe`, each with its reason.
 
-pub mod abilities;
 mod error;
 mod exec;
+pub mod kernel_features;
 mod namespaces;
 mod program;
 pub mod proxied;
@@ -22,7 +22,7 @@ mod root;
 pub mod spec;
 mod walls;
 
-pub use abilities::{Abilities, abilities};
 pub use error::SandboxError;
 pub use exec::{SETUP_FAILED_EXIT_CODE, exec, helper_main, read_usage};
+pub use kernel_features::{KernelFeatures, kernel_features};
 pub use spec::{Bind, Limits, Network, PrivateDirectory, SandboxSpec, TextFile, User};

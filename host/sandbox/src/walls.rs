@@ -60,7 +60,7 @@ const REFUSED_CALLS: &[libc::c_long] = &[
 ];
 
 /// Confines the calling process for good. Needs `no_new_privs`. Where the kernel has no Landlock or seccomp, that wall
-/// is missing, which [`crate::abilities`] says.
+/// is missing, which [`crate::kernel_features`] says.
 pub(crate) fn raise(spec: &SandboxSpec) -> Result<(), SandboxError> {
     raise_landlock(spec)?;
     raise_seccomp()
@@ -92,7 +92,7 @@ fn raise_landlock(spec: &SandboxSpec) -> Result<(), SandboxError> {
 }
 
 fn raise_seccomp() -> Result<(), SandboxError> {
-    // On other machines the wall is missing; `abilities` says so.
+    // On other machines the wall is missing; `kernel_features` says so.
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(()) };
     let failed = |error: &dyn std::error::Error| SandboxError::Inside(format!("could not set up seccomp: {error}"));
     let refused: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =

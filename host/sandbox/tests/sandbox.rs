@@ -289,10 +289,10 @@ fn it_works_for_an_ordinary_user() {
 
 #[test]
 fn the_walls_of_this_kernel_are_known() {
-    let abilities = harmonia_sandbox::abilities();
-    assert_eq!(abilities.root, rustix::process::geteuid().is_root());
+    let kernel_features = harmonia_sandbox::kernel_features();
+    assert_eq!(kernel_features.root, rustix::process::geteuid().is_root());
     let status = ok(&shell("grep '^Seccomp:' /proc/self/status"));
-    assert_eq!(abilities.seccomp, status.contains('2'));
+    assert_eq!(kernel_features.seccomp, status.contains('2'));
 }
 
 #[test]

@@ -141,7 +141,7 @@ struct Node {
     watch: Watch,
     paused: watch::Sender<Option<String>>,
     /// Tokens of a claim whose answer was lost: jobs may be held under them, by nobody.
-    unheard: Mutex<Vec<ClaimToken>>,
+    unacknowledged: Mutex<Vec<ClaimToken>>,
     /// The last error of the policy, so that it is said when it changes and not with every claim.
     policy_error: Mutex<Option<PolicyError>>,
 }
@@ -184,7 +184,7 @@ impl Builder {
             uploads: Semaphore::new(options.parallel_uploads.max(1) as usize),
             watch,
             paused: sender,
-            unheard: Mutex::default(),
+            unacknowledged: Mutex::default(),
             policy_error: Mutex::default(),
             options,
         };
@@ -229,8 +229,8 @@ impl Node {
         });
     }
 
-    fn unheard(&self) -> MutexGuard<'_, Vec<ClaimToken>> {
-        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unacknowledged(&self) -> MutexGuard<'_, Vec<ClaimToken>> {
+        self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says in the log and on the nodes page that the policy failed, or works again: when that changes.

@@ -10,11 +10,11 @@ mod engine;
 mod evaluation;
 mod graph;
 mod insert;
-pub(crate) mod later;
 mod probe;
 mod skip;
 mod source;
 mod traces;
+pub(crate) mod transient;
 mod upload;
 mod upstream;
 mod walks;
@@ -37,7 +37,7 @@ use crate::binary_cache::BinaryCache;
 use crate::signer_client::SignerClient;
 use crate::store_daemon::{ConnectError, StoreDaemon};
 use engine::{Confinement, Engine};
-use evaluation::Fate;
+use evaluation::Disposition;
 pub use source::MirrorLimits;
 use source::{GitSources, Mirrors, PinnedFlake};
 use upstream::Upstream;
@@ -232,14 +232,14 @@ pub async fn run(
     let mut running: JoinSet<()> = JoinSet::new();
     let walks = tokio::spawn(walks::run(Arc::clone(&settings), drain.clone()));
     // The token of a claim whose answer was lost: an evaluation may be held under it, by nobody.
-    let mut unheard: Option<ClaimToken> = None;
+    let mut unacknowledged: Option<ClaimToken> = None;
     // Ends with this function.
     let mut background = JoinSet::new();
     background.spawn(source::keep_tidy(settings.mirrors.clone(), settings.git.clone(), drain.clone()));
     let mut outcome = Ok(());
     let mut is_engine_known = false;
     while !drain.is_cancelled() && !abort.is_cancelled() {
-        if let Err(error) = disown_unheard(options, &mut unheard).await {
+        if let Err(error) = revoke_unacknowledged(options, &mut unacknowledged).await {
             outcome = Err(error);
             break;
         }
@@ -251,7 +251,7 @@ pub async fn run(
                 tracing::warn!(error = %chain(&error), "Could not record which engine evaluates here, trying again");
             }
         }
-        if unheard.is_none() && running.len() < options.max_evals.max(1) {
+        if unacknowledged.is_none() && running.len() < options.max_evals.max(1) {
             let token = ClaimToken::from_random(rand::random());
             match options.db.claim_evaluation(&options.node, options.incarnation, &token).await {
                 Ok(Some(claimed)) => {
@@ -268,11 +268,11 @@ pub async fn run(
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "Could not claim an evaluation, trying again");
                     // It may have been claimed all the same, with the answer lost on its way.
-                    unheard = Some(token);
+                    unacknowledged = Some(token);
                 }
             }
         }
-        let pause = if unheard.is_some() { CLAIM_RETRY_PAUSE } else { POLL };
+        let pause = if unacknowledged.is_some() { CLAIM_RETRY_PAUSE } else { POLL };
         tokio::select! {
             () = drain.cancelled() => {}
             () = abort.cancelled() => {}
@@ -283,7 +283,10 @@ pub async fn run(
     }
     // Others of this process may finish their work for hours before the node says goodbye, which gives everything back.
     for _ in 0..SHUTDOWN_REPORTS {
-        if outcome.is_err() || disown_unheard(options, &mut unheard).await.is_err() || unheard.is_none() {
+        if outcome.is_err()
+            || revoke_unacknowledged(options, &mut unacknowledged).await.is_err()
+            || unacknowledged.is_none()
+        {
             break;
         }
         tokio::time::sleep(REPORT_PAUSE).await;
@@ -322,15 +325,18 @@ fn pass_on(notice: &Notice, settings: &Settings, claims_changed: &watch::Sender<
     }
 }
 
-/// Gives back the evaluation that a claim took whose answer was lost; `unheard` stays while the database is away.
-async fn disown_unheard(options: &EvaluatorOptions, unheard: &mut Option<ClaimToken>) -> Result<(), EvaluatorError> {
-    let Some(token) = unheard else { return Ok(()) };
-    match options.db.disown_evaluation(&options.node, options.incarnation, token).await {
+/// Gives back the evaluation that a claim took whose answer was lost; `unacknowledged` stays while the database is away.
+async fn revoke_unacknowledged(
+    options: &EvaluatorOptions,
+    unacknowledged: &mut Option<ClaimToken>,
+) -> Result<(), EvaluatorError> {
+    let Some(token) = unacknowledged else { return Ok(()) };
+    match options.db.revoke_evaluation(&options.node, options.incarnation, token).await {
         Ok(was_claimed) => {
             if was_claimed {
                 tracing::info!("Gave back an evaluation that was claimed by a call whose answer was lost");
             }
-            *unheard = None;
+            *unacknowledged = None;
         }
         Err(DbError::Refused { reason }) => {
             return Err(EvaluatorError::Refused { reason });
@@ -383,18 +389,18 @@ async fn one(
         }
         () = abort.cancelled() => None,
     };
-    let (fate, message) = match &ended {
+    let (disposition, message) = match &ended {
         Some(Ok(Ok(()))) => {
             tracing::info!(eval.id = %eval, "Evaluation {eval} is complete");
             return;
         }
-        Some(Ok(Err(error))) => (error.fate(), evaluation::explain(error)),
+        Some(Ok(Err(error))) => (error.disposition(), evaluation::explain(error)),
         Some(Err(_)) => {
-            (Fate::Fail, "the evaluator has a bug that stopped this evaluation; its log tells more".to_owned())
+            (Disposition::Fail, "the evaluator has a bug that stopped this evaluation; its log tells more".to_owned())
         }
-        None => (Fate::Release, "the node stops".to_owned()),
+        None => (Disposition::Release, "the node stops".to_owned()),
     };
-    report(&settings, &claimed, &token, fate, &message, &abort).await;
+    report(&settings, &claimed, &token, disposition, &message, &abort).await;
 }
 
 /// What there is to say about an evaluation that did not come to its end.
@@ -406,20 +412,22 @@ enum Word {
 
 impl Word {
     /// `None`: nothing. What has waited as long as it may fails, with what it waited for.
-    fn of(fate: Fate, message: &str, claimed: &ClaimedEvaluation, waits: &WaitPolicy) -> Option<Self> {
-        match fate {
-            Fate::Drop => None,
-            Fate::Release => Some(Self::Release),
-            Fate::Fail => Some(Self::Fail(message.to_owned())),
-            Fate::PutOff { asked } => Some(match waits.pause(claimed.waits, claimed.waited, asked, rand::random()) {
-                Some(pause) => Self::PutOff(pause, message.to_owned()),
-                None if claimed.waits == 0 => Self::Fail(message.to_owned()),
-                None => Self::Fail(format!(
-                    "given up after {} tries within {} min ({message}). When that is repaired, run the evaluation again",
-                    claimed.waits + 1,
-                    claimed.waited.as_secs() / 60
-                )),
-            }),
+    fn of(disposition: Disposition, message: &str, claimed: &ClaimedEvaluation, waits: &WaitPolicy) -> Option<Self> {
+        match disposition {
+            Disposition::Drop => None,
+            Disposition::Release => Some(Self::Release),
+            Disposition::Fail => Some(Self::Fail(message.to_owned())),
+            Disposition::PutOff { asked } => {
+                Some(match waits.pause(claimed.waits, claimed.waited, asked, rand::random()) {
+                    Some(pause) => Self::PutOff(pause, message.to_owned()),
+                    None if claimed.waits == 0 => Self::Fail(message.to_owned()),
+                    None => Self::Fail(format!(
+                        "given up after {} tries within {} min ({message}). When that is repaired, run the evaluation again",
+                        claimed.waits + 1,
+                        claimed.waited.as_secs() / 60
+                    )),
+                })
+            }
         }
     }
 }
@@ -428,22 +436,22 @@ async fn report(
     settings: &Settings,
     claimed: &ClaimedEvaluation,
     token: &ClaimToken,
-    fate: Fate,
+    disposition: Disposition,
     message: &str,
     abort: &CancellationToken,
 ) {
     let (db, eval) = (&settings.options.db, claimed.id);
-    let Some(word) = Word::of(fate, message, claimed, &settings.options.waits) else { return };
+    let Some(word) = Word::of(disposition, message, claimed, &settings.options.waits) else { return };
     let mut tries_left = SHUTDOWN_REPORTS;
     loop {
         let said = match &word {
             Word::Release => db.release_evaluation(eval, token).await,
-            Word::PutOff(pause, reason) => db.put_off_evaluation(eval, token, *pause, reason).await,
+            Word::PutOff(pause, reason) => db.defer_evaluation(eval, token, *pause, reason).await,
             Word::Fail(error) => db.fail_evaluation(eval, token, error).await,
         };
         match said {
             Ok(()) => {
-                tracing::info!(eval.id = %eval, reason = message, "Evaluation {eval}: {fate:?}");
+                tracing::info!(eval.id = %eval, reason = message, "Evaluation {eval}: {disposition:?}");
                 return;
             }
             Err(DbError::StaleClaim) => return,

@@ -345,7 +345,7 @@ impl Retry {
 
 /// What the other side asks for, at most a minute.
 fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
-    crate::evaluator::later::retry_after(headers).map(|pause| pause.min(Duration::from_mins(1)))
+    crate::evaluator::transient::retry_after(headers).map(|pause| pause.min(Duration::from_mins(1)))
 }
 
 /// Reads a body; what lies beyond the bound is dropped, which makes the answer invalid rather than us large.

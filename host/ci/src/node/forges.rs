@@ -47,7 +47,7 @@ pub(super) fn projects_options(
     }
 }
 
-/// What working off deliveries needs.
+/// What processing deliveries needs.
 pub(super) fn intake_options(config: &Config, db: Db, plugins: Arc<dyn Plugins>, node: NodeId) -> IntakeOptions {
     IntakeOptions {
         db,

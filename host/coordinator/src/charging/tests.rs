@@ -2,14 +2,14 @@ use harmonia_core::JobId;
 use harmonia_core::policy::{AskingNode, Candidate, FirstInFirstOut, ProjectLoad};
 use harmonia_db::ClaimedJob;
 use harmonia_db::testing::TestDatabase;
-use harmonia_db::testing::played::Played;
+use harmonia_db::testing::fake_node::FakeNode;
 
 use super::*;
 
 /// A database with a project that runs two builds.
 async fn two_running() -> (TestDatabase, ProjectId, Vec<ClaimedJob>) {
     let test = TestDatabase::new().await;
-    let played = Played::register(&test.db).await;
+    let played = FakeNode::register(&test.db).await;
     let project = played.enqueue("local/p", &[0, 1]).await;
     let claimed = played.claim(2).await;
     assert_eq!(claimed.len(), 2);

@@ -1,4 +1,4 @@
-//! Deliveries worked off against a real database and a forge in memory. `forge` is that forge; the cases are in
+//! Deliveries processed against a real database and a forge in memory. `forge` is that forge; the cases are in
 //! `branches`, `pull_requests` and `trouble`.
 
 mod branches;

@@ -10,7 +10,7 @@ use harmonia_db::DbError;
 
 use crate::world::{FORGE, Memory, OTHER, World};
 
-/// More projects than are worked off side by side.
+/// More projects than are processed side by side.
 const MANY: usize = 40;
 /// Much longer than it takes to ask.
 const PATIENCE: Duration = Duration::from_mins(1);

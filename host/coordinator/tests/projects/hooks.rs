@@ -55,7 +55,7 @@ async fn a_refusal_is_shown_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_poll_under_way_does_not_keep_a_hook_waiting() {
+async fn a_poll_in_flight_does_not_keep_a_hook_waiting() {
     let world = World::new().await;
     world.project("1", "o/a").await;
     let changes = ProjectChanges { poll_interval_s: Some(60), ..ProjectChanges::default() };

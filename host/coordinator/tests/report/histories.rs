@@ -7,7 +7,7 @@ use harmonia_coordinator::report::{self, ReportOptions};
 use harmonia_core::EvalId;
 use harmonia_core::api::Verdict;
 use harmonia_core::forge::{ForgeError, StatusState};
-use harmonia_db::testing::played::PlayedEvaluation;
+use harmonia_db::testing::fake_node::PlayedEvaluation;
 use harmonia_db::testing::time_passes;
 use harmonia_db::{ClaimedJob, DbError};
 use rand::rngs::StdRng;

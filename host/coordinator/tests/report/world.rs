@@ -14,7 +14,7 @@ use harmonia_core::plugin::PluginStatus;
 use harmonia_core::ports::{Forge, Plugins, PortFuture, Reporter};
 use harmonia_core::reporter::{Notification, ReportError};
 use harmonia_core::{EvalId, NodeId, ProjectId};
-use harmonia_db::testing::played::{Played, PlayedEvaluation};
+use harmonia_db::testing::fake_node::{FakeNode, PlayedEvaluation};
 use harmonia_db::testing::{TestDatabase, desired_statuses, time_passes};
 use harmonia_db::{ClaimedJob, Db, DbError, NewEvaluationRow};
 use tokio::sync::Notify;
@@ -220,7 +220,7 @@ pub(crate) struct World {
     pub(crate) db: Db,
     pub(crate) project: ProjectId,
     pub(crate) forge: Arc<Scripted>,
-    worker: Played,
+    worker: FakeNode,
 }
 
 impl World {
@@ -242,7 +242,7 @@ impl World {
         db.upsert_repositories("forge", &[repository]).await.expect("a repository");
         let id = db.repository("forge", "o/r").await.expect("look").expect("there");
         let (project, _) = db.enable_repository(id, &["r".to_owned()], "me").await.expect("enable");
-        let worker = Played::register(&db).await;
+        let worker = FakeNode::register(&db).await;
         let forge = Arc::new(Scripted {
             seen: Mutex::default(),
             script: Mutex::default(),

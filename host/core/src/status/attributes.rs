@@ -12,7 +12,7 @@ use super::{AttrReport, DesiredStatus, EvaluationReport, StatusContext, View, Wo
 
 /// Adds what should be said of single attributes: of all that have a status already, and of those that failed, until
 /// the limit of failures is reached.
-pub(super) fn add(view: &View<'_>, speakers: &[&EvaluationReport], worst: &mut Worst) {
+pub(super) fn add(view: &View<'_>, authoritative: &[&EvaluationReport], worst: &mut Worst) {
     let mut red = 0;
     let mut known: BTreeSet<&str> = BTreeSet::new();
     let shown = view.report.shown.iter().filter_map(|shown| {
@@ -22,7 +22,7 @@ pub(super) fn add(view: &View<'_>, speakers: &[&EvaluationReport], worst: &mut W
     for (attr, state) in shown {
         known.insert(attr);
         let mut is_red = state == StatusState::Failure || state == StatusState::Error;
-        for evaluation in speakers {
+        for evaluation in authoritative {
             if let Some(status) = repaired(view, evaluation, attr, state) {
                 is_red = status.state == StatusState::Failure || status.state == StatusState::Error;
                 worst.add(Some(evaluation.id), status);
@@ -30,7 +30,7 @@ pub(super) fn add(view: &View<'_>, speakers: &[&EvaluationReport], worst: &mut W
         }
         red += usize::from(is_red);
     }
-    for evaluation in speakers {
+    for evaluation in authoritative {
         for attr in &evaluation.failed {
             if attr.state == AttrState::Cancelled || known.contains(attr.attr.as_str()) {
                 continue;
@@ -60,8 +60,8 @@ fn repaired(view: &View<'_>, evaluation: &EvaluationReport, attr: &str, shown: S
         Some(status)
     };
     if let Some(now) = now.filter(|_| evaluation.facts.status != EvalStatus::Failed) {
-        let is_under_way = matches!(now.state, AttrState::Pending | AttrState::Building | AttrState::Uploading);
-        if is_under_way && !evaluation.stands() {
+        let is_in_flight = matches!(now.state, AttrState::Pending | AttrState::Building | AttrState::Uploading);
+        if is_in_flight && !evaluation.stands() {
             return if shown == StatusState::Pending {
                 say(StatusState::Error, &ended_because(evaluation))
             } else {

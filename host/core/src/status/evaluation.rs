@@ -99,7 +99,7 @@ fn evaluation_words(evaluation: &EvaluationReport) -> (StatusState, String) {
     let counts = &facts.counts;
     match facts.status {
         EvalStatus::Queued => {
-            let why = evaluation.put_off.as_deref().map(|reason| format!("put off: {}", headline(reason)));
+            let why = evaluation.deferred.as_deref().map(|reason| format!("put off: {}", headline(reason)));
             (StatusState::Pending, why.unwrap_or_else(|| "waits for an evaluator".to_owned()))
         }
         EvalStatus::Running => (StatusState::Pending, "evaluating".to_owned()),

@@ -7,7 +7,7 @@ use crate::reporter::{Notification, NotificationKind, NotifiedFailure};
 use crate::state::EvalStatus;
 
 use super::describe::{cut, failure, headline, line};
-use super::{CommitReport, EvaluationReport, StatusOptions, speakers};
+use super::{CommitReport, EvaluationReport, StatusOptions, authoritative};
 
 /// Most failures that a notification lists.
 const FAILURES_LISTED_MAX: usize = 10;
@@ -17,7 +17,7 @@ const TEXT_CHARS_MAX: usize = 200;
 /// What reporters were told of an evaluation, or would have been, had there been any: one that is configured later
 /// hears nothing of the past.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct Notified {
     /// How the evaluation ended; `true`: well.
     pub evaluation: Option<bool>,
     /// How its builds ended.
@@ -28,20 +28,20 @@ pub struct Told {
 
 /// What is to be told of one evaluation, and what counts as told afterwards.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ToldNow {
+pub struct NewNotifications {
     /// The evaluation.
     pub evaluation: EvalId,
     /// From now on.
-    pub told: Told,
+    pub notified: Notified,
     /// In this order.
     pub notifications: Vec<Notification>,
 }
 
 /// What changed since reporters were told last. Of evaluations that were replaced, closed or cancelled nothing is told.
-pub fn notifications(report: &CommitReport, options: &StatusOptions) -> Vec<ToldNow> {
+pub fn notifications(report: &CommitReport, options: &StatusOptions) -> Vec<NewNotifications> {
     let mut changed = Vec::new();
-    for evaluation in speakers(report).into_iter().filter(|evaluation| evaluation.stands()) {
-        let mut told = evaluation.told;
+    for evaluation in authoritative(report).into_iter().filter(|evaluation| evaluation.stands()) {
+        let mut notified = evaluation.notified;
         let mut notifications = Vec::new();
         let ended = match evaluation.facts.status {
             EvalStatus::Succeeded => Some(true),
@@ -49,8 +49,8 @@ pub fn notifications(report: &CommitReport, options: &StatusOptions) -> Vec<Told
             // Nothing was evaluated: what it stands for was told of before.
             EvalStatus::Skipped | EvalStatus::Queued | EvalStatus::Running | EvalStatus::Cancelled => None,
         };
-        if let Some(well) = ended.filter(|_| told.evaluation.is_none()) {
-            told.evaluation = Some(well);
+        if let Some(well) = ended.filter(|_| notified.evaluation.is_none()) {
+            notified.evaluation = Some(well);
             let kind = if well { NotificationKind::EvaluationSucceeded } else { NotificationKind::EvaluationFailed };
             let key = format!("evaluation-{}", evaluation.id);
             notifications.push(notification(report, options, evaluation, kind, key));
@@ -60,18 +60,18 @@ pub fn notifications(report: &CommitReport, options: &StatusOptions) -> Vec<Told
             Verdict::Failed if evaluation.has_attributes() => Some(false),
             Verdict::Failed | Verdict::Running | Verdict::Cancelled => None,
         };
-        if let Some(well) = built.filter(|_| told.builds != built) {
-            told.builds = built;
-            told.rounds += 1;
+        if let Some(well) = built.filter(|_| notified.builds != built) {
+            notified.builds = built;
+            notified.rounds += 1;
             let kind = if well { NotificationKind::BuildsSucceeded } else { NotificationKind::BuildsFailed };
-            let key = format!("builds-{}-{}", evaluation.id, told.rounds);
+            let key = format!("builds-{}-{}", evaluation.id, notified.rounds);
             notifications.push(notification(report, options, evaluation, kind, key));
         }
-        if told != evaluation.told {
-            changed.push(ToldNow { evaluation: evaluation.id, told, notifications });
+        if notified != evaluation.notified {
+            changed.push(NewNotifications { evaluation: evaluation.id, notified, notifications });
         }
     }
-    changed.sort_by_key(|told| told.evaluation);
+    changed.sort_by_key(|new| new.evaluation);
     changed
 }
 

@@ -38,7 +38,7 @@ fn evaluation(id: i64, status: EvalStatus, counts: AttrCounts) -> EvaluationRepo
         is_closed: false,
         reuses: None,
         error: None,
-        put_off: None,
+        deferred: None,
         infrastructure: 0,
         failed: Vec::new(),
         shown: Vec::new(),
@@ -49,7 +49,7 @@ fn evaluation(id: i64, status: EvalStatus, counts: AttrCounts) -> EvaluationRepo
         started_at: Some(at(2)),
         finished_at: status.is_terminal().then(|| at(3)),
         builds_finished_at: None,
-        told: Told::default(),
+        notified: Notified::default(),
         failed_before: None,
     }
 }
@@ -92,7 +92,7 @@ fn an_evaluation_on_its_way() {
         (evaluation(1, Queued, counts(0, 0)), &["nix-eval: pending waits for an evaluator -> /eval/1"]),
         (
             EvaluationReport {
-                put_off: Some("git fetch failed:\nerror: the forge answered 503".to_owned()),
+                deferred: Some("git fetch failed:\nerror: the forge answered 503".to_owned()),
                 ..evaluation(1, Queued, counts(0, 0))
             },
             &["nix-eval: pending put off: the forge answered 503 -> /eval/1"],
@@ -503,7 +503,7 @@ fn reporters_are_told_once_and_again_when_a_rebuild_changes_it() {
         let keys: Vec<_> = told.iter().flat_map(|told| &told.notifications).map(|n| (n.key.as_str(), n.kind)).collect();
         assert_eq!(keys, expected);
         for told in told {
-            report.evaluations[0].told = told.told;
+            report.evaluations[0].notified = told.notified;
         }
     };
     report.evaluations[0] = evaluation(1, EvalStatus::Succeeded, AttrCounts { pending: 1, ..counts(2, 1) });

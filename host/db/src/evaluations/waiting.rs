@@ -11,7 +11,7 @@ use crate::queue::text;
 impl Db {
     /// Back to the queue, for nobody to take before `delay` is over. The jobs it reached stay wanted. `reason` is for
     /// people who ask why it waits.
-    pub async fn put_off_evaluation(
+    pub async fn defer_evaluation(
         &self,
         eval: EvalId,
         token: &ClaimToken,
@@ -19,14 +19,8 @@ impl Db {
         reason: &str,
     ) -> Result<(), DbError> {
         self.run("put off an evaluation", || {
-            sqlx::query!(
-                "SELECT put_off_evaluation($1, $2, $3, $4)",
-                eval.0,
-                hash(token),
-                interval(delay),
-                text(reason)
-            )
-            .execute(&self.pool)
+            sqlx::query!("SELECT defer_evaluation($1, $2, $3, $4)", eval.0, hash(token), interval(delay), text(reason))
+                .execute(&self.pool)
         })
         .await
         .map(|_| ())

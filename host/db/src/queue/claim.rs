@@ -219,14 +219,14 @@ impl Db {
     /// The tokens are void from then on, also for a claim that is still on its way. Those that never claimed anything are
     /// fine, and so is asking twice. [`DbError::Refused`] when another process took the node's name (which gave back
     /// everything).
-    pub async fn disown_claims(&self, node: &NodeId, run: Incarnation, tokens: &[ClaimToken]) -> Result<u64, DbError> {
+    pub async fn revoke_claims(&self, node: &NodeId, run: Incarnation, tokens: &[ClaimToken]) -> Result<u64, DbError> {
         if tokens.is_empty() {
             return Ok(0);
         }
         let hashes: Vec<Vec<u8>> = tokens.iter().map(hash).collect();
         let jobs = self
             .run("give back claims whose answer was lost", || {
-                sqlx::query_scalar!(r#"SELECT disown_claims($1, $2, $3) AS "jobs!""#, node.0, incarnation(run), &hashes)
+                sqlx::query_scalar!(r#"SELECT revoke_claims($1, $2, $3) AS "jobs!""#, node.0, incarnation(run), &hashes)
                     .fetch_one(&self.pool)
             })
             .await?;

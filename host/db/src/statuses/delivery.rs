@@ -15,7 +15,7 @@ use crate::leased::{Lease, end, take};
 use crate::queue::text;
 
 /// After a lease that ended without an answer, the status is asserted once more so long after it was delivered: by then
-/// the forge has worked off what it may have heard late.
+/// the forge has processed what it may have heard late.
 const ASSERT_AFTER: Duration = Duration::from_secs(30);
 
 /// A status to be sent by the node that claimed it.

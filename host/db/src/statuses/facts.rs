@@ -2,7 +2,7 @@
 
 use harmonia_core::api::AttrCounts;
 use harmonia_core::status::{
-    AttrReport, CommitReport, EvaluationReport, FAILURES_MAX, Facts, ShownStatus, Told, WaitingPullRequest,
+    AttrReport, CommitReport, EvaluationReport, FAILURES_MAX, Facts, Notified, ShownStatus, WaitingPullRequest,
 };
 use harmonia_core::{EvalId, EvalStatus, JobId};
 use sqlx::PgConnection;
@@ -110,20 +110,20 @@ async fn read_evaluations(
            )
            SELECT e.id, e.branch, e.is_tag, e.pr_number, e.status, e.complete, e.allow_empty, e.superseded_by,
                e.closed_at IS NOT NULL AS "closed!", e.reuses_eval_id, coalesce(e.error, e.skipped_reason) AS error,
-               CASE WHEN e.status = 'queued' THEN e.wait_reason END AS put_off,
+               CASE WHEN e.status = 'queued' THEN e.wait_reason END AS deferred,
                e.source_path, e.commit_title, e.commit_author, e.created_at, e.started_at, e.finished_at,
                c.total AS "total!", c.succeeded AS "succeeded!", c.failed AS "failed!", c.dep_failed AS "dep_failed!",
                c.eval_errors AS "eval_errors!", c.building AS "building!", c.pending AS "pending!",
                c.cancelled AS "cancelled!", c.infrastructure AS "infrastructure!", c.builds_finished_at,
                t.evaluation AS "told_evaluation?", t.builds AS "told_builds?", t.rounds AS "told_rounds?",
                (SELECT NOT (coalesce(b.evaluation, true) AND coalesce(b.builds, true))
-                FROM evaluations before JOIN evaluations_told b ON b.eval_id = before.id
+                FROM evaluations before JOIN evaluation_notifications b ON b.eval_id = before.id
                 WHERE before.project_id = e.project_id AND before.branch = e.branch AND before.is_tag = e.is_tag
                     AND before.pr_number IS NOT DISTINCT FROM e.pr_number AND before.id < e.id
                     AND (NOT before.is_part OR e.is_part) AND (b.builds IS NOT NULL OR b.evaluation = false)
                 ORDER BY before.id DESC LIMIT 1) AS failed_before
            FROM newest JOIN evaluations e ON e.id = newest.id
-           LEFT JOIN evaluations_told t ON t.eval_id = e.id
+           LEFT JOIN evaluation_notifications t ON t.eval_id = e.id
            CROSS JOIN LATERAL attr_counts(coalesce(e.reuses_eval_id, e.id)) c
            ORDER BY e.id DESC"#,
         target.project.0,
@@ -167,7 +167,7 @@ async fn read_evaluations(
             is_closed: row.closed,
             reuses: row.reuses_eval_id.map(EvalId),
             error: row.error,
-            put_off: row.put_off,
+            deferred: row.deferred,
             infrastructure: count(row.infrastructure),
             failed,
             shown,
@@ -178,7 +178,7 @@ async fn read_evaluations(
             started_at: row.started_at,
             finished_at: row.finished_at,
             builds_finished_at: row.builds_finished_at,
-            told: Told {
+            notified: Notified {
                 evaluation: row.told_evaluation,
                 builds: row.told_builds,
                 rounds: row.told_rounds.and_then(|rounds| u32::try_from(rounds).ok()).unwrap_or(0),

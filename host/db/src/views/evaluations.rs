@@ -57,8 +57,8 @@ impl Row {
             pending: count(self.pending),
             cancelled: count(self.cancelled),
         };
-        let put_off = self.wait_reason.zip(self.waiting_since).zip(self.not_before);
-        let waiting = put_off.filter(|_| status == EvalStatus::Queued).map(|((reason, since), until)| Waiting {
+        let deferred = self.wait_reason.zip(self.waiting_since).zip(self.not_before);
+        let waiting = deferred.filter(|_| status == EvalStatus::Queued).map(|((reason, since), until)| Waiting {
             reason,
             since,
             until,

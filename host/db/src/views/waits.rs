@@ -26,7 +26,7 @@ impl Db {
     /// `None` when there is no such evaluation that this viewer may see.
     pub async fn view_waits(&self, id: EvalId, limit: u32, now: Timestamp) -> Result<Option<EvaluationWaits>, DbError> {
         let row = sqlx::query!(
-            r#"SELECT e.status, coalesce(e.not_before > now(), false) AS "put_off!", e.wait_reason,
+            r#"SELECT e.status, coalesce(e.not_before > now(), false) AS "deferred!", e.wait_reason,
                       (SELECT count(*) FROM evaluations o WHERE o.status || '' = 'queued' AND o.id < e.id
                           AND (o.not_before IS NULL OR o.not_before <= now())) AS "ahead!"
                FROM evaluations e JOIN projects p ON p.id = e.project_id WHERE e.id = $1 AND (p.is_public OR $2)"#,
@@ -39,8 +39,8 @@ impl Db {
         let Some(row) = row else { return Ok(None) };
         let mut waits = EvaluationWaits::default();
         if state::<EvalStatus>(&row.status)? == EvalStatus::Queued {
-            let put_off = row.wait_reason.filter(|_| row.put_off);
-            waits.evaluation = match put_off {
+            let deferred = row.wait_reason.filter(|_| row.deferred);
+            waits.evaluation = match deferred {
                 Some(reason) => vec![reason],
                 None => queued(&self.evaluators().await?, count(row.ahead)),
             };

@@ -271,8 +271,8 @@ async fn what_is_put_off_waits_for_its_time_and_holds_up_nobody() {
     world.insert(&first, &graph(&[&[]]), &[0]).await.expect("insert");
     let db = world.test.connect_as(Capability::Evaluator).await;
     let delay = Duration::from_mins(10);
-    db.put_off_evaluation(first.id, &first.token, delay, "the forge\0 is away").await.expect("put off");
-    let stale = db.put_off_evaluation(first.id, &first.token, delay, "again").await;
+    db.defer_evaluation(first.id, &first.token, delay, "the forge\0 is away").await.expect("put off");
+    let stale = db.defer_evaluation(first.id, &first.token, delay, "again").await;
     assert!(matches!(stale, Err(DbError::StaleClaim)), "{stale:?}");
     assert_eq!(status(&world, &first).await, EvalStatus::Queued);
     assert_eq!(world.statuses().await, [(0, Pending)], "what it reached stays wanted");
@@ -298,7 +298,7 @@ async fn what_is_put_off_waits_for_its_time_and_holds_up_nobody() {
     assert_eq!((view.status, view.waiting), (EvalStatus::Running, None));
 
     // Behind what was asked for before the time at which it is due again.
-    db.put_off_evaluation(first.id, &token, Duration::ZERO, "still away").await.expect("put off");
+    db.defer_evaluation(first.id, &token, Duration::ZERO, "still away").await.expect("put off");
     let (next, token) = claim().await.expect("queued");
     assert_eq!((next.id, next.waits, next.waited), (third, 0, Duration::ZERO));
     let (again, _) = claim().await.expect("due at once");

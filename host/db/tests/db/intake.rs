@@ -412,7 +412,7 @@ async fn by_hand_there_is_a_new_attempt_once_for_each_asking() {
     let second = queued(&forge.db.request_evaluation(&again).await.expect("request"));
     let eval = forge.claim().await;
     forge.db.fail_evaluation(eval.id, &eval.token, "broken").await.expect("fail");
-    // The same delivery, worked off once more after a crash.
+    // The same delivery, processed once more after a crash.
     let retried = EvaluationRequest { asked: forge.request("main", A).await.asked, ..again };
     assert_eq!(forge.db.request_evaluation(&retried).await.expect("request"), Requested::Existing(second));
     assert_eq!(forge.attempts(A).await, [1, 2]);

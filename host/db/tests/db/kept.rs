@@ -94,7 +94,7 @@ async fn a_node_that_drains_or_lost_its_name_claims_nothing_by_an_old_order() {
     assert_eq!(numbers(&claim_kept(&world, &order, 1).await), [0; 0]);
     assert!(world.db.set_draining(&world.node, world.run, false).await.expect("stop draining"));
     let token = random_token();
-    world.db.disown_claims(&world.node, world.run, std::slice::from_ref(&token)).await.expect("disown");
+    world.db.revoke_claims(&world.node, world.run, std::slice::from_ref(&token)).await.expect("revoke");
     let late = world.db.claim_kept_jobs(&world.node, world.run, &order, &[token]).await.expect("claim");
     assert_eq!(late, [], "its answer would be lost");
     world.db.register_node(&registration("n", 2)).await.expect("another process");

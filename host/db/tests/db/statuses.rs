@@ -121,7 +121,7 @@ async fn what_is_put_off_says_why_until_somebody_takes_it_again() {
     it.compute().await;
     assert_eq!(it.desired().await, ["nix-eval: pending evaluating"]);
     it.db
-        .put_off_evaluation(eval.id, &eval.token, std::time::Duration::ZERO, "git.example.org answered 503")
+        .defer_evaluation(eval.id, &eval.token, std::time::Duration::ZERO, "git.example.org answered 503")
         .await
         .expect("put off");
     it.compute().await;

@@ -68,7 +68,7 @@ struct EvaluationPage {
     /// Why it is not evaluated yet.
     waiting: Vec<String>,
     /// Whether it was tried, and is tried again.
-    put_off: bool,
+    deferred: bool,
     /// What its jobs wait for, when none of them is being built.
     stuck: Vec<WaitingJob>,
     superseded_by: Option<(i64, String)>,
@@ -161,7 +161,7 @@ fn render(
         superseded_by: evaluation.superseded_by.map(|id| (id.0, evaluation_path(project, id))),
         commit: evaluation.commit,
         error: evaluation.error,
-        put_off: evaluation.waiting.is_some(),
+        deferred: evaluation.waiting.is_some(),
         waiting: match evaluation.waiting {
             Some(waiting) => vec![waiting.reason],
             None => waits.evaluation,

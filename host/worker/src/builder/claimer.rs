@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use harmonia_core::policy::{AskingNode, KeptOrder, Policy, PolicyError, order_candidates};
+use harmonia_core::policy::{AskingNode, CachedOrder, Policy, PolicyError, order_candidates};
 use harmonia_core::{ClaimToken, ClassId, Incarnation, JobId, NodeId};
 use harmonia_db::{ClaimedJob, Db, DbError};
 
@@ -24,7 +24,7 @@ pub struct Claimer {
     node: NodeId,
     incarnation: Incarnation,
     policy: Arc<dyn Policy>,
-    kept: KeptOrder,
+    kept: CachedOrder,
     /// How many heads of each queue to ask for at least, so that what is kept lasts about as long as it may: a node that
     /// claims now and then needs one, one that claims all the time many.
     ahead: u32,
@@ -36,7 +36,7 @@ pub struct Claims {
     /// Jobs that the node now holds.
     pub jobs: Vec<ClaimedJob>,
     /// Tokens of a call that failed: it may have been carried out all the same, with the answer lost on its way.
-    pub unheard: Vec<ClaimToken>,
+    pub unacknowledged: Vec<ClaimToken>,
     /// Why there are not more.
     pub error: Option<DbError>,
     /// What the policy failed with, or that it did not, when it was asked.
@@ -48,7 +48,7 @@ pub struct Claims {
 impl Claimer {
     /// Nothing is kept yet.
     pub fn new(db: Db, node: NodeId, incarnation: Incarnation, policy: Arc<dyn Policy>) -> Self {
-        Self { db, node, incarnation, policy, kept: KeptOrder::default(), ahead: 1 }
+        Self { db, node, incarnation, policy, kept: CachedOrder::default(), ahead: 1 }
     }
 
     /// Claims up to `wanted` jobs of `classes`.
@@ -117,7 +117,7 @@ impl Claimer {
             let heads = self.db.queue_heads(classes, each).await?;
             claims.looks += 1;
             if heads.candidates.is_empty() {
-                self.kept = KeptOrder::default();
+                self.kept = CachedOrder::default();
                 break;
             }
             let asking = AskingNode { node: self.node.clone(), slots: slots as u32, speed_factor: SPEED_AVERAGE };
@@ -131,7 +131,7 @@ impl Claimer {
             // Only a runtime that is going down leaves no answer.
             let Ok((order, error, candidates)) = ranked else { break };
             claims.policy = Some(error);
-            self.kept = KeptOrder::new(&order, &candidates, each, classes, now);
+            self.kept = CachedOrder::new(&order, &candidates, each, classes, now);
             // Others may have all of the first ones by now.
             let (first, rest) = order.split_at(order.len().min(slots * (1 + SPARE_EACH)));
             self.take(claims, first, slots, false).await?;
@@ -163,8 +163,8 @@ impl Claimer {
                 Ok(())
             }
             Err(error) => {
-                self.kept = KeptOrder::default();
-                claims.unheard.extend(tokens);
+                self.kept = CachedOrder::default();
+                claims.unacknowledged.extend(tokens);
                 Err(error)
             }
         }

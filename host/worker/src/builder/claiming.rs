@@ -64,7 +64,7 @@ pub(super) async fn claim_loop(
             },
             _ = checks.tick() => {
                 check_claims(&node).await;
-                if let Err(error) = disown_unheard(&node).await {
+                if let Err(error) = revoke_unacknowledged(&node).await {
                     tracing::warn!(error = %chain(&error), "Could not give back a claim whose answer was lost");
                 }
             }
@@ -174,7 +174,7 @@ async fn claim(
     abort: &CancellationToken,
 ) -> Result<(), BuilderError> {
     loop {
-        match disown_unheard(node).await {
+        match revoke_unacknowledged(node).await {
             Ok(()) => {}
             Err(error @ DbError::Refused { .. }) => return Err(BuilderError::Refused(error)),
             // Nothing is claimed before that is settled, or jobs would wait for a node that does not know of them.
@@ -225,8 +225,8 @@ async fn claim_some(
     known: &Classes,
     wanted: u32,
 ) -> Result<Vec<ClaimedJob>, DbError> {
-    let Claims { jobs, unheard, error, policy, .. } = claimer.claim(&known.ours, wanted, Instant::now()).await;
-    node.unheard().extend(unheard);
+    let Claims { jobs, unacknowledged, error, policy, .. } = claimer.claim(&known.ours, wanted, Instant::now()).await;
+    node.unacknowledged().extend(unacknowledged);
     if let Some(verdict) = policy {
         node.note_policy_error(verdict).await;
     }
@@ -242,17 +242,17 @@ async fn claim_some(
 }
 
 /// Gives back what a claim took whose answer was lost.
-async fn disown_unheard(node: &Node) -> Result<(), DbError> {
-    let tokens = node.unheard().clone();
+async fn revoke_unacknowledged(node: &Node) -> Result<(), DbError> {
+    let tokens = node.unacknowledged().clone();
     if tokens.is_empty() {
         return Ok(());
     }
     let BuilderOptions { db, node: id, incarnation, .. } = &node.options;
-    let jobs = db.disown_claims(id, *incarnation, &tokens).await?;
+    let jobs = db.revoke_claims(id, *incarnation, &tokens).await?;
     if jobs > 0 {
         tracing::info!(jobs, "Gave back jobs that were claimed by a call whose answer was lost");
     }
-    node.unheard().clear();
+    node.unacknowledged().clear();
     Ok(())
 }
 

@@ -27,7 +27,7 @@ pub(super) enum Trouble {
     /// It failed; the job is told, through a signer.
     Failed(Failure),
     /// It failed because no signer (or no object store) answered for long: the job is told without one.
-    Unheard(Failure),
+    Unacknowledged(Failure),
     /// The claim is void: nobody wants to hear of it.
     Void,
 }
@@ -148,7 +148,7 @@ pub(super) fn of_signer(error: &SignerError) -> Trouble {
         SignerError::StaleClaim => Trouble::Void,
         // Understood and refused: again would be refused again, but the derivation is not to blame.
         SignerError::Refused { .. } => permanent(FailureKind::Infrastructure, chain(error)).into(),
-        SignerError::Unavailable { .. } => Trouble::Unheard(transient_error(error)),
+        SignerError::Unavailable { .. } => Trouble::Unacknowledged(transient_error(error)),
         SignerError::NotUploaded { .. } | SignerError::PutRefused { .. } | SignerError::Source(_) => {
             transient_error(error).into()
         }
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(kind(tree(unreadable)), None);
 
         let kind = |error: SignerError| match of_signer(&error) {
-            Trouble::Failed(failure) | Trouble::Unheard(failure) => Some(failure.kind),
+            Trouble::Failed(failure) | Trouble::Unacknowledged(failure) => Some(failure.kind),
             Trouble::Void => None,
         };
         assert_eq!(kind(SignerError::StaleClaim), None);

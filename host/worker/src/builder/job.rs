@@ -75,7 +75,7 @@ async fn attempt(node: &Node, job: &ClaimedJob, slot: Slot) -> End {
         Ok(()) => End::Published,
         Err(Trouble::Void) => End::Void,
         Err(Trouble::Failed(failure)) => report(node, job, &failure, &usage, &log).await,
-        Err(Trouble::Unheard(failure)) => fail(node, job, &failure, &usage).await,
+        Err(Trouble::Unacknowledged(failure)) => fail(node, job, &failure, &usage).await,
     }
 }
 

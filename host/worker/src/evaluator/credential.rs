@@ -11,7 +11,7 @@ use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest}
 use harmonia_core::{ClaimToken, EvalId, SecretText};
 use harmonia_db::{Db, DbError};
 
-use super::later::{is_temporary, retry_after};
+use super::transient::{is_temporary, retry_after};
 
 /// One frontend has so long to answer: it may have to ask the forge.
 const TIMEOUT: Duration = Duration::from_mins(1);

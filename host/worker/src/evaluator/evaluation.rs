@@ -104,37 +104,37 @@ impl From<DbError> for EvaluateError {
 
 impl EvaluateError {
     /// Sorts out what says nothing about the commit.
-    pub(super) fn fate(&self) -> Fate {
+    pub(super) fn disposition(&self) -> Disposition {
         match self {
             Self::Lost
             | Self::Insert(InsertError::Lost | InsertError::Upload(UploadError::Signer(SignerError::StaleClaim)))
-            | Self::Credential(CredentialError::Lost) => Fate::Drop,
+            | Self::Credential(CredentialError::Lost) => Disposition::Drop,
             Self::Database(error)
             | Self::Insert(InsertError::Database(error))
             | Self::Credential(CredentialError::Database(error))
                 if error.is_transient() =>
             {
-                Fate::Release
+                Disposition::Release
             }
-            Self::Git(GitError::Unavailable { retry_after, .. }) => Fate::PutOff { asked: *retry_after },
+            Self::Git(GitError::Unavailable { retry_after, .. }) => Disposition::PutOff { asked: *retry_after },
             // So it has the slot for half of the time at most.
-            Self::SlowServer(taken) => Fate::PutOff { asked: Some(*taken) },
-            Self::Credential(error) if error.is_temporary() => Fate::PutOff { asked: error.retry_after() },
+            Self::SlowServer(taken) => Disposition::PutOff { asked: Some(*taken) },
+            Self::Credential(error) if error.is_temporary() => Disposition::PutOff { asked: error.retry_after() },
             Self::Insert(InsertError::Upload(UploadError::Signer(error))) if error.is_transient() => {
-                Fate::PutOff { asked: None }
+                Disposition::PutOff { asked: None }
             }
             // What the daemon refuses is the error of an attribute; anything else is that it is not there any more.
             Self::Connect(_) | Self::Insert(InsertError::Daemon(_) | InsertError::Upload(UploadError::Daemon(_))) => {
-                Fate::PutOff { asked: None }
+                Disposition::PutOff { asked: None }
             }
-            _ => Fate::Fail,
+            _ => Disposition::Fail,
         }
     }
 }
 
 /// What becomes of an evaluation that did not come to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Disposition {
     /// Nothing: it is not ours any more.
     Drop,
     /// Back to the queue, for anybody.

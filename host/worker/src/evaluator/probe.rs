@@ -69,7 +69,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         },
         options,
     };
-    for missing in harmonia_sandbox::abilities().missing() {
+    for missing in harmonia_sandbox::kernel_features().missing() {
         tracing::warn!("Evaluator: {missing}");
     }
     if let Err(reason) = try_sandbox(&settings).await {

@@ -507,7 +507,7 @@ async fn systems_whose_builders_are_away_are_evaluated_and_wait() {
     let arm = NodeRegistration {
         capabilities: vec![Capability::Builder],
         systems: vec!["aarch64-linux".to_owned()],
-        ..harmonia_db::testing::played::registration("arm", Incarnation(1))
+        ..harmonia_db::testing::fake_node::registration("arm", Incarnation(1))
     };
     db.register_node(&arm).await.expect("registers");
     db.deregister_node(&arm.id, arm.incarnation).await.expect("goodbye");

@@ -96,7 +96,7 @@ proptest! {
         sorted.sort_unstable();
         let all: Vec<u64> = heads.iter().map(|head| head.job).collect();
         prop_assert_eq!(sorted, all);
-        // Played back: whoever is picked has, at that moment, no larger account than anybody who still waits.
+        // FakeNode back: whoever is picked has, at that moment, no larger account than anybody who still waits.
         let mut accounts: HashMap<u64, Load> = heads.iter().map(|head| (head.project, load(head.project, 100, 0.0, 0))).collect();
         for load in &loads {
             accounts.entry(load.project).and_modify(|known| *known = *load);

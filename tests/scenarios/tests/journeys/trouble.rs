@@ -18,7 +18,7 @@ journeys! {
 }
 
 /// A commit that is green in our database while nothing could be said to the forge.
-async fn green_unheard(world: &World) -> String {
+async fn green_unacknowledged(world: &World) -> String {
     let commit = world.pushed("main").await;
     world.evaluated(&[1]).await;
     world.built(&[]).await;
@@ -73,7 +73,7 @@ async fn a_token_that_expired_loses_no_push(world: &World) {
 }
 
 async fn a_forge_that_asks_to_wait_is_left_alone(world: &World) {
-    let commit = green_unheard(world).await;
+    let commit = green_unacknowledged(world).await;
     world.forge.faults().add(When::always().times(1), Effect::TooManyRequests { retry_after: 600 });
     world.forge.forget();
     for _ in 0..9 {
@@ -104,7 +104,7 @@ async fn an_answer_that_is_lost_leaves_the_last_word(world: &World) {
 }
 
 async fn a_frontend_that_dies_between_computing_and_sending_loses_nothing(world: &World) {
-    let commit = green_unheard(world).await;
+    let commit = green_unacknowledged(world).await;
     let dying = world.another_frontend("dying");
     world.pass(dying.report.burst * 2).await;
     report::compute(&dying.report).await.expect("computes");

@@ -9,7 +9,7 @@ use harmonia_coordinator::report::{self, ReportOptions};
 use harmonia_coordinator::{INTAKE_RETRIES, Intake, IntakeOptions, ProjectsOptions, hooks, sync};
 use harmonia_core::ports::{Plugins, PortFuture, RemoteHead, RemoteHeads};
 use harmonia_core::{Clock, EvalId, NodeId, Timestamp};
-use harmonia_db::testing::played::{Played, PlayedEvaluation, SYSTEM, drv_path};
+use harmonia_db::testing::fake_node::{FakeNode, PlayedEvaluation, SYSTEM, drv_path};
 use harmonia_db::testing::{TestDatabase, desired_statuses, projects_time_passes, time_passes};
 use harmonia_db::{ClaimedJob, Db};
 use harmonia_fake_forges::{Delivery, Event};
@@ -54,7 +54,7 @@ pub(crate) struct World {
     clock: MovedClock,
     url: String,
     client: reqwest::Client,
-    worker: Played,
+    worker: FakeNode,
     shutdown: CancellationToken,
     _folder: TempDir,
     _database: TestDatabase,
@@ -107,7 +107,7 @@ impl World {
         gate.open(harmonia_web::router(state));
         tokio::spawn(harmonia_web::serve(listener, gate.router(), ListenerLimits::default(), shutdown.clone()));
         let world = Self {
-            worker: Played::register(&db).await,
+            worker: FakeNode::register(&db).await,
             frontend: frontend("frontend-1", &db, &plugins, &url),
             client: reqwest::Client::new(),
             forge,

@@ -62,7 +62,7 @@ async fn a_late_delivery_does_not_cancel_the_newer_push() {
     let outcome = world.deliver("1", push("main", A)).await;
     assert!(outcome.contains("by now"), "{outcome}");
     assert_eq!(world.evaluations().await, ["main b queued"]);
-    // One that comes while the newer one's is still under way, or lost.
+    // One that comes while the newer one's is still in flight, or lost.
     world.forge.head("main", C);
     world.deliver("3", push("main", A)).await;
     world.deliver("4", push("main", C)).await;

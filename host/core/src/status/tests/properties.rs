@@ -57,7 +57,7 @@ prop_compose! {
         failed in any_attrs(),
         shown in any_attrs(),
         error in proptest::option::of("\\PC{0,300}"),
-        put_off in proptest::option::of("\\PC{0,300}"),
+        deferred in proptest::option::of("\\PC{0,300}"),
         infrastructure in 0_u64..3,
     ) -> EvaluationReport {
         let mut eval = evaluation(0, status, counts);
@@ -71,7 +71,7 @@ prop_compose! {
         eval.is_tag = is_tag && pull_request.is_none();
         eval.pull_request = pull_request;
         eval.error = error;
-        eval.put_off = put_off;
+        eval.deferred = deferred;
         eval.infrastructure = infrastructure;
         eval.failed = failed.into_iter()
             .filter(|a| !matches!(a.state, AttrState::Succeeded | AttrState::Building)).collect();
@@ -116,7 +116,7 @@ proptest! {
     /// Invariant 5 of database.md, over every combination of rows.
     #[test]
     fn green_is_never_shown_without_every_condition(report in any_report()) {
-        let speakers = speakers(&report);
+        let authoritative = authoritative(&report);
         for status in desired(&report, &options()) {
             prop_assert!(status.description.chars().count() <= DESCRIPTION_CHARS_MAX);
             prop_assert!(!status.description.chars().any(char::is_control));
@@ -125,8 +125,8 @@ proptest! {
             if status.state != StatusState::Success {
                 continue;
             }
-            prop_assert!(!speakers.is_empty());
-            for evaluation in &speakers {
+            prop_assert!(!authoritative.is_empty());
+            for evaluation in &authoritative {
                 let facts = &evaluation.facts;
                 let is_evaluated = matches!(facts.status, EvalStatus::Succeeded)
                     || (facts.status == EvalStatus::Skipped && facts.is_reuse);
@@ -140,7 +140,7 @@ proptest! {
                     Some(StatusContext::Evaluation) => {
                         prop_assert!(is_evaluated && facts.complete && facts.counts.eval_errors == 0);
                         prop_assert!(facts.counts.total > 0 || facts.allow_empty);
-                        prop_assert!(report.waiting.is_empty() || speakers.iter().any(|e| e.is_current()));
+                        prop_assert!(report.waiting.is_empty() || authoritative.iter().any(|e| e.is_current()));
                     }
                     Some(StatusContext::Attribute(_)) => {
                         let attr = status.attr.as_deref().unwrap_or_default();
@@ -162,7 +162,7 @@ proptest! {
         if is_settled(&report) {
             for status in &statuses {
                 let attr = status.attr.as_deref();
-                let builds = speakers(&report).iter().any(|e| {
+                let builds = authoritative(&report).iter().any(|e| {
                     e.shown.iter().any(|a| Some(a.attr.as_str()) == attr && a.state == AttrState::Building)
                 });
                 prop_assert!(status.state != StatusState::Pending || builds, "{:?}", status);

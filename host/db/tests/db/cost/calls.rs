@@ -136,8 +136,8 @@ async fn builds(meter: &mut Meter) {
     let lost = next();
     let tokens = [lost.token.clone()];
     meter
-        .call("disown_claims", &[(4, "jobs that the node holds"), (INPUTS, "inputs")], async |db: &Db| {
-            db.disown_claims(&node, Incarnation(1), &tokens).await
+        .call("revoke_claims", &[(4, "jobs that the node holds"), (INPUTS, "inputs")], async |db: &Db| {
+            db.revoke_claims(&node, Incarnation(1), &tokens).await
         })
         .await;
     let uncharged = meter

@@ -1,9 +1,9 @@
 use std::sync::Mutex;
 
 use harmonia_core::ProjectId;
-use harmonia_core::policy::{Candidate, FirstInFirstOut, KEPT_FOR, ProjectLoad};
+use harmonia_core::policy::{CACHED_FOR, Candidate, FirstInFirstOut, ProjectLoad};
 use harmonia_db::testing::TestDatabase;
-use harmonia_db::testing::played::{Played, SYSTEM, registration};
+use harmonia_db::testing::fake_node::{FakeNode, SYSTEM, registration};
 
 use super::*;
 
@@ -15,7 +15,7 @@ struct World {
 /// Two projects; number 0 has `jobs` jobs with even numbers, number 1 as many with odd ones.
 async fn world(jobs: usize) -> World {
     let test = TestDatabase::new().await;
-    let played = Played::register(&test.db).await;
+    let played = FakeNode::register(&test.db).await;
     for project in 0..2 {
         let numbers: Vec<usize> = (0..jobs).map(|number| 2 * number + project).collect();
         played.enqueue(&format!("local/{project}"), &numbers).await;
@@ -33,7 +33,7 @@ impl World {
 
     async fn claim(&self, claimer: &mut Claimer, wanted: u32, now: Instant) -> Claims {
         let claims = claimer.claim(&self.classes, wanted, now).await;
-        assert!(claims.error.is_none() && claims.unheard.is_empty(), "{claims:?}");
+        assert!(claims.error.is_none() && claims.unacknowledged.is_empty(), "{claims:?}");
         claims
     }
 }
@@ -103,12 +103,12 @@ async fn an_order_is_kept_for_half_a_second_and_no_longer() {
     assert_eq!(world.claim(&mut claimer, 8, now).await.looks, 1);
     let asked = policy.asked();
     policy.prefer(1);
-    let late = now + KEPT_FOR * 9 / 10;
+    let late = now + CACHED_FOR * 9 / 10;
     let claims = world.claim(&mut claimer, 1, late).await;
     let odd = numbers(&claims)[0] % 2;
     assert_eq!((policy.asked() - asked, odd), (claims.looks, usize::from(claims.looks == 0)));
     assert_eq!(
-        numbers(&world.claim(&mut claimer, 2, now + KEPT_FOR * 2).await),
+        numbers(&world.claim(&mut claimer, 2, now + CACHED_FOR * 2).await),
         if odd == 1 { [0, 2] } else { [2, 4] }
     );
 }
@@ -203,5 +203,5 @@ async fn a_node_that_drains_claims_nothing_and_one_that_lost_its_name_hears_of_i
     db.register_node(&registration("builder", Incarnation(2))).await.expect("another process takes the name");
     let claims = claimer.claim(&world.classes, 2, now).await;
     assert!(matches!(claims.error, Some(DbError::Refused { .. })), "{claims:?}");
-    assert_eq!((claims.jobs.len(), claims.unheard.len(), claimer.kept.left()), (0, 2, 0));
+    assert_eq!((claims.jobs.len(), claims.unacknowledged.len(), claimer.kept.left()), (0, 2, 0));
 }

@@ -11,7 +11,7 @@ fn flake() -> String {
 }
 
 impl World {
-    async fn put_off(&self, id: EvalId) -> harmonia_core::api::Waiting {
+    async fn defer(&self, id: EvalId) -> harmonia_core::api::Waiting {
         let view = self.until(id, |view| view.evaluation.waiting.is_some()).await;
         assert_eq!(view.evaluation.status, EvalStatus::Queued);
         view.evaluation.waiting.expect("just seen")
@@ -33,7 +33,7 @@ async fn a_forge_that_is_down_holds_up_nobody_and_fails_nothing() {
     server.be(Mood::Says(503, "Retry-After: 7200\r\n"));
     let url = format!("http://{}/repo/.git", server.address);
     let id = world.create(Source::Git { url: url.clone() }, Some(commit.clone()), "main", None).await;
-    let waiting = world.put_off(id).await;
+    let waiting = world.defer(id).await;
     assert!(waiting.reason.contains(&server.address) && waiting.reason.contains("HTTP 503"), "{waiting:?}");
     // It is the forge that asks for more than our own first pause.
     let pause = waiting.until - waiting.since;
@@ -59,7 +59,7 @@ async fn a_forge_that_is_down_holds_up_nobody_and_fails_nothing() {
     server.be(Mood::Says(503, ""));
     let other = world.commit_flake("other", &flake());
     let id = world.create(Source::Git { url: url.replace("repo", "other") }, Some(other), "other", None).await;
-    world.put_off(id).await;
+    world.defer(id).await;
     time_passes(&world.database.db, Duration::from_hours(25)).await;
     world.another_one("fourth").await;
     let view = world.ended(id).await;
@@ -87,7 +87,7 @@ async fn frontends_that_are_away_or_cannot_ask_the_forge_are_waited_for() {
         author: None,
     };
     let id = db.create_evaluation(&new).await.expect("queued").id;
-    let waiting = world.put_off(id).await;
+    let waiting = world.defer(id).await;
     assert!(waiting.reason.contains("no frontend is online"), "{waiting:?}");
 
     // One comes, whose forge does not answer.
@@ -126,7 +126,7 @@ async fn a_server_that_is_too_slow_gives_the_evaluator_back_to_others() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
     let url = format!("http://{}/x.git", silent.local_addr().expect("address"));
     let id = world.create(Source::Git { url }, Some("0".repeat(40)), "main", None).await;
-    let waiting = world.put_off(id).await;
+    let waiting = world.defer(id).await;
     assert!(waiting.reason.contains("could not be fetched within 3 s"), "{waiting:?}");
     world.another_one("first").await;
     world.stop().await;

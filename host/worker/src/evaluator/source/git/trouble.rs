@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use super::{Git, GitError, way};
-use crate::evaluator::later::{is_temporary, retry_after};
+use crate::evaluator::transient::{is_temporary, retry_after};
 use crate::remote_heads::refs;
 
 /// Name of the command that asks for refs.

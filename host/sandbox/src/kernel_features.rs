@@ -1,4 +1,4 @@
-//! Which walls the running kernel gives, for start-up messages and `doctor`. Start at [`abilities`].
+//! Which walls the running kernel gives, for start-up messages and `doctor`. Start at [`kernel_features`].
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the kernel offers to this process. Whether a whole sandbox can be set up is best tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Abilities {
+pub struct KernelFeatures {
     /// We are root, so that no user namespace is needed.
     pub root: bool,
     /// User namespaces for unprivileged processes are not switched off.
@@ -21,7 +21,7 @@ pub struct Abilities {
     pub cgroup_controllers: Vec<String>,
 }
 
-impl Abilities {
+impl KernelFeatures {
     /// Sentences about walls that are missing; empty when all are there.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
@@ -47,9 +47,9 @@ impl Abilities {
 }
 
 /// Looks at the running kernel.
-pub fn abilities() -> Abilities {
+pub fn kernel_features() -> KernelFeatures {
     let status = read("/proc/self/status");
-    Abilities {
+    KernelFeatures {
         root: rustix::process::geteuid().is_root(),
         user_namespaces: user_namespaces_allowed(),
         landlock_abi: landlock_abi(),

@@ -8,17 +8,17 @@ use crate::ids::{ClassId, JobId, ProjectId};
 
 /// How long a node claims from an order before it asks again. So much later a claim hears of other accounts and of jobs that
 /// became ready in front of others; of boosted jobs it hears at once, from the database.
-pub const KEPT_FOR: Duration = Duration::from_millis(500);
+pub const CACHED_FOR: Duration = Duration::from_millis(500);
 
-/// What is left of an order. Start at [`KeptOrder::new`].
+/// What is left of an order. Start at [`CachedOrder::new`].
 #[derive(Debug, Default)]
-pub struct KeptOrder {
+pub struct CachedOrder {
     jobs: VecDeque<JobId>,
     classes: Vec<ClassId>,
     made_at: Option<Instant>,
 }
 
-impl KeptOrder {
+impl CachedOrder {
     /// The part of `order` that later claims may follow.
     ///
     /// The policy saw the first `heads` jobs of each project and class. Where it used up all those of a queue that may have
@@ -42,7 +42,8 @@ impl KeptOrder {
 
     /// Whether it may still be followed by a node of these classes.
     pub fn is_fresh(&self, classes: &[ClassId], now: Instant) -> bool {
-        self.classes == classes && self.made_at.is_some_and(|made_at| now.saturating_duration_since(made_at) < KEPT_FOR)
+        self.classes == classes
+            && self.made_at.is_some_and(|made_at| now.saturating_duration_since(made_at) < CACHED_FOR)
     }
 
     /// The first `count` jobs.
@@ -86,14 +87,14 @@ mod tests {
     }
 
     /// Jobs 1.. of project 1, 11.. of project 2, two of each seen; one of project 3.
-    fn kept(order: &[i64], made_at: Instant) -> KeptOrder {
+    fn kept(order: &[i64], made_at: Instant) -> CachedOrder {
         let of = [(1, 1), (2, 1), (11, 2), (12, 2), (21, 3)];
         let candidates = of.map(|(job, project)| candidate(job, project));
         let order: Vec<JobId> = order.iter().map(|job| JobId(*job)).collect();
-        KeptOrder::new(&order, &candidates, 2, &[ClassId(1)], made_at)
+        CachedOrder::new(&order, &candidates, 2, &[ClassId(1)], made_at)
     }
 
-    fn left(kept: &KeptOrder) -> Vec<i64> {
+    fn left(kept: &CachedOrder) -> Vec<i64> {
         kept.first(10).into_iter().map(|job| job.0).collect()
     }
 
@@ -114,10 +115,10 @@ mod tests {
     fn it_is_followed_for_a_bounded_time_and_for_the_classes_it_was_made_for() {
         let now = Instant::now();
         let kept = kept(&[1, 11, 2], now);
-        assert!(kept.is_fresh(&[ClassId(1)], now + KEPT_FOR / 2));
-        assert!(!kept.is_fresh(&[ClassId(1)], now + KEPT_FOR));
+        assert!(kept.is_fresh(&[ClassId(1)], now + CACHED_FOR / 2));
+        assert!(!kept.is_fresh(&[ClassId(1)], now + CACHED_FOR));
         assert!(!kept.is_fresh(&[ClassId(1), ClassId(2)], now));
-        assert!(!KeptOrder::default().is_fresh(&[], now));
+        assert!(!CachedOrder::default().is_fresh(&[], now));
         assert_eq!((kept.first(2), kept.left()), (vec![JobId(1), JobId(11)], 3));
     }
 

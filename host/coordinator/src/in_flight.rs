@@ -1,4 +1,4 @@
-//! Work that is under way side by side: a forge that does not answer keeps nobody waiting but itself. Start at
+//! Work that is in flight side by side: a forge that does not answer keeps nobody waiting but itself. Start at
 //! [`keep_working`].
 
 use std::collections::HashMap;
@@ -13,17 +13,17 @@ use tracing::{error, warn};
 
 /// A kind of work that is leased from the database, piece by piece.
 pub(crate) trait Due {
-    /// Most that is under way,
+    /// Most that is in flight,
     const ALL_MAX: usize;
     /// and of one forge.
     const OF_FORGE_MAX: usize;
 
     /// Takes what is due and begins with it, as far as there is room.
-    fn begin(&self, under_way: &mut UnderWay) -> impl Future<Output = Result<(), DbError>> + Send;
+    fn begin(&self, in_flight: &mut InFlight) -> impl Future<Output = Result<(), DbError>> + Send;
 }
 
-/// What is being worked off, and for which forge. Dropped, it stops; what was leased goes on with the next holder.
-pub(crate) struct UnderWay {
+/// What is being processed, and for which forge. Dropped, it stops; what was leased goes on with the next holder.
+pub(crate) struct InFlight {
     tasks: JoinSet<(String, Result<u64, DbError>)>,
     of_forge: HashMap<String, usize>,
     all_max: usize,
@@ -31,8 +31,8 @@ pub(crate) struct UnderWay {
     refills: bool,
 }
 
-impl UnderWay {
-    /// Nothing is under way yet of this kind.
+impl InFlight {
+    /// Nothing is in flight yet of this kind.
     pub(crate) fn of<D: Due>() -> Self {
         let (all_max, of_forge_max) = (D::ALL_MAX, D::OF_FORGE_MAX);
         Self { tasks: JoinSet::new(), of_forge: HashMap::new(), all_max, of_forge_max, refills: false }
@@ -60,7 +60,7 @@ impl UnderWay {
         self.tasks.spawn(async move { (forge, work.await) });
     }
 
-    /// The next that ends; `None` when nothing is under way.
+    /// The next that ends; `None` when nothing is in flight.
     pub(crate) async fn next(&mut self) -> Option<Result<u64, DbError>> {
         let ended = self.tasks.join_next().await?;
         self.refills = true;
@@ -81,25 +81,25 @@ impl UnderWay {
     }
 }
 
-/// Works off all that is due. Returns how much was done.
-pub(crate) async fn work_off<D: Due>(due: &D) -> Result<u64, DbError> {
-    let mut under_way = UnderWay::of::<D>();
+/// Processes all that is due. Returns how much was done.
+pub(crate) async fn process_due<D: Due>(due: &D) -> Result<u64, DbError> {
+    let mut in_flight = InFlight::of::<D>();
     let mut done = 0;
     loop {
-        due.begin(&mut under_way).await?;
-        match under_way.next().await {
+        due.begin(&mut in_flight).await?;
+        match in_flight.next().await {
             None => return Ok(done),
             Some(ended) => done += ended?,
         }
     }
 }
 
-/// Works off what is due, for ever: when woken, when something ended, and every so often.
+/// Processes what is due, for ever: when woken, when something ended, and every so often.
 pub(crate) async fn keep_working<D: Due>(due: D, what: &str, mut woken: watch::Receiver<()>, every: Duration) {
-    let mut under_way = UnderWay::of::<D>();
+    let mut in_flight = InFlight::of::<D>();
     let trouble = |error: &DbError| warn!(error = %chain(error), "Trouble with {what}; next try in {every:?}");
     loop {
-        if let Err(error) = due.begin(&mut under_way).await {
+        if let Err(error) = due.begin(&mut in_flight).await {
             trouble(&error);
             tokio::time::sleep(every).await;
             continue;
@@ -109,10 +109,10 @@ pub(crate) async fn keep_working<D: Due>(due: D, what: &str, mut woken: watch::R
                 if changed.is_err() {
                     return;
                 }
-                under_way.refills = false;
+                in_flight.refills = false;
             }
-            () = tokio::time::sleep(every) => under_way.refills = false,
-            Some(ended) = under_way.next() => {
+            () = tokio::time::sleep(every) => in_flight.refills = false,
+            Some(ended) = in_flight.next() => {
                 if let Err(error) = ended {
                     trouble(&error);
                 }

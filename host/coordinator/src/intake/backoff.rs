@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 /// So many failures in a row, and as many more before each longer pause.
 const IN_A_ROW: u32 = 8;
-/// How long the pauses are.
+/// How long the backoff are.
 const PAUSE: Backoff = Backoff::doubling(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Forges that fail.
 #[derive(Debug, Default)]
-pub(super) struct Pauses(HashMap<String, Failing>);
+pub(super) struct ForgeBackoff(HashMap<String, Failing>);
 
 #[derive(Debug, Default)]
 struct Failing {
@@ -22,7 +22,7 @@ struct Failing {
     until: Option<Instant>,
 }
 
-impl Pauses {
+impl ForgeBackoff {
     /// A delivery's events were dealt with.
     pub(super) fn answered(&mut self, forge: &str) {
         self.0.remove(forge);
@@ -59,31 +59,31 @@ mod tests {
     #[test]
     fn pauses_begin_after_some_failures_grow_and_end_with_an_answer() {
         let now = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut backoff = ForgeBackoff::default();
         let mut seen = Vec::new();
         for _ in 0..7 * IN_A_ROW {
-            seen.extend(pauses.failed("down", now).map(|pause| pause.as_secs()));
+            seen.extend(backoff.failed("down", now).map(|pause| pause.as_secs()));
         }
         assert_eq!(seen, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(pauses.is_paused("down", now + PAUSE.max / 2) && !pauses.is_paused("down", now + PAUSE.max));
-        assert!(!pauses.is_paused("other", now));
-        assert_eq!((pauses.next_end(now), pauses.next_end(now + PAUSE.max)), (Some(PAUSE.max), None));
-        pauses.answered("down");
-        assert!(!pauses.is_paused("down", now));
+        assert!(backoff.is_paused("down", now + PAUSE.max / 2) && !backoff.is_paused("down", now + PAUSE.max));
+        assert!(!backoff.is_paused("other", now));
+        assert_eq!((backoff.next_end(now), backoff.next_end(now + PAUSE.max)), (Some(PAUSE.max), None));
+        backoff.answered("down");
+        assert!(!backoff.is_paused("down", now));
         for _ in 1..IN_A_ROW {
-            assert_eq!(pauses.failed("down", now), None, "counted from the beginning");
+            assert_eq!(backoff.failed("down", now), None, "counted from the beginning");
         }
-        assert_eq!(pauses.failed("down", now), Some(PAUSE.first));
+        assert_eq!(backoff.failed("down", now), Some(PAUSE.first));
     }
 
     #[test]
     fn failures_among_answers_pause_nothing() {
         let now = Instant::now();
-        let mut pauses = Pauses::default();
+        let mut backoff = ForgeBackoff::default();
         for number in 0..100 {
-            assert_eq!(pauses.failed("one", now), None);
+            assert_eq!(backoff.failed("one", now), None);
             if number % 2 == 0 {
-                pauses.answered("one");
+                backoff.answered("one");
             }
         }
     }

@@ -73,17 +73,17 @@ fn find(state_dir: &Path) -> Vec<(Incarnation, bool)> {
             marked.push(pid);
         }
     }
-    let mut family: Vec<(Incarnation, bool)> = Vec::new();
+    let mut process_tree: Vec<(Incarnation, bool)> = Vec::new();
     let mut to_visit: Vec<(i32, bool)> = marked.iter().map(|pid| (*pid, true)).collect();
     while let Some((pid, is_daemon)) = to_visit.pop() {
         let Some(member) = Pid::from_raw(pid).and_then(Incarnation::of) else { continue };
-        if family.iter().any(|(known, _)| *known == member) {
+        if process_tree.iter().any(|(known, _)| *known == member) {
             continue;
         }
-        family.push((member, is_daemon));
+        process_tree.push((member, is_daemon));
         to_visit.extend(children.get(&pid).into_iter().flatten().map(|child| (*child, marked.contains(child))));
     }
-    family
+    process_tree
 }
 
 fn parent_of(pid: i32) -> Option<i32> {

@@ -1,5 +1,5 @@
 //! A node that plays evaluators and builders through the statements that real ones use: tests of what follows from
-//! evaluations and builds need neither Nix nor a store. Start at [`Played::register`].
+//! evaluations and builds need neither Nix nor a store. Start at [`FakeNode::register`].
 
 use harmonia_core::api::Source;
 use harmonia_core::signer_api::{AttemptUsage, Failure};
@@ -19,7 +19,7 @@ pub const SYSTEM: &str = "x86_64-linux";
 
 /// A registered node with all capabilities.
 #[derive(Debug)]
-pub struct Played {
+pub struct FakeNode {
     db: Db,
     node: NodeId,
 }
@@ -33,7 +33,7 @@ pub struct PlayedEvaluation {
     pub token: ClaimToken,
 }
 
-impl Played {
+impl FakeNode {
     /// Registers the node.
     ///
     /// # Panics
