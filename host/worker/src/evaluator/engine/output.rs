@@ -166,7 +166,18 @@ impl Output {
 
 /// An error of an engine as people see it: the message first, nothing of our own expression, not too long.
 pub(super) fn presentable(error: &str) -> String {
-    shorten_error(&without_our_frames(&message_first(error)))
+    shorten_error(&reason_first(&without_our_frames(&message_first(error))))
+}
+
+/// Of a build during evaluation that failed, Nix 2.30 and newer say why in the second line.
+fn reason_first(error: &str) -> String {
+    let found = error.split_once('\n').and_then(|(first, rest)| {
+        let what = first.strip_prefix("error: Cannot build '")?.strip_suffix("'.")?;
+        let (reason, rest) = rest.split_once('\n').unwrap_or((rest, ""));
+        let reason = reason.trim_start().strip_prefix("Reason: ")?;
+        Some(format!("error: Cannot build '{what}': {reason}\n{rest}").trim_end().to_owned())
+    });
+    found.unwrap_or_else(|| error.to_owned())
 }
 
 /// Leaves out what a trace says of our own expression, which is «stdin» or «string» to Nix: it would only confuse.
@@ -299,6 +310,20 @@ mod tests {
             (log.as_str(), error.as_deref()),
             ("error: boom|       at /x:1:1:|GC Warning: bye", Some("error: boom\n       at /x:1:1:"))
         );
+    }
+
+    #[test]
+    fn a_build_that_failed_says_why_in_the_first_line() {
+        let error = "error:\n       … while calling the 'import' builtin\n         at /nix/store/x-source/flake.nix:1:1:\n\n       \
+            error: Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 5.\n       Output paths:";
+        let shown = presentable(error);
+        assert!(
+            shown.starts_with(
+                "error: Cannot build '/nix/store/x.drv': builder failed with exit code 5.\n       Output paths:"
+            ),
+            "{shown}"
+        );
+        assert_eq!(reason_first("error: Cannot build it\n  Reason: none"), "error: Cannot build it\n  Reason: none");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use harmonia_fixtures::{Archive, recording};
+
 use super::*;
 
 /// Does with stock Nix what nix-eval-jobs does with its expression and its options: each derivation in a set of sets gets a
@@ -69,20 +71,15 @@ fn write_program(file: &std::path::Path, text: &str) {
     }
 }
 
-#[tokio::test]
-async fn both_engines_give_the_same() {
-    let body = r#"good = mk "good" // { meta = { timeout = 7; maxSilent = throw "none"; description = abort "none"; }; };
+/// Something of every kind. What the real nix-eval-jobs said of it was recorded: change it, and record that again.
+const BODY: &str = r#"good = mk "good" // { meta = { timeout = 7; maxSilent = throw "none"; description = abort "none"; }; };
         thrown = throw "my own"; nothing = null; list = [ ]; callable = { __functor = self: x: 1; }; empty = { };
         nested = { inner = mk "inner"; deeper = { x = mk "x"; bad = throw "inner error"; }; off.recurseForDerivations = false; };
         private = { recurseForDerivations = false; never = throw "never"; }; text = { value = "a"; };
         typed = { type = throw "no type"; inner = mk "typed"; }; fake = { type = "derivation"; drvPath = "/etc/passwd"; };
         unmade = { type = "derivation"; name = "x"; }; ring = let ring = { again = ring; }; in ring;"#;
-    let mut world = World::new(&checks(body)).await;
-    let stand_in = StandIn::new(false);
-    let jobs = world.engine.nix_eval_jobs.take().unwrap_or_else(|| stand_in.program());
-    let plain = world.evaluate_all().await;
-    world.engine.nix_eval_jobs = Some(jobs);
-    let jobs = world.evaluate_all().await;
+
+fn assert_same(plain: Seen, jobs: Seen) {
     assert_eq!(plain.results, jobs.results, "{jobs:?}");
     assert_eq!(plain.limits, jobs.limits);
     assert_eq!(plain.limits["good"], (Some(7), None));
@@ -99,6 +96,52 @@ async fn both_engines_give_the_same() {
     assert_eq!(sorted(plain.left_out), sorted(jobs.left_out));
     assert_eq!(sorted(plain.warnings), sorted(jobs.warnings));
     assert!(jobs.log.contains("my own") && !jobs.log.contains("listToAttrs"), "{}", jobs.log);
+}
+
+#[tokio::test]
+async fn both_engines_give_the_same() {
+    let mut world = World::new(&checks(BODY)).await;
+    let stand_in = StandIn::new(false);
+    let jobs = world.engine.nix_eval_jobs.take().unwrap_or_else(|| stand_in.program());
+    let plain = world.evaluate_all().await;
+    world.engine.nix_eval_jobs = Some(jobs);
+    assert_same(plain, world.evaluate_all().await);
+}
+
+#[tokio::test]
+async fn what_the_real_nix_eval_jobs_said_is_what_plain_nix_finds() {
+    let recorded = recording(Archive::NixEvalJobs);
+    let dir = tempfile::tempdir().expect("directory");
+    for name in ["stdout.jsonl", "stderr"] {
+        let file = dir.path().join(name);
+        std::fs::write(&file, &recorded[&format!("k-expression/base/{name}")]).expect("file");
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("mode");
+    }
+    let replays = r#"#!/bin/sh
+for expression; do :; done
+nonce=$(printf '%s\n' "$expression" | sed -n 's/^  nonce = "\([0-9a-f]*\)";$/\1/p')
+sed "s/NONCE/$nonce/g" "${0%/*}/stderr" >&2
+sed "s/NONCE/$nonce/g" "${0%/*}/stdout.jsonl"
+"#;
+    let program = dir.path().join("nix-eval-jobs");
+    write_program(&program, replays);
+    let mut world = World::new(&checks(BODY)).await;
+    world.engine.nix_eval_jobs = None;
+    let plain = world.evaluate_all().await;
+    world.engine.nix_eval_jobs = Some(program);
+    assert_same(plain, world.evaluate_all().await);
+}
+
+/// Why the expression names attributes as it does.
+#[test]
+fn the_stand_in_takes_names_for_indexes_as_the_real_one_does() {
+    let recorded = recording(Archive::NixEvalJobs);
+    let said = String::from_utf8_lossy(&recorded["k-names/base/stdout.jsonl"]).into_owned();
+    for (name, words) in [("0", "should be a list but is a set"), (r#"a.q\"uote"#, "missing closing quote")] {
+        let line = said.lines().find(|line| line.contains(&format!(r#""attr":"{name}""#))).expect("a line");
+        assert!(line.contains(words), "{line}");
+    }
+    assert!(STAND_IN.contains("should be a list but is a set") && !said.contains("function"), "{said}");
 }
 
 #[tokio::test]

@@ -30,8 +30,8 @@ error: cannot allocate memory" (mk "chatty");
     let seen = world.evaluate_all().await;
     assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["chatty", "loud", "zebra"], "{:?}", seen.errors);
     for (name, message) in [
-        ("failing", "-failing-input.drv' failed with exit code 3"),
-        ("zero", "-zero-input.drv' failed with exit code 4"),
+        ("failing", "failed with exit code 3"),
+        ("zero", "failed with exit code 4"),
         ("thrown", "error: out of memory for the tester: give it 64 GiB"),
         ("asserted", "error: assertion"),
     ] {
