@@ -308,8 +308,9 @@ pub(crate) struct DeliveriesArgs {
     /// Only those of this forge
     #[arg(long, value_name = "NAME")]
     pub(crate) forge: Option<String>,
-    /// Work one off once more, instead of listing; with --dead and no ID all dead letters
+    /// Process one once more, instead of listing; with --dead and no ID all dead letters
     #[arg(long, value_name = "ID", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "clap's type for an option whose value may be left out")]
     pub(crate) replay: Option<Option<i64>>,
     #[command(flatten)]
     pub(crate) output: Reading,

@@ -80,7 +80,7 @@ impl World {
         self.db.record_delivery(&new).await.expect("record")
     }
 
-    /// Records a delivery, works it off and returns what came of it.
+    /// Records a delivery, processes it and returns what came of it.
     async fn deliver(&self, id: &str, event: Event) -> String {
         self.record(id, vec![event]).await;
         self.intake.step().await.expect("step");

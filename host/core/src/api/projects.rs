@@ -189,7 +189,7 @@ pub struct DeliveryInfo {
     pub outcome: Option<String>,
     /// How long it took to verify, in milliseconds.
     pub duration_ms: u32,
-    /// Tries to work it off.
+    /// Tries to process it.
     pub attempts: u32,
     /// What went wrong at the last try.
     pub error: Option<String>,
