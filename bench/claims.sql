@@ -27,8 +27,8 @@ SELECT j.drv, i.drv, '{out}' FROM (
 ) j JOIN jobs i ON i.n = j.input
 ORDER BY j.n;
 CREATE TEMP TABLE waits AS SELECT referrer AS drv, count(*) AS unmet FROM derivation_inputs GROUP BY referrer;
-INSERT INTO build_jobs (drv_path, project_id, class_id, unmet_deps, timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
-SELECT j.drv, p.project_id, 1, coalesce(w.unmet, 0), 14400, 1800, 4294967296, 67108864
+INSERT INTO build_jobs (drv_path, project_id, class_id, public, unmet_deps, timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
+SELECT j.drv, p.project_id, 1, true, coalesce(w.unmet, 0), 14400, 1800, 4294967296, 67108864
 FROM jobs j JOIN places p ON p.place = j.n % 1000 LEFT JOIN waits w ON w.drv = j.drv
 ORDER BY j.n;
 SET session_replication_role = origin;

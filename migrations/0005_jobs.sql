@@ -54,6 +54,8 @@ CREATE TABLE build_jobs (
     drv_path text NOT NULL UNIQUE REFERENCES derivations,
     project_id bigint NOT NULL REFERENCES projects, -- whose evaluation first wanted it
     class_id integer NOT NULL REFERENCES job_classes,
+    -- As its derivation: said here, too, so that what counts jobs sees both in one row, under one lock.
+    public boolean NOT NULL DEFAULT false,
     status text NOT NULL DEFAULT 'pending',
     failure_kind text,
     message text,

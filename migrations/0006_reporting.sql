@@ -22,14 +22,17 @@ CREATE TABLE job_marks (
     marked_at timestamptz NOT NULL DEFAULT now(),
     was text, -- as `counted_as` says it; null: not there
     became text,
+    public boolean NOT NULL,
     jobs integer NOT NULL DEFAULT 1
 );
 
 -- How many jobs there are of each state, those that are held among the pending ones, but for the marks that were not taken yet:
--- nobody waits for anybody else's count.
+-- nobody waits for anybody else's count. Apart, what strangers may see.
 CREATE TABLE job_totals (
-    status text PRIMARY KEY,
-    jobs bigint NOT NULL
+    status text,
+    public boolean,
+    jobs bigint NOT NULL,
+    PRIMARY KEY (status, public)
 );
 
 -- Commits that were computed, for the slow sweep that looks after those that are not settled.

@@ -245,6 +245,7 @@ BEGIN
         RAISE EXCEPTION 'no signer has registered the derivation %: upload its file first', v_unknown USING ERRCODE = 'HC003';
     END IF;
     IF v_project.is_public THEN
+        PERFORM FROM derivations WHERE drv_path = ANY (v_drvs) AND NOT public ORDER BY drv_path FOR NO KEY UPDATE;
         UPDATE derivations SET public = true WHERE drv_path = ANY (v_drvs) AND NOT public;
         UPDATE store_paths s SET public = true
         WHERE NOT s.public AND s.path = ANY (ARRAY(
@@ -273,11 +274,15 @@ BEGIN
             AND NOT EXISTS (SELECT FROM job_classes c WHERE c.system = d.system AND c.features = d.required_features)
         ORDER BY 1, 2
         ON CONFLICT DO NOTHING;
+        -- Whether they are public stays so until these jobs are there to turn with them.
+        PERFORM FROM derivations d WHERE d.drv_path = ANY (v_wanted)
+            AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = d.drv_path)
+        ORDER BY d.drv_path FOR SHARE;
         -- The counts are a first guess from before the locks; settle_jobs corrects the few that moved.
         WITH fresh AS (
-            INSERT INTO build_jobs (drv_path, project_id, class_id, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
+            INSERT INTO build_jobs (drv_path, project_id, class_id, public, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
                 log_bytes_max, limits_of, path_length)
-            SELECT d.drv_path, v_project.id, c.id,
+            SELECT d.drv_path, v_project.id, c.id, d.public,
                 (SELECT count(*) FROM derivation_inputs i LEFT JOIN build_jobs j ON j.drv_path = i.input_drv
                     WHERE i.referrer = d.drv_path AND (i.input_drv IN (SELECT unnest(v_wanted)) OR j.status <> 'succeeded')),
                 coalesce(a.timeout_s, v_project.timeout_s), coalesce(a.max_silent_s, v_project.max_silent_s),

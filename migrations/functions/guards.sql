@@ -83,7 +83,7 @@ BEGIN
             THEN coalesce(NEW.finished_at, now()) END;
         -- Became terminal, or is to be built again: statuses of forges may change.
         IF NEW.finished_at IS NOT NULL OR OLD.finished_at IS NOT NULL THEN
-            PERFORM public.mark_job(NEW.id, OLD.status, NEW.status);
+            PERFORM public.mark_job(NEW.id, NEW.public, OLD.status, NEW.status);
         END IF;
     END IF;
     IF NOT public.job_is_sound(NEW.status, NEW.failure_kind, NEW.root_cause, NEW.unmet_deps, NEW.claimed_by, NEW.claim_incarnation,

@@ -116,8 +116,8 @@ SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 $$;
 
 -- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended
--- while they were building leaves some). Returns how many jobs were wrong.
-CREATE OR REPLACE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint)
+-- while they were building leaves some). Returns how many jobs were wrong, and how many of their totals.
+CREATE OR REPLACE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint, OUT recounted bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 DECLARE
@@ -155,6 +155,7 @@ BEGIN
         WHERE j.id = ANY (v_orphans) AND j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
     END IF;
     cancelled := coalesce(cancel_jobs(v_orphans, false, 'no evaluation wants it any more'), 0);
+    recounted := recount_jobs();
 END
 $$;
 

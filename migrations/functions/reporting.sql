@@ -37,10 +37,10 @@ CREATE OR REPLACE TRIGGER eval_attrs_mark AFTER INSERT ON eval_attrs REFERENCING
     FOR EACH STATEMENT EXECUTE FUNCTION mark_new_attrs();
 
 -- A job became terminal, or left that: called by its guard (a trigger of its own would be parsed for each statement).
-CREATE OR REPLACE FUNCTION mark_job(p_job bigint, p_was text, p_became text) RETURNS void
+CREATE OR REPLACE FUNCTION mark_job(p_job bigint, p_public boolean, p_was text, p_became text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    INSERT INTO job_marks (job_id, was, became) VALUES (p_job, counted_as(p_was), counted_as(p_became));
+    INSERT INTO job_marks (job_id, public, was, became) VALUES (p_job, p_public, counted_as(p_was), counted_as(p_became));
 END
 $$;
 
@@ -53,7 +53,7 @@ $$;
 CREATE OR REPLACE FUNCTION mark_jobs_come() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    INSERT INTO job_marks (became, jobs) SELECT counted_as(n.status), count(*) FROM come n GROUP BY 1;
+    INSERT INTO job_marks (became, public, jobs) SELECT counted_as(n.status), n.public, count(*) FROM come n GROUP BY 1, 2;
     RETURN NULL;
 END
 $$;
@@ -63,12 +63,40 @@ CREATE OR REPLACE TRIGGER build_jobs_mark_come AFTER INSERT ON build_jobs REFERE
 CREATE OR REPLACE FUNCTION mark_jobs_gone() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    INSERT INTO job_marks (was, jobs) SELECT counted_as(o.status), count(*) FROM gone o GROUP BY 1;
+    INSERT INTO job_marks (was, public, jobs) SELECT counted_as(o.status), o.public, count(*) FROM gone o GROUP BY 1, 2;
     RETURN NULL;
 END
 $$;
 CREATE OR REPLACE TRIGGER build_jobs_mark_gone AFTER DELETE ON build_jobs REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION mark_jobs_gone();
+
+-- Derivations turned public or private, and their jobs with them, which count elsewhere from now on. Whoever inserts a job locks its
+-- derivation first: that job either is seen here, or says itself what the derivation turned to.
+CREATE OR REPLACE FUNCTION turn_jobs() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
+DECLARE
+    v_turned text[];
+    v_jobs bigint[];
+BEGIN
+    SELECT array_agg(t.drv_path) INTO v_turned
+    FROM (SELECT drv_path, public FROM now_so EXCEPT SELECT drv_path, public FROM was_so) t;
+    SELECT array_agg(j.id) INTO v_jobs FROM (
+        SELECT id FROM build_jobs WHERE drv_path = ANY (v_turned) ORDER BY id FOR NO KEY UPDATE) j;
+    IF v_jobs IS NULL THEN
+        RETURN NULL;
+    END IF;
+    WITH turned AS (
+        UPDATE build_jobs j SET public = d.public FROM derivations d
+        WHERE j.id = ANY (v_jobs) AND d.drv_path = j.drv_path AND d.public <> j.public RETURNING j.status, j.public
+    ) INSERT INTO job_marks (was, became, public, jobs)
+    SELECT CASE WHEN NOT s.is_there THEN counted_as(t.status) END, CASE WHEN s.is_there THEN counted_as(t.status) END,
+        t.public = s.is_there, count(*)
+    FROM turned t CROSS JOIN (VALUES (true), (false)) AS s(is_there) GROUP BY 1, 2, 3;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER derivations_turn_jobs AFTER UPDATE ON derivations REFERENCING OLD TABLE AS was_so NEW TABLE AS now_so
+    FOR EACH STATEMENT EXECUTE FUNCTION turn_jobs();
 
 CREATE OR REPLACE FUNCTION mark_pull_request() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -98,12 +126,13 @@ DECLARE
 BEGIN
     WITH taken AS (
         DELETE FROM job_marks WHERE ctid = ANY (ARRAY(SELECT ctid FROM job_marks LIMIT p_limit FOR UPDATE SKIP LOCKED))
-        RETURNING job_id, marked_at, was, became, jobs
+        RETURNING job_id, marked_at, was, became, public, jobs
     ), counted AS (
-        INSERT INTO job_totals AS t (status, jobs)
-        SELECT c.status, sum(c.jobs) FROM (SELECT became AS status, jobs FROM taken UNION ALL SELECT was, -jobs FROM taken) c
-        WHERE c.status IS NOT NULL GROUP BY c.status ORDER BY c.status
-        ON CONFLICT (status) DO UPDATE SET jobs = t.jobs + excluded.jobs
+        INSERT INTO job_totals AS t (status, public, jobs)
+        SELECT c.status, c.public, sum(c.jobs)
+        FROM (SELECT became AS status, public, jobs FROM taken UNION ALL SELECT was, public, -jobs FROM taken) c
+        WHERE c.status IS NOT NULL GROUP BY c.status, c.public ORDER BY c.status, c.public
+        ON CONFLICT (status, public) DO UPDATE SET jobs = t.jobs + excluded.jobs
     ), first AS (
         SELECT job_id, count(*) AS marks, min(marked_at) AS since FROM taken GROUP BY job_id
     ) SELECT coalesce(sum(marks), 0), array_agg(job_id), array_agg(since) INTO v_taken, v_jobs, v_times FROM first;
@@ -126,6 +155,34 @@ BEGIN
             AND s.commit_sha = coalesce(e.pr_head_sha, e.commit_sha, '') AND s.desired_state <> 'success')
     GROUP BY 1, 2;
     RETURN v_taken;
+END
+$$;
+
+-- Counts all jobs, and corrects the totals where they differ from that. Returns how many did. Nobody takes marks meanwhile, so
+-- that each change is either in a total or in a mark.
+CREATE OR REPLACE FUNCTION recount_jobs() RETURNS bigint
+LANGUAGE plpgsql SET search_path = public, pg_temp
+SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
+DECLARE
+    v_wrong bigint;
+BEGIN
+    LOCK TABLE job_totals IN SHARE ROW EXCLUSIVE MODE;
+    -- A statement of its own, which sees what was committed before the lock.
+    WITH counted AS (
+        SELECT c.status, c.public, sum(c.jobs) AS jobs FROM (
+            SELECT counted_as(j.status) AS status, j.public, count(*) AS jobs FROM build_jobs j GROUP BY 1, 2
+            UNION ALL SELECT m.became, m.public, -m.jobs FROM job_marks m
+            UNION ALL SELECT m.was, m.public, m.jobs FROM job_marks m
+            UNION ALL SELECT t.status, t.public, 0 FROM job_totals t
+        ) c WHERE c.status IS NOT NULL GROUP BY c.status, c.public
+    ), corrected AS (
+        INSERT INTO job_totals AS t (status, public, jobs)
+        SELECT c.status, c.public, c.jobs FROM counted c
+        WHERE c.jobs <> coalesce((SELECT o.jobs FROM job_totals o WHERE o.status = c.status AND o.public = c.public), 0)
+        ON CONFLICT (status, public) DO UPDATE SET jobs = excluded.jobs
+        RETURNING 1
+    ) SELECT count(*) INTO v_wrong FROM corrected;
+    RETURN v_wrong;
 END
 $$;
 

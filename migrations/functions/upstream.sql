@@ -143,8 +143,10 @@ BEGIN
         INSERT INTO job_classes (system, features)
         SELECT d.system, d.required_features FROM derivations d WHERE d.drv_path = v_drv
         ON CONFLICT DO NOTHING;
-        INSERT INTO build_jobs (drv_path, project_id, class_id, unmet_deps, timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
-        SELECT d.drv_path, v_project.id, c.id, 1, v_project.timeout_s, v_project.max_silent_s, v_project.output_bytes_max,
+        PERFORM FROM derivations WHERE drv_path = v_drv FOR SHARE; -- public or not, it stays until the job is there
+        INSERT INTO build_jobs (drv_path, project_id, class_id, public, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
+            log_bytes_max)
+        SELECT d.drv_path, v_project.id, c.id, d.public, 1, v_project.timeout_s, v_project.max_silent_s, v_project.output_bytes_max,
             v_project.log_bytes_max
         FROM derivations d
         JOIN job_classes c ON c.system = d.system AND c.features = d.required_features

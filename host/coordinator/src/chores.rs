@@ -162,6 +162,12 @@ async fn sweep(db: Db) -> Result<(), DbError> {
     if repaired.cancelled > 0 {
         info!(jobs = repaired.cancelled, "Cancelled jobs that no evaluation wants any more");
     }
+    if repaired.recounted > 0 {
+        error!(
+            totals = repaired.recounted,
+            "Totals of jobs were not what there is, and are now: somewhere a job changed uncounted"
+        );
+    }
     if !violations.is_empty() {
         let left = db.sweep_invariants().await?.len();
         if left == 0 {

@@ -41,6 +41,8 @@ pub struct Repaired {
     pub settled: u64,
     /// Pending jobs cancelled because nobody wants them.
     pub cancelled: u64,
+    /// Totals of jobs that were not what there is.
+    pub recounted: u64,
 }
 
 /// Rows that only took room.
@@ -139,15 +141,17 @@ impl Db {
         Ok(rows.into_iter().map(|row| Violation { invariant: row.invariant as u8, detail: row.detail }).collect())
     }
 
-    /// Corrects counters and blocked states, and cancels pending jobs that nobody wants.
+    /// Corrects counters, totals and blocked states, and cancels pending jobs that nobody wants.
     pub async fn repair(&self) -> Result<Repaired, DbError> {
         let row = self
             .run("repair the queue", || {
-                sqlx::query!(r#"SELECT settled AS "settled!", cancelled AS "cancelled!" FROM repair_jobs()"#)
-                    .fetch_one(&self.pool)
+                sqlx::query!(
+                    r#"SELECT settled AS "settled!", cancelled AS "cancelled!", recounted AS "recounted!" FROM repair_jobs()"#
+                )
+                .fetch_one(&self.pool)
             })
             .await?;
-        Ok(Repaired { settled: row.settled as u64, cancelled: row.cancelled as u64 })
+        Ok(Repaired { settled: row.settled as u64, cancelled: row.cancelled as u64, recounted: row.recounted as u64 })
     }
 
     /// Deletes bundles of ended evaluations or older than `bundle_age`, tails of ended logs, and old memo rows.

@@ -29,32 +29,25 @@ impl Db {
 
     /// All jobs by status that this viewer may see: how much a private project builds is nobody else's business.
     pub async fn view_job_counts(&self) -> Result<JobCounts, DbError> {
-        let failed = |error| DbError::from_sqlx("count jobs", error);
-        let rows: Vec<(String, i64)> = if self.sees_all() {
-            let rows = sqlx::query!(
-                r#"WITH held AS (
-                       SELECT status, count(*) AS jobs FROM build_jobs WHERE status || '' IN ('building', 'uploading') GROUP BY status
-                   )
-                   SELECT c.status AS "status!", sum(c.jobs)::bigint AS "count!" FROM (
-                       SELECT status, jobs FROM job_totals
-                       UNION ALL SELECT became, jobs FROM job_marks
-                       UNION ALL SELECT was, -jobs FROM job_marks
-                       UNION ALL SELECT status, jobs FROM held
-                       UNION ALL SELECT 'pending', -jobs FROM held
-                   ) c
-                   WHERE c.status IS NOT NULL GROUP BY c.status"#
-            );
-            let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
-            rows.into_iter().map(|row| (row.status, row.count)).collect()
-        } else {
-            let rows = sqlx::query!(
-                r#"SELECT j.status, count(*) AS "count!" FROM build_jobs j JOIN derivations d ON d.drv_path = j.drv_path
-                   WHERE d.public GROUP BY j.status"#
-            );
-            let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
-            rows.into_iter().map(|row| (row.status, row.count)).collect()
-        };
-        super::evaluations::job_counts(rows.iter().map(|(status, count)| (status.as_str(), *count)))
+        let rows = sqlx::query!(
+            r#"WITH held AS (
+                   SELECT status, count(*) AS jobs FROM build_jobs
+                   WHERE status || '' IN ('building', 'uploading') AND (public OR $1) GROUP BY status
+               )
+               SELECT c.status AS "status!", sum(c.jobs)::bigint AS "count!" FROM (
+                   SELECT status, jobs FROM job_totals WHERE public OR $1
+                   UNION ALL SELECT became, jobs FROM job_marks WHERE public OR $1
+                   UNION ALL SELECT was, -jobs FROM job_marks WHERE public OR $1
+                   UNION ALL SELECT status, jobs FROM held
+                   UNION ALL SELECT 'pending', -jobs FROM held
+               ) c
+               WHERE c.status IS NOT NULL GROUP BY c.status"#,
+            self.sees_all(),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| DbError::from_sqlx("count jobs", error))?;
+        super::evaluations::job_counts(rows.iter().map(|row| (row.status.as_str(), row.count)))
     }
 
     /// How many evaluations are queued and running, of those that this viewer may see.

@@ -25,9 +25,9 @@ INSERT INTO derivation_inputs
     SELECT r.drv_path, i.drv_path, '{out}' FROM derivations r, derivations i
     WHERE (r.name, i.name) IN (('above', 'bad'), ('blocked', 'waits'), ('blocked', 'runs'));
 INSERT INTO job_classes (system, features) VALUES ('x86_64-linux', '{}'), ('x86_64-linux', '{kvm}');
-INSERT INTO build_jobs (drv_path, project_id, class_id, status, failure_kind, message, exit_code, finished_at, unmet_deps,
+INSERT INTO build_jobs (drv_path, project_id, class_id, public, status, failure_kind, message, exit_code, finished_at, unmet_deps,
                         timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
-    SELECT d.drv_path, CASE d.name WHEN 'hidden' THEN 2 ELSE 1 END, 1, s.status, s.kind, s.message, s.code,
+    SELECT d.drv_path, CASE d.name WHEN 'hidden' THEN 2 ELSE 1 END, 1, d.public, s.status, s.kind, s.message, s.code,
            CASE WHEN s.status IN ('succeeded', 'failed', 'dep-failed') THEN now() END, s.unmet, 1, 1, 1, 1
     FROM (VALUES ('ok', 'succeeded', NULL, 'stale words', NULL, 0), ('bad', 'failed', 'build', 'it broke', 2, 0),
                  ('above', 'dep-failed', NULL, NULL, NULL, 0), ('waits', 'pending', NULL, NULL, NULL, 0),
@@ -210,8 +210,8 @@ async fn a_large_evaluation_is_cheap_to_poll() {
             FROM generate_series(1, 3000) n;
         INSERT INTO derivation_outputs
             SELECT drv_path, o, replace(drv_path, '.drv', o) FROM derivations, unnest('{out,dev}'::text[]) o;
-        INSERT INTO build_jobs (drv_path, project_id, class_id, timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
-            SELECT drv_path, 1, 1, 1, 1, 1, 1 FROM derivations;
+        INSERT INTO build_jobs (drv_path, project_id, class_id, public, timeout_s, max_silent_s, output_bytes_max, log_bytes_max)
+            SELECT drv_path, 1, 1, public, 1, 1, 1, 1 FROM derivations;
         INSERT INTO derivation_inputs
             SELECT DISTINCT '/nix/store/' || lpad(n::text, 32, '0') || '-d' || n || '.drv',
                    '/nix/store/' || lpad(m::text, 32, '0') || '-d' || m || '.drv', '{out}'::text[]

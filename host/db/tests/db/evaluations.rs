@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harmonia_core::JobStatus::{Building, Cancelled, Pending};
+use harmonia_core::JobStatus::{Building, Cancelled, Pending, Succeeded};
 use harmonia_core::{Capability, EvalStatus, Incarnation, NodeId, reuse};
 use harmonia_db::testing::{pool, random_token, time_passes};
 use harmonia_db::{AttrResult, CommitFacts, DbError, GraphAttr, GraphBatch, NewProject, NodeRegistration, ProjectKind};
@@ -95,6 +95,24 @@ async fn a_partly_inserted_closure_is_held_until_the_evaluation_ends() {
     assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
     assert!(world.db.finish_evaluation(eval.id, &token).await.expect("finish").complete);
     assert_eq!(world.statuses().await, [(0, Cancelled), (1, Cancelled)], "no attribute came");
+    world.assert_sound().await;
+}
+
+/// A walk passes through what nobody knew yet, also when that is there: nothing leads from it to the jobs below.
+#[tokio::test]
+async fn jobs_below_what_is_there_go_with_the_evaluation_that_brought_them() {
+    let world = World::new().await;
+    let mut graph = graph(&[&[], &[], &[1]]);
+    graph[2].outputs = vec![0];
+    let maker = world.evaluation("maker").await;
+    world.insert(&maker, &graph, &[0]).await.expect("insert");
+    world.complete(&world.claim_only(0).await).await.expect("complete");
+    let eval = world.evaluation("main").await;
+    let outcome = world.insert(&eval, &graph, &[2]).await.expect("insert");
+    assert_eq!(outcome.new_jobs, 1, "2 is there, and 1 below it is not");
+    assert_eq!(world.statuses().await, [(0, Succeeded), (1, Pending)]);
+    world.db.create_evaluation(&new_evaluation(world.project, "main")).await.expect("supersede");
+    assert_eq!(world.statuses().await, [(0, Succeeded), (1, Cancelled)]);
     world.assert_sound().await;
 }
 

@@ -77,6 +77,22 @@ async fn a_running_dependent_goes_on_and_waits_when_it_comes_back() {
 }
 
 #[tokio::test]
+async fn totals_that_are_wrong_are_counted_again() {
+    let world = World::new().await;
+    let eval = world.evaluation("main").await;
+    world.insert(&eval, &graph(&[&[], &[]]), &[0, 1]).await.expect("insert");
+    world.db.take_job_marks().await.expect("take");
+    world.complete(&world.claim(1).await[0]).await.expect("complete"); // which waits as a mark
+    let wrong = "UPDATE job_totals SET jobs = jobs + 3; INSERT INTO job_totals VALUES ('failed', false, 1)";
+    sqlx::raw_sql(wrong).execute(pool(&world.db)).await.expect("miscount");
+    assert_eq!(world.db.repair().await.expect("repair").recounted, 2);
+    world.assert_sound().await;
+    world.db.take_job_marks().await.expect("take");
+    world.assert_sound().await;
+    assert_eq!(world.db.repair().await.expect("repair").recounted, 0);
+}
+
+#[tokio::test]
 async fn a_sweep_finds_what_is_wrong_and_a_repair_corrects_it() {
     let world = World::new().await;
     let graph = graph(&[&[], &[0], &[1], &[]]);

@@ -6,16 +6,18 @@
 use std::time::Duration;
 
 use harmonia_core::JobStatus::{Building, DepFailed, Failed, Pending, Succeeded};
+use harmonia_core::api::ProjectChanges;
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{FailureKind, Incarnation, NodeId, ProjectId};
-use harmonia_db::testing::{TestDatabase, insert_graph, pool, random_token};
-use harmonia_db::{ClaimedJob, Db, DbError, RetryPolicy};
+use harmonia_db::testing::{TestDatabase, checked, insert_graph, pool, random_token};
+use harmonia_db::{ClaimedJob, Db, DbError, NewProject, ProjectKind, RetryPolicy};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
 use crate::world::{
-    Drv, Eval, World, batch, failure, graph, new_evaluation, new_paths, number_of, out_path, registration,
+    Drv, Eval, World, assert_totals, batch, derivation, failure, graph, new_evaluation, new_paths, number_of, out_path,
+    registration,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -53,15 +55,19 @@ enum Change {
     Restart,
     Orphan,
     Repair,
+    /// A private project inserts 7, which strangers must not see before a public one has it.
+    InsertHidden,
+    /// The project turns private.
+    Hide,
 }
 
 use Change::{
-    CancelEvaluation, CancelJob, Claim, Complete, FailEvaluation, FailForGood, FailTransiently, FinishEvaluation,
-    InsertAboveBuilding, InsertAboveDepFailed, InsertAboveFailed, InsertAboveWaiting, InsertTwo, Lose, NameWaiting,
-    Orphan, Reap, RebuildFailed, Release, Repair, RequeueEvaluation, Restart, Revive, Supersede,
+    CancelEvaluation, CancelJob, Claim, Complete, FailEvaluation, FailForGood, FailTransiently, FinishEvaluation, Hide,
+    InsertAboveBuilding, InsertAboveDepFailed, InsertAboveFailed, InsertAboveWaiting, InsertHidden, InsertTwo, Lose,
+    NameWaiting, Orphan, Reap, RebuildFailed, Release, Repair, RequeueEvaluation, Restart, Revive, Supersede,
 };
 
-const ALL: [Change; 24] = [
+const ALL: [Change; 26] = [
     InsertAboveWaiting,
     InsertAboveBuilding,
     InsertAboveFailed,
@@ -86,10 +92,12 @@ const ALL: [Change; 24] = [
     Restart,
     Orphan,
     Repair,
+    InsertHidden,
+    Hide,
 ];
 
 /// Pairs that meet on the same rows.
-const MEETINGS: [(Change, Change); 22] = [
+const MEETINGS: [(Change, Change); 31] = [
     (InsertAboveBuilding, Complete),
     (Complete, InsertAboveBuilding),
     (InsertAboveBuilding, FailForGood),
@@ -112,6 +120,15 @@ const MEETINGS: [(Change, Change); 22] = [
     (Release, Lose),
     (Revive, FailForGood),
     (FailEvaluation, Revive),
+    (InsertHidden, InsertAboveWaiting),
+    (InsertAboveWaiting, InsertHidden),
+    (InsertTwo, InsertHidden),
+    (InsertHidden, Hide),
+    (Hide, InsertHidden),
+    (Complete, Hide),
+    (Hide, Complete),
+    (Hide, FailForGood),
+    (Hide, InsertAboveBuilding),
 ];
 
 /// 0 builds; 1 (above 0 and 3) and 2 (above 1) wait; 3 is built; 4 failed, and 5 (above 0 and 4) for it; 6 failed of
@@ -129,6 +146,7 @@ struct Scene {
     project: ProjectId,
     main: Eval,
     other: Eval,
+    hidden: Eval,
     zero: ClaimedJob,
 }
 
@@ -186,7 +204,18 @@ async fn scene() -> Scene {
     assert_eq!(world.statuses().await, expected);
     world.assert_sound().await;
     let zero = zero.expect("0 was ready");
-    Scene { test: world.test, graph, project: world.project, main, other, zero }
+    // Known to signers and wanted by nobody yet, so that whoever inserts it does not wait for its registration.
+    world.db.register_derivations(&[checked(&derivation(7, &graph[7]))]).await.expect("register");
+    let private = NewProject { name: "local/hidden".to_owned(), kind: ProjectKind::Local };
+    let private = world.db.ensure_project(&private).await.expect("a project");
+    hide(&world.db, "local/hidden").await.expect("turn");
+    let hidden = world.evaluation_of(private, "main").await;
+    Scene { test: world.test, graph, project: world.project, main, other, hidden, zero }
+}
+
+async fn hide(db: &Db, project: &str) -> Result<(), DbError> {
+    let private = ProjectChanges { is_public: Some(false), ..ProjectChanges::default() };
+    db.set_project(project, &private, "me").await.map(|_| ())
 }
 
 /// The same scene on a copy of its database.
@@ -197,10 +226,13 @@ struct Act<'a> {
 
 impl Act<'_> {
     async fn insert(&self, numbers: &[usize], roots: &[usize]) -> Result<(), DbError> {
-        let other = &self.scene.other;
+        self.insert_for(&self.scene.other, numbers, roots).await
+    }
+
+    async fn insert_for(&self, eval: &Eval, numbers: &[usize], roots: &[usize]) -> Result<(), DbError> {
         let batch = batch(&self.scene.graph, numbers, roots);
         // Something missing means that nothing was inserted: fine here, the evaluator would walk again.
-        insert_graph(&self.db, other.id, &other.token, &batch).await.map(|_| ())
+        insert_graph(&self.db, eval.id, &eval.token, &batch).await.map(|_| ())
     }
 
     async fn job(&self, number: usize) -> harmonia_core::JobId {
@@ -249,6 +281,8 @@ impl Act<'_> {
             Restart => db.register_node(&registration("n", 2)).await.map(|_| ()),
             Orphan => db.mark_unsupported(HOUR).await.map(|_| ()),
             Repair => db.repair().await.map(|_| ()),
+            InsertHidden => self.insert_for(&self.scene.hidden, &[7], &[7]).await,
+            Hide => hide(db, "local/p").await,
         }
     }
 }
@@ -302,6 +336,8 @@ async fn meet(scene: &Scene, first: Change, second: Change) {
 
     let violations = two.db.sweep_invariants().await.expect("sweep");
     assert_eq!(violations, [], "after {first:?}, then {second:?}");
+    eprintln!("{first:?}, then {second:?}");
+    assert_totals(&two.db).await;
     let lost = sqlx::query_scalar!(
         r#"WITH RECURSIVE reached(drv_path) AS (
                SELECT a.drv_path FROM eval_attrs a JOIN live_evaluations e ON e.attrs_of = a.eval_id WHERE a.drv_path IS NOT NULL

@@ -72,6 +72,43 @@ async fn what_another_public_project_reaches_stays_open() {
     assert_eq!(public(&world, 7).await, [true, true, true, true, false, false, false]);
 }
 
+#[tokio::test]
+async fn jobs_are_counted_for_strangers_as_their_derivations_turn() {
+    let world = World::new().await;
+    let other = NewProject { name: "local/q".to_owned(), kind: ProjectKind::Local };
+    let other = world.db.ensure_project(&other).await.expect("a project");
+    turn(&world, "local/q", false).await;
+    let all = graph(&[&[], &[0], &[], &[]]);
+    let hidden = world.evaluation_of(other, "main").await;
+    world.insert(&hidden, &all, &[1, 2, 3]).await.expect("insert");
+    let seen = async || {
+        world.assert_sound().await;
+        let counts = world.db.seen_by(Viewer::Public).view_job_counts().await.expect("count");
+        (counts.pending, counts.building, counts.succeeded)
+    };
+    assert_eq!(seen().await, (0, 0, 0));
+    // A public project reaches them by a batch, while one of them is done and another is being built.
+    world.complete(&world.claim(1).await[0]).await.expect("complete");
+    let held = world.claim(1).await.remove(0);
+    world.db.take_job_marks().await.expect("take");
+    let mine = world.evaluation("main").await;
+    world.insert(&mine, &all, &[1]).await.expect("insert");
+    assert_eq!(seen().await, (0, 1, 1));
+    world.db.take_job_marks().await.expect("take");
+    assert_eq!(seen().await, (0, 1, 1));
+    // By a project's turning, with marks that were taken and others that were not, and what ends meanwhile.
+    turn(&world, "local/q", true).await;
+    assert_eq!(seen().await, (2, 1, 1));
+    world.complete(&held).await.expect("complete");
+    assert_eq!(seen().await, (2, 0, 2));
+    turn(&world, "local/q", false).await;
+    assert_eq!(seen().await, (0, 0, 2));
+    world.db.take_job_marks().await.expect("take");
+    turn(&world, "local/p", false).await;
+    assert_eq!(seen().await, (0, 0, 0));
+    assert_eq!(world.db.repair().await.expect("repair"), harmonia_db::Repaired::default());
+}
+
 /// By whichever statement it turns: a forge's word, a setting, the configuration.
 #[tokio::test]
 async fn projects_without_a_forge_follow_the_configuration_until_somebody_decides() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use harmonia_core::policy::{AskingNode, FirstInFirstOut, order_candidates};
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::status::CommitReport;
-use harmonia_core::{EvalId, FailureKind, Incarnation, JobId, NodeId, ProjectId};
+use harmonia_core::{EvalId, FailureKind, Incarnation, JobId, NodeId, ProjectId, Viewer};
 use harmonia_db::testing::{checked, pool, random_token};
 use harmonia_db::views::LogMark;
 use harmonia_db::{AskedLimits, ClaimedJob, ComputedReport, Db, NewProject, ProjectKind};
@@ -206,7 +206,14 @@ async fn pages(meter: &mut Meter) {
         .call(
             "view_job_counts",
             &[(7, "statuses"), (HELD, "jobs that run"), (3 * CHAIN, "jobs that were just marked")],
-            async |db: &Db| db.view_job_counts().await,
+            async |db: &Db| db.seen_by(Viewer::Token).view_job_counts().await,
+        )
+        .await;
+    meter
+        .call(
+            "view_job_counts, of a stranger",
+            &[(7, "statuses"), (HELD, "jobs that run"), (3 * CHAIN, "jobs that were just marked")],
+            async |db: &Db| db.seen_by(Viewer::Public).view_job_counts().await,
         )
         .await;
     meter

@@ -52,10 +52,10 @@ SELECT j.drv_path, pg_temp.store_path('stdenv', 'stdenv.drv'), ARRAY['out'] FROM
 INSERT INTO derivation_sources (referrer, path)
 SELECT drv_path, pg_temp.store_path('builder', 'builder.sh') FROM old_jobs
 UNION ALL SELECT drv_path, pg_temp.store_path('source ' || eval_id, 'source') FROM old_jobs;
-INSERT INTO build_jobs (id, drv_path, project_id, class_id, status, failure_kind, root_cause, timeout_s, max_silent_s,
+INSERT INTO build_jobs (id, drv_path, project_id, class_id, public, status, failure_kind, root_cause, timeout_s, max_silent_s,
     output_bytes_max, log_bytes_max, finished_at)
 OVERRIDING SYSTEM VALUE
-SELECT j.id, j.drv_path, j.project_id, c.id, j.status, CASE j.status WHEN 'failed' THEN 'build' END,
+SELECT j.id, j.drv_path, j.project_id, c.id, true, j.status, CASE j.status WHEN 'failed' THEN 'build' END,
     CASE j.status WHEN 'dep-failed' THEN j.id + 1 END, 14400, 1800, 4294967296, 67108864, now() - interval '1 day'
 FROM old_jobs j CROSS JOIN job_classes c ORDER BY j.id;
 INSERT INTO build_attempts (id, job_id, token_hash, node, incarnation, started_at, finished_at, outcome, timeout_s,

@@ -31,10 +31,10 @@ JOIN new_jobs k ON k.eval_id = j.eval_id AND k.i = j.i + d WHERE j.place + d < 1
 UNION ALL
 SELECT j.drv_path, pg_temp.store_path('stdenv', 'stdenv.drv'), ARRAY['out'] FROM new_jobs j;
 INSERT INTO derivation_sources (referrer, path) SELECT drv_path, pg_temp.store_path('builder', 'builder.sh') FROM new_jobs;
-INSERT INTO build_jobs (id, drv_path, project_id, class_id, status, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
+INSERT INTO build_jobs (id, drv_path, project_id, class_id, public, status, unmet_deps, timeout_s, max_silent_s, output_bytes_max,
     log_bytes_max, claimed_by, claim_incarnation, claim_token_hash, attempt_id, started_at)
 OVERRIDING SYSTEM VALUE
-SELECT j.id, j.drv_path, j.project_id, c.id, CASE WHEN is_held THEN 'building' ELSE 'pending' END, least(9 - j.place, 3), 14400, 1800,
+SELECT j.id, j.drv_path, j.project_id, c.id, true, CASE WHEN is_held THEN 'building' ELSE 'pending' END, least(9 - j.place, 3), 14400, 1800,
     4294967296, 67108864, CASE WHEN is_held THEN 'old' END, CASE WHEN is_held THEN 1 END,
     CASE WHEN is_held THEN sha256(j.id::text::bytea) END, CASE WHEN is_held THEN j.id END, CASE WHEN is_held THEN now() END
 FROM new_jobs j CROSS JOIN job_classes c CROSS JOIN LATERAL (SELECT j.place = 9 AND j.i < 30 AS is_held) h ORDER BY j.id;
@@ -44,5 +44,5 @@ SELECT id, id, sha256(id::text::bytea), 'old', 1, 14400, 1800, 4294967296 FROM b
 INSERT INTO eval_attrs (eval_id, attr, drv_path) SELECT eval_id, 'n' || i, drv_path FROM new_jobs WHERE place = 0;
 INSERT INTO eval_expected_attrs SELECT eval_id, attr FROM eval_attrs WHERE eval_id > 100000;
 SELECT setval(pg_get_serial_sequence(t, 'id'), 1000000) FROM unnest('{evaluations,build_jobs,build_attempts}'::text[]) AS t;
-INSERT INTO job_totals SELECT counted_as(status), count(*) FROM build_jobs GROUP BY 1;
+INSERT INTO job_totals SELECT counted_as(status), public, count(*) FROM build_jobs GROUP BY 1, 2;
 SET session_replication_role = origin;

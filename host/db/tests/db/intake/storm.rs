@@ -109,7 +109,7 @@ async fn a_storm_of_pushes_closings_and_evaluators_stays_sound() {
     }
     forge.world.assert_sound().await;
     let repaired = forge.db.repair().await.expect("repair");
-    assert_eq!((repaired.settled, repaired.cancelled), (0, 0), "nothing waits that nobody wants");
+    assert_eq!(repaired, harmonia_db::Repaired::default(), "nothing waits that nobody wants");
     let crowded = sqlx::query_scalar!(
         r#"SELECT count(*) AS "n!" FROM (SELECT FROM live_evaluations GROUP BY project_id, branch HAVING count(*) > 1) b"#
     );

@@ -248,9 +248,12 @@ impl Model {
             self.jobs.get_mut(&number).expect("a job").walking = false;
         }
         self.settle();
+        // What is available gets no job, and leads nowhere: the jobs below it are wanted through holds of their own, or nobody
+        // would withdraw them.
+        let waiting = walked.iter().filter(|number| !self.available(**number));
+        let inner: BTreeSet<usize> = waiting.flat_map(|number| self.graph[*number].deps.clone()).collect();
         let eval = self.evals.get_mut(&id).expect("live");
         eval.attrs.extend(roots);
-        let inner: BTreeSet<usize> = walked.iter().flat_map(|number| self.graph[*number].deps.clone()).collect();
         eval.holds.extend(walked.iter().filter(|number| !inner.contains(number) && !roots.contains(number)));
         let along: BTreeSet<usize> = reset.difference(&reopened).copied().collect();
         self.cancel_unwanted(&along, false);
