@@ -2,6 +2,7 @@
 //! (the true one lives in a crate that workers must not know; the black-box tests have it). [`World`] is all of them.
 
 mod building;
+mod caches;
 mod hanging;
 mod lost_answers;
 mod queue;

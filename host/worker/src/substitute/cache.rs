@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use harmonia_core::without_credentials;
 use harmonia_nix::store_path::References;
 use harmonia_nix::{ContentAddressMethod, HashAlgorithm, NarInfo, PublicKey, StorePath};
 use url::Url;
@@ -90,7 +91,13 @@ impl FetchError {
 
 /// The URL of an object of the cache.
 fn object_url(cache: &BinaryCache, name: &str) -> Result<Url, FetchError> {
-    cache.object(name).ok_or_else(|| FetchError::Url(name.chars().take(200).collect()))
+    cache.object(name).ok_or_else(|| FetchError::Url(shown(name)))
+}
+
+/// What people are told of where a narinfo leads: a URL may be all that one needs to read there.
+fn shown(name: &str) -> String {
+    let name = without_credentials(name);
+    name.split(['?', '#']).next().unwrap_or_default().chars().take(200).collect()
 }
 
 /// A small object; `None` when the cache says that it has none.
@@ -141,7 +148,7 @@ pub(super) async fn get_archive(
         }
     };
     let answer = ask(cache, &url, || http.get(url.clone()), send).await?;
-    answer.map_err(|_| FetchError::NoArchive(info.url.clone()))
+    answer.map_err(|_| FetchError::NoArchive(shown(&info.url)))
 }
 
 /// The answer of a cache, or the status by which it says that it has none: first as to anybody, so that proxies may give it; then, if that is nothing, as to

@@ -259,7 +259,7 @@ async fn inputs_are_kept_from_the_garbage_collector_while_a_build_runs() {
 /// An input whose content differs with each build.
 const RANDOM: &str = "read x < /proc/sys/kernel/random/uuid; echo $x > $out";
 
-fn user_of(input: &str) -> String {
+pub(super) fn user_of(input: &str) -> String {
     format!(
         "let input = {input}; in derivation {{ name = \"user\"; system = builtins.currentSystem; builder = \"/bin/sh\";
          args = [ \"-c\" \"while read x; do echo $x; done < ${{input}} > $out\" ]; }}"
