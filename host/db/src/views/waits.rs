@@ -121,14 +121,14 @@ mod tests {
         let draining = Evaluator { id: "b".into(), draining: true, ..free.clone() };
         let cases: [(&[Evaluator], u64, &str); 5] = [
             (&[], 3, "no node is an evaluator"),
-            (&[away.clone()], 0, "no evaluator is online (known: a)"),
+            (std::slice::from_ref(&away), 0, "no evaluator is online (known: a)"),
             (&[full.clone(), free], 0, "the next evaluator with a free slot takes it"),
             (
                 &[full.clone(), draining],
                 1,
                 "a is full (2 of 2 evaluations); b is draining and takes no new work; 1 older evaluation is queued",
             ),
-            (&[full, away], 12, "a is full (2 of 2 evaluations); 12 older evaluations are queued"),
+            (&[full, away.clone()], 12, "a is full (2 of 2 evaluations); 12 older evaluations are queued"),
         ];
         for (evaluators, ahead, expected) in cases {
             assert_eq!(queued(evaluators, ahead).join("; "), expected);
