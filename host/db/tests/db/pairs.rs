@@ -215,7 +215,7 @@ async fn scene() -> Scene {
 
 async fn hide(db: &Db, project: &str) -> Result<(), DbError> {
     let private = ProjectChanges { is_public: Some(false), ..ProjectChanges::default() };
-    db.set_project(project, &private, "me").await.map(|_| ())
+    db.set_project(project, &private, "me").await
 }
 
 /// The same scene on a copy of its database.
