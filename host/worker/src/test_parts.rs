@@ -240,7 +240,7 @@ impl TestServer {
     ) -> Self {
         let folder = folder.to_owned();
         Self::start(move |request| {
-            let file = folder.join(request.path.trim_start_matches('/'));
+            let file = folder.join(request.path.split('?').next().unwrap_or_default().trim_start_matches('/'));
             let answer = match std::fs::read(file) {
                 Ok(bytes) => Answer::new(200, bytes),
                 Err(_) => Answer::new(404, "no such file"),

@@ -228,7 +228,9 @@ async fn the_password_of_a_cache_is_used_and_told_to_nobody_whatever_is_wrong_wi
     let mut url = server.url.clone();
     url.set_username("ci").expect("a user");
     url.set_password(Some("hunter2")).expect("a password");
-    edit_narinfo(theirs.path(), &away.path, |info| info.url = format!("{url}gone.nar?token=hunter2"));
+    url.set_query(Some("sas=hunter2"));
+    let gone = url.join("gone.nar?token=hunter2").expect("a URL");
+    edit_narinfo(theirs.path(), &away.path, |info| info.url = gone.to_string());
     let upstream = BinaryCache::new(&url.clone().into(), vec![key]).expect("a cache");
     let (name, with_password) = (upstream.url().to_string(), url.to_string());
     world.queue_available(&[&away.input], &[&away.user]).await;
