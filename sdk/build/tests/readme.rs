@@ -19,6 +19,14 @@ fn shell_blocks(page: &str) -> Vec<String> {
     fenced.filter_map(|block| block.strip_prefix("sh\n")).map(str::to_owned).collect()
 }
 
+/// The page's one command that is to fail, since a grant is missing: so it must, and the next ones run.
+const DENIED: &str = r#"harmonia-ci() {
+  [ "$1 $2 ${4-}" = "plugin call reporter.report" ] || { command harmonia-ci "$@"; return; }
+  local status=0
+  command harmonia-ci "$@" || status=$?
+  [ "$status" = 1 ]
+}"#;
+
 #[test]
 fn a_newcomer_gets_a_running_plugin() {
     let page = std::fs::read_to_string(repository().join("sdk/README.md")).expect("sdk/README.md");
@@ -26,7 +34,7 @@ fn a_newcomer_gets_a_running_plugin() {
     assert!(blocks.len() >= 6, "the page has lost its commands: {blocks:#?}");
     // One shell for all of them, as a person would have; each is shown before it runs.
     // What it compiled goes, as its folder does: the next run has another.
-    let script = format!("set -euo pipefail\n{}\ncargo clean --quiet -p my-chat\n", blocks.join("\n"));
+    let script = format!("set -euo pipefail\n{DENIED}\n{}\ncargo clean --quiet -p my-chat\n", blocks.join("\n"));
 
     let server = std::env::var_os("HARMONIA_CI_BIN").map_or_else(|| target().join("debug/harmonia-ci"), PathBuf::from);
     assert!(server.exists(), "there is no {}: cargo build -p harmonia-ci, or run ./dev test", server.display());
