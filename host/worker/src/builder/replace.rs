@@ -92,10 +92,7 @@ pub(super) async fn delete(
 }
 
 /// With everything valid that refers to them, directly or through others.
-async fn with_referrers(
-    daemon: &mut Connection,
-    paths: BTreeSet<StorePath>,
-) -> Result<BTreeSet<StorePath>, Trouble> {
+async fn with_referrers(daemon: &mut Connection, paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Trouble> {
     let mut open: Vec<StorePath> = paths.iter().cloned().collect();
     let mut all = paths;
     while let Some(path) = open.pop() {
@@ -105,7 +102,8 @@ async fn with_referrers(
             }
         }
         if all.len() > REFERRERS_MAX {
-            let message = format!("more than {REFERRERS_MAX} local paths were built from inputs that have to be replaced");
+            let message =
+                format!("more than {REFERRERS_MAX} local paths were built from inputs that have to be replaced");
             return Err(transient(message).into());
         }
     }

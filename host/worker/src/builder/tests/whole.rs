@@ -7,8 +7,8 @@ use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectL
 use harmonia_core::ports::LogSpool as _;
 use harmonia_core::signer_api::BuildCompleteAnswer;
 use harmonia_core::{FailureKind, JobId, JobStatus};
-use harmonia_nix::worker_protocol::types::GcRequest;
 use harmonia_nix::Sha256Hash;
+use harmonia_nix::worker_protocol::types::GcRequest;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
