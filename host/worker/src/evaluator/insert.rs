@@ -4,7 +4,7 @@
 //! What is wrong with an attribute is its own error, whoever finds it: a batch that is refused for what it says is queued
 //! again attribute by attribute, and only those that are refused alone have the refusal as their error.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use harmonia_core::project_config::AttrName;
@@ -119,6 +119,8 @@ pub(super) struct Inserter<'a> {
     /// Names that must have a result or an error in the end: told before any is evaluated, and taken back only when the
     /// engine says that they are sets, or nothing to build.
     expected: BTreeSet<String>,
+    /// What was taken back. Engines of several processes tell in no order: it may be named as a member only then.
+    taken_back: HashSet<String>,
 }
 
 impl<'a> Inserter<'a> {
@@ -158,6 +160,7 @@ impl<'a> Inserter<'a> {
             log: String::new(),
             warnings: Vec::new(),
             expected: BTreeSet::new(),
+            taken_back: HashSet::new(),
         }
     }
 
@@ -193,11 +196,11 @@ impl<'a> Inserter<'a> {
                 None => break,
                 Some(EngineEvent::Expected(names)) => self.expect(&names),
                 Some(EngineEvent::Set { path, members }) => {
-                    self.expected.remove(&AttrName::of(&path).text);
+                    self.take_back(&path);
                     self.expect(&members);
                 }
                 Some(EngineEvent::LeftOut { path, warning }) => {
-                    self.expected.remove(&AttrName::of(&path).text);
+                    self.take_back(&path);
                     self.warnings.extend(warning);
                     log_due = log_due.min(Instant::now() + LOG_AGE);
                 }
@@ -243,7 +246,14 @@ impl<'a> Inserter<'a> {
     }
 
     fn expect(&mut self, names: &[Vec<String>]) {
-        self.expected.extend(names.iter().map(|path| AttrName::of(path).text));
+        let names = names.iter().map(|path| AttrName::of(path).text);
+        self.expected.extend(names.filter(|name| !self.taken_back.contains(name)));
+    }
+
+    fn take_back(&mut self, path: &[String]) {
+        let name = AttrName::of(path).text;
+        self.expected.remove(&name);
+        self.taken_back.insert(name);
     }
 
     async fn flush_log(&mut self) -> Result<(), InsertError> {
