@@ -17,15 +17,16 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::engine::{EngineEvent, EngineLine, Evaluated, shorten_error};
-use super::graph::{GraphError, Walker};
+use super::graph::{GraphError, Planned, WalkBounds, Walker};
 use super::traces::TraceSearch;
 use super::upload::{UploadError, Uploader};
 use crate::store_daemon::Connection;
 
 /// A batch is full with that many attributes,
 const BATCH_ATTRS: usize = 50;
-/// or that many derivations,
+/// or that many derivations, or those that name so many paths together,
 const BATCH_DERIVATIONS: usize = 5_000;
+const BATCH_REFERENCES: usize = 200_000;
 /// or when its first attribute has waited that long.
 const BATCH_AGE: Duration = Duration::from_secs(2);
 /// The engine's output reaches the page in pieces of about that size or age.
@@ -144,7 +145,10 @@ impl<'a> Inserter<'a> {
                 token,
                 root.clone(),
                 &settings.upstream,
-                options.bounds.derivations_max,
+                WalkBounds {
+                    derivations_max: options.bounds.derivations_max,
+                    bytes_max: options.bounds.graph_bytes_max / (options.max_evals as u64 + 1),
+                },
             ),
             uploader: Uploader::new(
                 &options.db,
@@ -322,12 +326,8 @@ impl<'a> Inserter<'a> {
             traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
         }
         self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
-        let mut rest = walked.derivations;
-        while rest.len() > BATCH_DERIVATIONS {
-            let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &asked).await?;
-        }
-        self.insert(rest, attrs, &asked).await?;
+        let last = self.insert_before(walked.derivations, &asked).await?;
+        self.insert(last, attrs, &asked).await?;
         // Nothing waits for this: what was inserted is built meanwhile.
         if let Some(traces) = &mut self.traces {
             traces.search(roots).await;
@@ -342,21 +342,32 @@ impl<'a> Inserter<'a> {
             return Err(InsertError::Unusable(problem));
         }
         self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
-        let mut rest = walked.derivations;
-        while rest.len() > BATCH_DERIVATIONS {
-            let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &[]).await?;
+        let last = self.insert_before(walked.derivations, &[]).await?;
+        if last.is_empty() { Ok(()) } else { self.insert(last, Vec::new(), &[]).await }
+    }
+
+    /// Inserts all but the last batch, which is returned.
+    async fn insert_before(
+        &mut self,
+        planned: Vec<Planned>,
+        asked: &[(StorePath, AskedLimits)],
+    ) -> Result<Vec<Planned>, InsertError> {
+        let mut batches = batches(planned);
+        let last = batches.pop().unwrap_or_default();
+        for batch in batches {
+            self.insert(batch, Vec::new(), asked).await?;
         }
-        if rest.is_empty() { Ok(()) } else { self.insert(rest, Vec::new(), &[]).await }
+        Ok(last)
     }
 
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
     async fn insert(
         &mut self,
-        derivations: Vec<GraphDerivation>,
+        planned: Vec<Planned>,
         attrs: Vec<GraphAttr>,
         asked: &[(StorePath, AskedLimits)],
     ) -> Result<(), InsertError> {
+        let derivations = self.walker.read_planned(&planned).await?;
         self.upload(&derivations).await?;
         let mut batch = GraphBatch { derivations, attrs, holds: Vec::new(), asked: asked.to_vec() };
         for _ in 0..MISSING_ROUNDS_MAX {
@@ -374,11 +385,13 @@ impl<'a> Inserter<'a> {
                 return Err(InsertError::Missing(missing));
             }
             self.uploader.derivations(&mut self.walker, more.only_files.iter()).await?;
-            self.upload(&more.derivations).await?;
-            let known: BTreeSet<StorePath> =
-                more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
+            let known: BTreeSet<StorePath> = more.derivations.iter().map(|planned| planned.drv_path.clone()).collect();
             batch.derivations.retain(|derivation| !known.contains(&derivation.drv_path));
-            batch.derivations.splice(0..0, more.derivations);
+            // Few as a rule; all but the last batch of many go first, as they would have.
+            let last = Box::pin(self.insert_before(more.derivations, asked)).await?;
+            let last = self.walker.read_planned(&last).await?;
+            self.upload(&last).await?;
+            batch.derivations.splice(0..0, last);
         }
         let first = batch.derivations.swap_remove(0).drv_path;
         Err(InsertError::Missing(first))
@@ -393,6 +406,23 @@ impl<'a> Inserter<'a> {
             .collect();
         Ok(self.uploader.sources(&mut self.connection, sources).await?)
     }
+}
+
+/// So many at a time as are held in memory with all that their files say.
+fn batches(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
+    let mut batches: Vec<Vec<Planned>> = Vec::new();
+    let mut references = 0;
+    for derivation in planned {
+        references += derivation.references as usize;
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH_DERIVATIONS && references <= BATCH_REFERENCES => batch.push(derivation),
+            _ => {
+                references = derivation.references as usize;
+                batches.push(vec![derivation]);
+            }
+        }
+    }
+    batches
 }
 
 /// What an attribute asks for its own derivation.
