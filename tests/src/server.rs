@@ -57,7 +57,7 @@ impl Server {
         let mut command = Command::new(binary());
         command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir).args(args);
         // On a machine that is nearly full a test is to pass or to fail for its own reasons.
-        command.env("HARMONIA_CI__BUILDER__MIN_FREE", "64M");
+        command.env("HARMONIA_CI__BUILDER__MIN_FREE", "64MiB");
         command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let stderr = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
