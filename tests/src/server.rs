@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 /// How long a server may take until it is ready; builds of the demo are part of it.
 const READY_WITHIN: Duration = Duration::from_mins(3);
+/// How long it may take to say what it does.
+const DESCRIBED_WITHIN: Duration = Duration::from_secs(20);
 /// How long it may take to end.
 const END_WITHIN: Duration = Duration::from_mins(1);
 
@@ -54,6 +56,8 @@ impl Server {
     pub fn up(data_dir: &Path, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(binary());
         command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir).args(args);
+        // On a machine that is nearly full a test is to pass or to fail for its own reasons.
+        command.env("HARMONIA_CI__BUILDER__MIN_FREE", "64MiB");
         command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let stderr = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
@@ -179,8 +183,28 @@ impl Server {
     }
 }
 
+impl Server {
+    /// For the report of a test that fails: what the server does, and what waits for what.
+    fn describe(&self) {
+        for args in [["status"].as_slice(), &["queue"], &["evals"]] {
+            let Ok(mut child) = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+                continue;
+            };
+            if wait_for(DESCRIBED_WITHIN, || child.try_wait().ok().flatten()).is_none() {
+                let _ = child.kill();
+            }
+            let Ok(output) = child.wait_with_output() else { continue };
+            let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            eprintln!("{} says:\n{out}{error}", args.join(" "));
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.url.is_empty() {
+            self.describe();
+        }
         if self.terminate().is_none() {
             let _ = self.child.kill();
             let _ = self.child.wait();

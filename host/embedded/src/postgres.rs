@@ -6,6 +6,7 @@
 mod account;
 mod cluster;
 mod discover;
+mod sizing;
 mod supervise;
 
 use std::fs::File;

@@ -9,6 +9,7 @@ mod copy;
 mod errors;
 mod folder;
 mod keys;
+mod layout;
 mod list;
 mod multipart;
 mod object_file;
@@ -57,6 +58,14 @@ pub enum S3Error {
     #[error("the object store in {folder} is in use by another process: stop that one first")]
     InUse {
         /// The shared folder.
+        folder: PathBuf,
+    },
+    /// Its objects lie where this version does not look.
+    #[error(
+        "the object store in {folder} was written by a newer version: start that one, or give this one another folder"
+    )]
+    Layout {
+        /// The folder.
         folder: PathBuf,
     },
     /// Not a name that S3 allows.

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use super::account::{self, Account};
-use super::{PostgresError, ROLE};
+use super::{PostgresError, ROLE, sizing};
 use crate::percent::percent_encoded;
 use crate::process::Incarnation;
 
@@ -198,7 +198,8 @@ impl Place {
             &self.data.join("pg_hba.conf"),
             "# Whoever can enter the socket's directory is let in.\nlocal all all trust\n",
         )?;
-        self.write(&self.data.join("harmonia.conf"), SETTINGS)
+        let sized = sizing::settings(sizing::machine_memory().unwrap_or_default());
+        self.write(&self.data.join("harmonia.conf"), &format!("{SETTINGS}{sized}"))
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<(), PostgresError> {
@@ -238,9 +239,7 @@ impl Place {
 /// Tuning; `ALTER SYSTEM` goes before it.
 const SETTINGS: &str = "\
 max_connections = 200
-shared_buffers = 128MB
 wal_compression = on
-max_wal_size = 1GB
 # A forgotten transaction would keep the dead rows of the queue alive.
 idle_in_transaction_session_timeout = 5min
 jit = off

@@ -60,6 +60,11 @@ async fn it_is_durable_private_and_keeps_its_data() {
     ] {
         assert_eq!(psql(&url, &format!("SHOW {setting}")).await, value, "{setting}");
     }
+    // From the machine's memory, as bytes: PostgreSQL shows 2048 MB as 2 GB.
+    let sized = super::sizing::settings(super::sizing::machine_memory().expect("known"));
+    let (_, buffers) = sized.lines().next().and_then(|line| line.split_once(" = ")).expect("shared_buffers");
+    let same = format!("SELECT pg_size_bytes(current_setting('shared_buffers')) = pg_size_bytes('{buffers}')");
+    assert_eq!(psql(&url, &same).await, "t", "{sized}");
     let collation = "SELECT datcollate FROM pg_database WHERE datname = current_database()";
     assert_eq!(psql(&url, collation).await, "C");
     let mode = std::fs::metadata(postgres.socket_dir()).expect("there").permissions().mode();

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 
 use super::S3Error;
 use super::keys;
+use super::layout;
 use super::object_file::{Metadata, OpenObject};
 
 /// A directory may be pruned between its creation and its use; losing that race this often is no accident.
@@ -68,6 +69,7 @@ impl Folder {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(failed("remove", &path))?;
         }
+        layout::bring_up_to_date(root)?;
         Ok(Self { root: root.to_owned(), durable, compare_and_replace: Mutex::new(()), _lock: lock })
     }
 

@@ -2,13 +2,16 @@
 //!
 //! A key is cut at its slashes. Each piece becomes a name of harmless characters (others as `%XX`) with an ending
 //! that says what it is: `.d` a directory of keys that go on after a slash, `.o` an object, `.c` a directory of names
-//! that begin with these 80 bytes. So `a` (an object) and `a/b` live side by side, no name is `.` or `..`, and none is
-//! longer than a file system allows.
+//! that begin with these 80 bytes, `.s` a shard: a directory of the names, whole, that begin with these 2 bytes. So `a`
+//! (an object) and `a/b` live side by side, no name is `.` or `..`, none is longer than a file system allows, and of a
+//! million hashes in base 32 no directory holds more than a thousand or so.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// As many bytes of a piece go into one name; tripled by the encoding they still fit into 255.
 const CHUNK_BYTES: usize = 80;
+/// Names that begin with the same bytes, so many, are together in a shard.
+const SHARD_BYTES: usize = 2;
 /// The bound of S3 itself.
 pub(crate) const KEY_BYTES_MAX: usize = 1024;
 
@@ -20,15 +23,22 @@ pub(crate) fn path_of(key: &str) -> Option<PathBuf> {
     let mut path = PathBuf::new();
     let mut pieces = key.as_bytes().split(|byte| *byte == b'/').peekable();
     while let Some(piece) = pieces.next() {
-        let mut rest = piece;
-        while rest.len() >= CHUNK_BYTES {
-            let (chunk, after) = rest.split_at(CHUNK_BYTES);
-            path.push(encode(chunk) + ".c");
-            rest = after;
-        }
+        let rest = push_directories(&mut path, piece);
         path.push(encode(rest) + if pieces.peek().is_some() { ".d" } else { ".o" });
     }
     Some(path)
+}
+
+/// The inverse of [`path_of`], also of what older versions made of a key, which had no shards.
+pub(crate) fn key_of(path: &Path) -> Option<String> {
+    let mut key = Vec::new();
+    for component in path.components() {
+        let (bytes, kind) = decode(component.as_os_str().to_str()?)?;
+        if kind != Kind::Shard {
+            key.extend(bytes);
+        }
+    }
+    String::from_utf8(key).ok()
 }
 
 /// The directory that holds every object whose key begins with `prefix`, and the key bytes that it stands for.
@@ -37,13 +47,8 @@ pub(crate) fn deepest_directory(prefix: &[u8]) -> (PathBuf, Vec<u8>) {
     let mut base = Vec::new();
     let mut pieces = prefix.split(|byte| *byte == b'/').peekable();
     while let Some(piece) = pieces.next() {
-        let mut rest = piece;
-        while rest.len() >= CHUNK_BYTES {
-            let (chunk, after) = rest.split_at(CHUNK_BYTES);
-            path.push(encode(chunk) + ".c");
-            base.extend_from_slice(chunk);
-            rest = after;
-        }
+        let rest = push_directories(&mut path, piece);
+        base.extend_from_slice(&piece[..piece.len() - rest.len()]);
         if pieces.peek().is_some() {
             path.push(encode(rest) + ".d");
             base.extend_from_slice(rest);
@@ -53,14 +58,30 @@ pub(crate) fn deepest_directory(prefix: &[u8]) -> (PathBuf, Vec<u8>) {
     (path, base)
 }
 
+/// The directories within which a piece of a key has its last name, which is returned.
+fn push_directories<'a>(path: &mut PathBuf, piece: &'a [u8]) -> &'a [u8] {
+    if let Some(shard) = piece.get(..SHARD_BYTES) {
+        path.push(encode(shard) + ".s");
+    }
+    let mut rest = piece;
+    while let Some((chunk, after)) = rest.split_at_checked(CHUNK_BYTES) {
+        path.push(encode(chunk) + ".c");
+        rest = after;
+    }
+    rest
+}
+
 /// What a directory entry stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Object,
     Directory,
+    /// Of names that begin with these bytes, and have them once more.
+    Shard,
 }
 
-/// The key bytes that a name adds to those of its directory; with the slash for a `.d`.
+/// The key bytes that a name adds to those of its directory; with the slash for a `.d`. Those of a shard say which names are
+/// in it.
 pub(crate) fn decode(name: &str) -> Option<(Vec<u8>, Kind)> {
     let (encoded, ending) = name.split_at_checked(name.len().checked_sub(2)?)?;
     let mut bytes = Vec::with_capacity(encoded.len());
@@ -78,6 +99,7 @@ pub(crate) fn decode(name: &str) -> Option<(Vec<u8>, Kind)> {
     match ending {
         ".o" => Some((bytes, Kind::Object)),
         ".c" => Some((bytes, Kind::Directory)),
+        ".s" => Some((bytes, Kind::Shard)),
         ".d" => {
             bytes.push(b'/');
             Some((bytes, Kind::Directory))
@@ -107,26 +129,18 @@ fn hex(digit: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Component, Path};
+    use std::path::Component;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    /// The inverse of [`path_of`].
-    fn key_of(path: &Path) -> Option<String> {
-        let mut key = Vec::new();
-        for component in path.components() {
-            key.extend(decode(component.as_os_str().to_str()?)?.0);
-        }
-        String::from_utf8(key).ok()
-    }
-
     #[test]
     fn a_key_beside_its_own_directory() {
         assert_eq!(path_of("a").expect("fine"), Path::new("a.o"));
         assert_eq!(path_of("a/b").expect("fine"), Path::new("a.d/b.o"));
-        assert_eq!(path_of("../x").expect("fine"), Path::new("...d/x.o"));
+        assert_eq!(path_of("nar/0abc").expect("fine"), Path::new("na.s/nar.d/0a.s/0abc.o"));
+        assert_eq!(path_of("../x").expect("fine"), Path::new("...s/...d/x.o"));
         assert_eq!(path_of("/").expect("fine"), Path::new(".d/.o"));
         assert_eq!(path_of(""), None);
         assert_eq!(path_of(&"x".repeat(KEY_BYTES_MAX + 1)), None);

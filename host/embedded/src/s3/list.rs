@@ -89,6 +89,7 @@ impl Walk<'_> {
                         }
                     }
                     Kind::Directory => self.directory(&path.join(name), &full)?,
+                    Kind::Shard => self.directory(&path.join(name), base)?,
                 }
                 behind = Some(full);
             }
@@ -120,7 +121,7 @@ impl Walk<'_> {
             let full = [base, &added].concat();
             let excluded = match kind {
                 Kind::Object => !full.starts_with(self.prefix) || self.after.excludes_key(&full),
-                Kind::Directory => {
+                Kind::Directory | Kind::Shard => {
                     !(full.starts_with(self.prefix) || self.prefix.starts_with(&full))
                         || self.after.excludes_all_of(&full)
                 }

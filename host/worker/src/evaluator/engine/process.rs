@@ -9,7 +9,7 @@ use std::process::{ExitStatus, Stdio};
 
 use harmonia_egress::{Egress, Refusal, Session};
 use harmonia_sandbox::{Bind, Limits, Network, PrivateDirectory, SETUP_FAILED_EXIT_CODE, SandboxSpec, TextFile, User};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
@@ -266,34 +266,32 @@ fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> San
 /// Lines of a stream, each of bounded length.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
+    /// What has come of the next one. Here, not in the future that reads: that is dropped wherever another is ready first.
+    line: Vec<u8>,
+    bytes_max: usize,
 }
 
 impl<R: tokio::io::AsyncRead + Unpin> Lines<R> {
     fn new(stream: R) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, stream) }
+        Self { reader: BufReader::with_capacity(64 << 10, stream), line: Vec::new(), bytes_max: LINE_BYTES_MAX }
     }
 
-    /// The next line without its end; `None` at the end of the stream.
+    /// The next line without its end; `None` at the end of the stream. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, EngineError> {
-        read_line(&mut self.reader, LINE_BYTES_MAX).await.map_err(EngineError::Pipe)
-    }
-}
-
-async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    loop {
-        let available = reader.fill_buf().await?;
-        if available.is_empty() {
-            return Ok((!line.is_empty()).then_some(line));
-        }
-        let end = available.iter().position(|byte| *byte == b'\n');
-        let piece = &available[..end.unwrap_or(available.len())];
-        let room = bytes_max.saturating_sub(line.len());
-        line.extend_from_slice(&piece[..piece.len().min(room)]);
-        let used = piece.len() + usize::from(end.is_some());
-        reader.consume(used);
-        if end.is_some() {
-            return Ok(Some(line));
+        loop {
+            let available = self.reader.fill_buf().await.map_err(EngineError::Pipe)?;
+            if available.is_empty() {
+                return Ok((!self.line.is_empty()).then(|| std::mem::take(&mut self.line)));
+            }
+            let end = available.iter().position(|byte| *byte == b'\n');
+            let piece = &available[..end.unwrap_or(available.len())];
+            let room = self.bytes_max.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&piece[..piece.len().min(room)]);
+            let used = piece.len() + usize::from(end.is_some());
+            self.reader.consume(used);
+            if end.is_some() {
+                return Ok(Some(std::mem::take(&mut self.line)));
+            }
         }
     }
 }
@@ -304,11 +302,31 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_bounded() {
-        let mut reader = BufReader::with_capacity(3, &b"ab\n\ncdefghij\nkl"[..]);
-        let mut lines = Vec::new();
-        while let Some(line) = read_line(&mut reader, 4).await.expect("reads") {
-            lines.push(String::from_utf8(line).expect("text"));
+        let reader = BufReader::with_capacity(3, &b"ab\n\ncdefghij\nkl"[..]);
+        let mut lines = Lines { reader, line: Vec::new(), bytes_max: 4 };
+        let mut read = Vec::new();
+        while let Some(line) = lines.next().await.expect("reads") {
+            read.push(String::from_utf8(line).expect("text"));
         }
-        assert_eq!(lines, ["ab", "", "cdef", "kl"]);
+        assert_eq!(read, ["ab", "", "cdef", "kl"]);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_comes_in_pieces_is_whole_however_often_others_are_ready_first() {
+        let (mut theirs, ours) = tokio::io::duplex(64);
+        let mut lines = Lines::new(ours);
+        for piece in ["be", "gi"] {
+            theirs.write_all(piece.as_bytes()).await.expect("written");
+            tokio::select! {
+                biased;
+                line = lines.next() => panic!("{line:?}"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        theirs.write_all(b"ns\nends").await.expect("written");
+        drop(theirs);
+        assert_eq!(lines.next().await.expect("reads"), Some(b"begins".to_vec()));
+        assert_eq!(lines.next().await.expect("reads"), Some(b"ends".to_vec()));
+        assert_eq!(lines.next().await.expect("reads"), None);
     }
 }
