@@ -446,7 +446,26 @@ fn warning_in(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::warning_in;
+    use harmonia_nix::StorePath;
+
+    use super::{BATCH_DERIVATIONS, BATCH_REFERENCES, Planned, batches, warning_in};
+
+    #[test]
+    fn batches_hold_so_many_derivations_and_so_much_of_each() {
+        let lengths = |references: &[u32]| -> Vec<usize> {
+            let planned = |references: &u32| Planned {
+                drv_path: StorePath::from_base_name(&format!("{:032}-x.drv", 0)).expect("a path"),
+                available: false,
+                path_length: 1,
+                references: *references,
+            };
+            batches(references.iter().map(planned).collect()).iter().map(Vec::len).collect()
+        };
+        assert!(lengths(&[]).is_empty());
+        assert_eq!(lengths(&vec![1; BATCH_DERIVATIONS + 2]), [BATCH_DERIVATIONS, 2]);
+        let half = u32::try_from(BATCH_REFERENCES / 2).expect("fits");
+        assert_eq!(lengths(&[half, half, 1, half, half + 1, 5 * half, 1]), [2, 2, 1, 1, 1]);
+    }
 
     #[test]
     fn warnings_are_found() {
