@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use harmonia_core::AttemptId;
+use harmonia_core::signer_api::Failure;
 use harmonia_db::ClaimedJob;
 use harmonia_nix::StorePath;
 use harmonia_nix::worker_protocol::types::{GcRequest, GcRoot};
@@ -71,7 +72,7 @@ pub(super) async fn delete(
     node: &Node,
     daemon: &mut Connection,
     wrong: BTreeSet<StorePath>,
-) -> Result<Option<InUse>, Trouble> {
+) -> Result<Option<InUse>, Failure> {
     let Some(differs) = wrong.first().cloned() else { return Ok(None) };
     let doomed = with_referrers(daemon, wrong).await?;
     let Err(refusal) = daemon.collect_garbage(&GcRequest::delete(doomed.clone())).await else { return Ok(None) };
@@ -84,15 +85,14 @@ pub(super) async fn delete(
             Err(error) => Err(transient(format!(
                 "the local {differs} differs from the published one and cannot be deleted: {}",
                 chain(&error)
-            ))
-            .into()),
+            ))),
         };
     }
     Ok(Some(InUse { differs, doomed, users }))
 }
 
 /// With everything valid that refers to them, directly or through others.
-async fn with_referrers(daemon: &mut Connection, paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Trouble> {
+async fn with_referrers(daemon: &mut Connection, paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Failure> {
     let mut open: Vec<StorePath> = paths.iter().cloned().collect();
     let mut all = paths;
     while let Some(path) = open.pop() {
@@ -104,14 +104,14 @@ async fn with_referrers(daemon: &mut Connection, paths: BTreeSet<StorePath>) -> 
         if all.len() > REFERRERS_MAX {
             let message =
                 format!("more than {REFERRERS_MAX} local paths were built from inputs that have to be replaced");
-            return Err(transient(message).into());
+            return Err(transient(message));
         }
     }
     Ok(all)
 }
 
 /// Who keeps any of `doomed` alive.
-async fn users(node: &Node, doomed: &BTreeSet<StorePath>) -> Result<BTreeSet<User>, Trouble> {
+async fn users(node: &Node, doomed: &BTreeSet<StorePath>) -> Result<BTreeSet<User>, Failure> {
     // The daemon that refused something may have ended the conversation.
     let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
     let roots = daemon.find_roots().await.map_err(|error| transient_error(&error))?;
@@ -122,6 +122,14 @@ async fn users(node: &Node, doomed: &BTreeSet<StorePath>) -> Result<BTreeSet<Use
         users.retain(|user| !matches!(user, User::Process(_)));
     }
     Ok(users)
+}
+
+/// Who uses what.
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.users.iter().map(User::to_string).collect();
+        write!(f, "{} is in use by {}", self.differs, names.join(", "))
+    }
 }
 
 impl InUse {

@@ -220,12 +220,15 @@ async fn drop_local(node: &Node, outputs: &BTreeMap<&str, &StorePath>, roots: &A
     );
     let result = match node.daemon.connect().await {
         Ok(mut daemon) => delete(node, &mut daemon, paths).await,
-        Err(error) => Err(transient_error(&error).into()),
+        Err(error) => Err(transient_error(&error)),
     };
-    // Else the next build that needs one of them finds the difference, and waits for whoever uses it.
-    if !matches!(result, Ok(None)) {
-        tracing::warn!(?result, "Could not delete outputs that differ from the published ones");
-    }
+    let why_not = match result {
+        Ok(None) => return,
+        Ok(Some(in_use)) => in_use.to_string(),
+        Err(failure) => failure.message,
+    };
+    // The next build that needs one of them finds the difference, and waits for whoever uses it.
+    tracing::warn!(error = why_not, "Could not delete outputs that differ from the published ones");
 }
 
 #[cfg(test)]

@@ -241,22 +241,20 @@ impl<'a> Walker<'a> {
             let unknown: Vec<StorePath> = unknown.into_iter().map(|id| look.held.path(id).clone()).collect();
             let (mut read, mut references) = (Vec::new(), 0);
             for (path, walk) in self.db.classify_derivations(self.eval, self.token, &unknown, asked).await? {
-                match walk {
-                    Walk::Stop => drop(self.settled.insert(path)),
-                    Walk::Descend => match self.described(&path).await {
-                        Some(derivation) => {
-                            references += names(&derivation);
-                            read.push(derivation);
-                            if references > READ_REFERENCES_MAX {
-                                self.descend(&mut look, std::mem::take(&mut read)).await?;
-                                references = 0;
-                            }
-                        }
-                        None => {
-                            look.has_unusable = true;
-                            look.held.charge_unusable()?;
-                        }
-                    },
+                if walk == Walk::Stop {
+                    self.settled.insert(path);
+                    continue;
+                }
+                let Some(derivation) = self.described(&path).await else {
+                    look.has_unusable = true;
+                    look.held.charge_unusable()?;
+                    continue;
+                };
+                references += names(&derivation);
+                read.push(derivation);
+                if references > READ_REFERENCES_MAX {
+                    self.descend(&mut look, std::mem::take(&mut read)).await?;
+                    references = 0;
                 }
             }
             self.descend(&mut look, read).await?;
