@@ -194,11 +194,20 @@ impl World {
 
     /// Waits until the database has this as the tail of the job's log.
     pub(crate) async fn until_tail(&self, job: JobId, bytes: &[u8]) {
+        self.until_tail_is(job, |tail| tail == bytes).await;
+    }
+
+    /// Waits until the tail of the job's log has this in it.
+    pub(crate) async fn until_tail_has(&self, job: JobId, bytes: &[u8]) {
+        self.until_tail_is(job, |tail| tail.windows(bytes.len()).any(|part| part == bytes)).await;
+    }
+
+    async fn until_tail_is(&self, job: JobId, is_met: impl Fn(&[u8]) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let states = self.database.db.log_states(&[LogMark::unread(job)]).await.expect("reads");
             let tail = states.first().and_then(|state| state.tail.as_ref());
-            if tail.is_some_and(|tail| tail.start_offset == 0 && tail.bytes == bytes) {
+            if tail.is_some_and(|tail| tail.start_offset == 0 && is_met(&tail.bytes)) {
                 return;
             }
             assert!(tokio::time::Instant::now() < deadline, "the tail is {tail:?}");

@@ -182,6 +182,32 @@ async fn a_path_that_is_used_for_too_long_costs_no_try() {
     used.running.abort().await;
 }
 
+/// As an evaluation that builds while evaluating does.
+#[tokio::test]
+async fn a_path_that_another_client_of_the_daemon_uses_is_waited_for() {
+    let world = World::new().await;
+    let expression = derivation("random", RANDOM);
+    let canonical = TestStore::new();
+    let path = canonical.build(&expression);
+    let key: PublicKey =
+        canonical.copy_to_cache(world.cache_dir.path(), "zstd", "test-1", &[&path]).trim().parse().expect("key");
+    world.daemon.store.build(&expression);
+    let mut client = world.daemon.client().connect().await.expect("connects");
+    client.add_temp_root(&path).await.expect("rooted");
+
+    let (input, user) = world.instantiate_pair(&user_of(&expression));
+    world.publish(&input, &canonical, &path).await;
+    let job = world.queue_above(&[&user]).await[0];
+    let running = Running::start_with(&world, |options| options.cache = world.options(vec![key]).cache).await;
+    let words = b"waiting for something that runs on this machine ({temp:";
+    world.until_tail_has(job, words).await;
+    assert_eq!(world.status(job).await, JobStatus::Building);
+    drop(client);
+    until("it is complete", || !world.recorded().completed.is_empty()).await;
+    running.drain().await.expect("drains");
+    assert!(world.recorded().failed.is_empty(), "{:?}", world.recorded().failed);
+}
+
 #[tokio::test]
 async fn a_root_that_stays_is_named() {
     let world = World::new().await;
