@@ -62,6 +62,12 @@ fn bad_evaluations_fail_with_the_cause() {
         assert_eq!(detail["attrs"].as_array().map(Vec::len), Some(0), "{name}: no partial results");
         assert_eq!(detail["verdict"], "failed", "{name}");
     }
+    // For people: the error, and no count of nothing.
+    let path = data.path().join("root-throws");
+    let output = server.run(&["eval", path.to_str().expect("UTF-8"), "--wait"]);
+    refused(&output, 1, &["error: evaluation", "no outputs today"]);
+    assert!(!text(&output).contains("attributes succeeded"), "{}", text(&output));
+
     let status = server.json(&["status", "--json"]);
     assert_eq!(status["jobs"]["pending"].as_u64(), Some(0), "nothing half-done");
 

@@ -255,9 +255,7 @@ async fn run_roles(
 
     let ended = tokio::select! {
         ended = wait_for_roles(&mut roles, stop) => ended,
-        () = lost.cancelled() => Err(Failure::failed(format!("this process is no longer node '{}': another one registered under its name with the same state folder, or the \
-             node was ended in the database", identity.node))
-            .hint("run one process with each node.state_dir, and give each node a name of its own (node.name)")),
+        () = lost.cancelled() => Err(lost_its_name(&identity.node)),
     };
     if ended.is_err() {
         stop.abort();
@@ -270,6 +268,15 @@ async fn run_roles(
         tracing::warn!(error = %chain(&error), "Could not say goodbye; the others notice by the missing heartbeat");
     }
     ended
+}
+
+/// What ends a process whose node is not its own any more. Which of both happened, the database does not tell.
+fn lost_its_name(node: &NodeId) -> Failure {
+    Failure::failed(format!(
+        "this process is no longer node '{node}': another one registered under its name with the same state folder, or the \
+         node was ended in the database"
+    ))
+    .hint("run one process with each node.state_dir, and give each node a name of its own (node.name)")
 }
 
 /// What `[build]` says holds for every project of the cluster that has no limits of its own.
@@ -350,4 +357,17 @@ fn registration(config: &Config, endpoint: &Url, identity: &Identity) -> Result<
         max_evals: if config.has(Capability::Evaluator) { config.evaluator.max_evals } else { 0 },
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_lost_its_name_hears_of_both_ways_to_lose_it() {
+        let failure = lost_its_name(&NodeId("builder-1".to_owned()));
+        for words in ["no longer node 'builder-1'", "registered under its name", "ended in the database"] {
+            assert!(failure.message().contains(words), "{}", failure.message());
+        }
+    }
 }

@@ -170,6 +170,15 @@ pub async fn falls_silent(db: &Db, node: &str, since: std::time::Duration) {
     .expect("time passes");
 }
 
+/// From now on nodes of this capability may not call this function: the database refuses it, and not for a while only.
+///
+/// # Panics
+/// When there is no such function, or the database does not answer.
+pub async fn forbid(db: &Db, capability: Capability, function: &str) {
+    let statement = format!("REVOKE EXECUTE ON FUNCTION {function} FROM harmonia_{}", capability.as_str());
+    sqlx::query(AssertSqlSafe(statement)).execute(&db.pool).await.expect("revoked");
+}
+
 /// Until it is dropped, nobody gets through a sweep of the invariants.
 ///
 /// # Panics

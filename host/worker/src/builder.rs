@@ -12,6 +12,7 @@ mod failure;
 mod held;
 mod inputs;
 mod job;
+mod replace;
 mod roots;
 mod slots;
 mod spool;
@@ -65,7 +66,7 @@ pub struct BuilderOptions {
     pub store_root: Option<PathBuf>,
     /// A folder for logs and archives on their way, for this process alone.
     pub spool_dir: PathBuf,
-    /// Time for making a build's inputs ready.
+    /// Time for making a build's inputs ready; and for waiting, before that, until nobody uses those that have to be replaced.
     pub prepare_timeout: Duration,
     /// Time for publishing what it built, waiting for others' uploads included.
     pub upload_timeout: Duration,

@@ -70,13 +70,16 @@ pub enum EngineChoice {
 pub struct AttributeBounds {
     /// Derivations below it that are not built yet.
     pub derivations_max: usize,
+    /// Memory of this node for what evaluations hold of these derivations, in bytes: each evaluation that it may run at once
+    /// has its part, and so has what is queued later.
+    pub graph_bytes_max: u64,
     /// One source, as a NAR, in bytes.
     pub source_bytes_max: u64,
 }
 
 impl Default for AttributeBounds {
     fn default() -> Self {
-        Self { derivations_max: 1_000_000, source_bytes_max: 4 << 30 }
+        Self { derivations_max: 1_000_000, graph_bytes_max: 1 << 30, source_bytes_max: 4 << 30 }
     }
 }
 

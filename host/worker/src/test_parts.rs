@@ -184,11 +184,18 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// Hang up after so many bytes of the body, although more were announced.
     pub(crate) cut_at: Option<usize>,
+    /// Say nothing, and do not hang up.
+    pub(crate) is_silent: bool,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, body: body.into(), cut_at: None }
+        Self { status, body: body.into(), cut_at: None, is_silent: false }
+    }
+
+    /// None, however long it is waited for.
+    pub(crate) fn silence() -> Self {
+        Self { is_silent: true, ..Self::new(200, "") }
     }
 
     pub(crate) fn json(value: &impl serde::Serialize) -> Self {
@@ -286,6 +293,9 @@ async fn serve<Fut: Future<Output = Answer> + Send>(
         }
     }
     let answer = handler(request).await;
+    if answer.is_silent {
+        return std::future::pending().await;
+    }
     let head =
         format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.status, answer.body.len());
     stream.write_all(head.as_bytes()).await?;

@@ -260,11 +260,14 @@ async fn report(client: &Client, detail: &EvaluationDetail) {
             eprintln!("warning: {}", log_text::clean(warning));
         }
     }
-    let c = &detail.evaluation.counts;
-    // Where nothing was evaluated, the error says it all.
-    if c.total > 0 {
-        outln!("\n{} of {} attributes succeeded", c.succeeded, c.total);
+    if let Some(count) = count(&detail.evaluation.counts) {
+        outln!("\n{count}");
     }
+}
+
+/// The last line; none where nothing was evaluated, since the error says it all.
+fn count(counts: &AttrCounts) -> Option<String> {
+    (counts.total > 0).then(|| format!("{} of {} attributes succeeded", counts.succeeded, counts.total))
 }
 
 async fn print_log_tail(client: &Client, attr: &Attr) {
@@ -299,6 +302,20 @@ mod tests {
             jobs: JobCounts { pending, building, ..JobCounts::default() },
             warnings: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_failed_evaluation_has_its_error_and_nothing_is_counted() {
+        let mut failed = detail(EvalStatus::Failed, 0, 0);
+        failed.evaluation.error = Some("the flake could not be evaluated:\nerror: \u{1b}[31mno\u{1b}[0m".to_owned());
+        assert_eq!(count(&failed.evaluation.counts), None);
+        assert_eq!(summary(&failed), "evaluation 1 failed: the flake could not be evaluated:\nerror: no");
+
+        let mut ended = detail(EvalStatus::Succeeded, 0, 0);
+        ended.evaluation.counts =
+            AttrCounts { total: 5, succeeded: 2, failed: 1, eval_errors: 2, ..AttrCounts::default() };
+        assert_eq!(count(&ended.evaluation.counts).as_deref(), Some("2 of 5 attributes succeeded"));
+        assert_eq!(summary(&ended), "evaluation 1: of 5 attributes 1 failed to build, 2 did not evaluate");
     }
 
     #[test]

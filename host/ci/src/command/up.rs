@@ -7,6 +7,7 @@
 mod data;
 mod demo;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use harmonia_core::{Capability, SecretUrl, SystemClock, without_credentials};
@@ -191,10 +192,7 @@ fn configure(
     config.object_store.access_key_file = Some(secrets.access_key_file.clone());
     config.object_store.secret_key_file = Some(secrets.secret_key_file.clone());
     config.signer.key_files = vec![secrets.signing_key_file.clone()];
-    // Who reaches this address is on this machine; whoever is served by a proxy in front of it is not.
-    if config.auth.local_projects.is_none() && args.listen.ip().is_loopback() && config.node.public_url.is_none() {
-        config.auth.local_projects = Some(Visibility::Public);
-    }
+    config.auth.local_projects = local_projects(&config, args.listen);
     // Server and user are one person on one machine.
     config.eval.allow_file_urls = true;
     // The file that is written lies elsewhere.
@@ -206,6 +204,13 @@ fn configure(
     services.daemon.socket().clone_into(&mut config.store.daemon_socket);
     config.store.root = data.store();
     Ok(config)
+}
+
+/// Who may see projects without a forge, when the operator does not say. Who reaches a loopback address is on this machine;
+/// whoever is served by a proxy in front of it is not.
+fn local_projects(config: &Config, listen: SocketAddr) -> Option<Visibility> {
+    let is_for_this_machine = listen.ip().is_loopback() && config.node.public_url.is_none();
+    config.auth.local_projects.or(is_for_this_machine.then_some(Visibility::Public))
 }
 
 /// The URL of something that runs beside us.
@@ -226,4 +231,32 @@ async fn abort_on_signal(stop: Stop) {
     tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     eprintln!("stopping at once");
     std::process::exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_else_reaches_shows_local_projects_unasked() {
+        use Visibility::{Private, Public};
+        // Where it listens, node.public_url, auth.local_projects. (Unset is private: see `AppState`.)
+        for (listen, public_url, configured, expected) in [
+            ("127.0.0.1:8080", None, None, Some(Public)),
+            ("[::1]:8080", None, None, Some(Public)),
+            ("127.0.0.1:8080", None, Some(Private), Some(Private)),
+            ("127.0.0.1:8080", Some("https://ci.example.org/"), None, None),
+            ("127.0.0.1:8080", Some("https://ci.example.org/"), Some(Public), Some(Public)),
+            ("0.0.0.0:8080", None, None, None),
+            ("[::]:8080", None, None, None),
+            ("192.168.1.2:8080", None, None, None),
+            ("192.168.1.2:8080", None, Some(Public), Some(Public)),
+        ] {
+            let mut config = Config::default();
+            config.node.public_url = public_url.map(|url| url.parse().expect("a URL"));
+            config.auth.local_projects = configured;
+            let found = local_projects(&config, listen.parse().expect("an address"));
+            assert_eq!(found, expected, "{listen} {public_url:?} {configured:?}");
+        }
+    }
 }

@@ -75,7 +75,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
         "eval.wait_max",
         "an evaluation waits so long for a forge or frontend that is away, then it fails; 0 s: not at all",
     ),
-    ("eval.memory_max", "memory bound of one engine process"),
+    ("eval.memory_max", "memory bound of one engine process; its temporary files take as much again at most"),
     ("eval.network", "whether the engine may reach the network (to fetch flake inputs)"),
     (
         "eval.allow_hosts",

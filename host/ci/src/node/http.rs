@@ -39,18 +39,23 @@ fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {
 
 /// Says so when others are to send their claim tokens to this node in clear over a network.
 pub(super) fn warn_of_clear_text(endpoint: &Url) {
+    if is_clear_text(endpoint) {
+        tracing::warn!(
+            "Other nodes reach this one at {endpoint}, without TLS: claim tokens and clone credentials travel in clear. Give \
+             node.endpoint an https URL (a proxy ends TLS) unless the network is your own"
+        );
+    }
+}
+
+/// Whether what is sent there can be read on its way, off this machine.
+fn is_clear_text(endpoint: &Url) -> bool {
     let is_local = match endpoint.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost",
         None => true,
     };
-    if endpoint.scheme() == "http" && !is_local {
-        tracing::warn!(
-            "Other nodes reach this one at {endpoint}, without TLS: claim tokens and clone credentials travel in clear. Give \
-             node.endpoint an https URL (a proxy ends TLS) unless the network is your own"
-        );
-    }
+    endpoint.scheme() == "http" && !is_local
 }
 
 #[cfg(test)]
@@ -65,6 +70,28 @@ mod tests {
     use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
     use super::*;
+    use crate::node::plugins::tests::log;
+
+    #[test]
+    fn tokens_in_clear_over_a_network_are_warned_of() {
+        for (endpoint, warns) in [
+            ("http://10.1.2.3:8080/", true),
+            ("http://[2001:db8::1]/", true),
+            ("http://ci.example.org/", true),
+            ("http://localhost.example.org/", true),
+            ("https://ci.example.org/", false),
+            ("http://127.0.0.1:8080/", false),
+            ("http://127.9.9.9/", false),
+            ("http://[::1]:8080/", false),
+            ("http://localhost/", false),
+        ] {
+            let (log, _guard) = log();
+            warn_of_clear_text(&endpoint.parse().expect("a URL"));
+            let log = String::from_utf8(log.lock().expect("not poisoned").clone()).expect("text");
+            assert_eq!(log.contains("travel in clear"), warns, "{endpoint}: {log}");
+            assert!(!warns || log.contains("WARN") && log.contains(endpoint) && log.contains("node.endpoint"), "{log}");
+        }
+    }
 
     #[tokio::test]
     async fn an_https_endpoint_is_reached_with_the_authority_that_the_operator_names() {

@@ -202,11 +202,11 @@ pub(crate) fn plugins_dir(config: &Config) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// What is logged while this is held, on this thread.
-    fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    pub(in crate::node) fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
         struct Writer(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Writer {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

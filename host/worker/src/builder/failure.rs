@@ -30,6 +30,8 @@ pub(super) enum Trouble {
     Unacknowledged(Failure),
     /// The claim is void: nobody wants to hear of it.
     Void,
+    /// Nothing failed, but it cannot go on here and now: back to the queue for this reason, nothing is counted.
+    GivenBack(String),
 }
 
 impl From<Failure> for Trouble {
@@ -335,7 +337,7 @@ mod tests {
 
         let kind = |error: SignerError| match of_signer(&error) {
             Trouble::Failed(failure) | Trouble::Unacknowledged(failure) => Some(failure.kind),
-            Trouble::Void => None,
+            Trouble::Void | Trouble::GivenBack(_) => None,
         };
         assert_eq!(kind(SignerError::StaleClaim), None);
         let refused = SignerError::Refused { call: "build-complete", code: "x".into(), message: "y".into() };

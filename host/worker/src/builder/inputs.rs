@@ -7,10 +7,10 @@ use std::io::Read as _;
 use harmonia_core::FailureKind;
 use harmonia_core::limits::DRV_BYTES_MAX;
 use harmonia_db::{ClaimedJob, DbError, UpstreamFault};
-use harmonia_nix::worker_protocol::types::GcRequest;
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 
 use super::failure::{Trouble, chain, permanent, transient, transient_error};
+use super::replace::{InUse, delete};
 use super::roots::AttemptRoots;
 use super::spool::AttemptLog;
 use super::{Node, persist};
@@ -25,13 +25,22 @@ const VALIDATION_ROUNDS_MAX: usize = 3;
 /// Most input derivations fetched because the database does not know their outputs.
 const INPUT_DRVS_FETCHED_MAX: usize = 1_000;
 
+/// What came of making everything ready.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    /// The daemon can build this.
+    Ready(BasicDerivation),
+    /// A local path has to be replaced, and somebody uses it. No root of this attempt keeps anything alive now.
+    InUse(InUse),
+}
+
 /// Makes everything ready for the build.
 pub(super) async fn prepare(
     node: &Node,
     job: &ClaimedJob,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<BasicDerivation, Trouble> {
+) -> Result<Prepared, Trouble> {
     // Private projects' inputs are for who holds their jobs.
     let substituter = node.substituter.for_claim(&job.token);
     let derivation = fetch_derivation(node, &substituter, &job.drv_path).await?;
@@ -48,10 +57,14 @@ pub(super) async fn prepare(
     let add_root = |path| {
         roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))
     };
+    let missing = match validate(node, &basic.input_srcs, roots, log).await? {
+        Validated::Sound { missing } => missing,
+        Validated::InUse(in_use) => return Ok(Prepared::InUse(in_use)),
+    };
+    // Not before: an output that is there from another time would keep the inputs that it was made from.
     for path in basic.outputs.values().filter_map(|output| output.path()) {
         add_root(path)?;
     }
-    let missing = validate(node, &basic.input_srcs, roots, log).await?;
     if !missing.is_empty() {
         let plan = match substituter.plan(&missing).await {
             Ok(plan) => plan,
@@ -62,7 +75,7 @@ pub(super) async fn prepare(
             return Err(substitution_failed(node, job, error).await);
         }
     }
-    Ok(basic)
+    Ok(Prepared::Ready(basic))
 }
 
 /// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.
@@ -134,16 +147,27 @@ async fn input_outputs(
     Ok(outputs)
 }
 
+/// What is there of the inputs.
+enum Validated {
+    /// What is there is what the cache published.
+    Sound {
+        /// What is not there.
+        missing: BTreeSet<StorePath>,
+    },
+    /// Something else is there, and cannot be deleted yet.
+    InUse(InUse),
+}
+
 /// Compares what is there with what the cache published: no build may see other inputs than those of everybody else.
-/// What differs is deleted. Returns the inputs that are not there.
+/// What differs is deleted.
 async fn validate(
     node: &Node,
     inputs: &BTreeSet<StorePath>,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<BTreeSet<StorePath>, Trouble> {
+) -> Result<Validated, Trouble> {
     if inputs.is_empty() {
-        return Ok(BTreeSet::new());
+        return Ok(Validated::Sound { missing: BTreeSet::new() });
     }
     let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
     for _ in 0..VALIDATION_ROUNDS_MAX {
@@ -155,14 +179,8 @@ async fn validate(
         let closure = local_closure(&mut daemon, inputs).await?;
         let wrong = wrong_paths(node, &closure).await?;
         if wrong.is_empty() {
-            return Ok(inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect());
-        }
-        for (path, local, canonical) in &wrong {
-            tracing::warn!(%path, %local, %canonical, "A local path differs from the published one and is deleted");
-            let line = format!(
-                "[harmonia-ci: the local {path} differs from the published one ({local} instead of {canonical}), it is replaced]"
-            );
-            log.line(line.as_bytes());
+            let missing = inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect();
+            return Ok(Validated::Sound { missing });
         }
         // Our own roots would keep it alive.
         for path in inputs {
@@ -170,10 +188,16 @@ async fn validate(
                 .remove(path)
                 .map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
         }
-        let paths = wrong.into_iter().map(|(path, ..)| path).collect();
-        daemon.collect_garbage(&GcRequest::delete(paths)).await.map_err(|error| {
-            transient(format!("an input differs from the published one and cannot be replaced: {}", chain(&error)))
-        })?;
+        if let Some(in_use) = delete(node, &mut daemon, wrong.iter().map(|(path, ..)| path.clone()).collect()).await? {
+            return Ok(Validated::InUse(in_use));
+        }
+        for (path, local, canonical) in &wrong {
+            tracing::warn!(%path, %local, %canonical, "A local path differed from the published one and was deleted");
+            let line = format!(
+                "[harmonia-ci: the local {path} differs from the published one ({local} instead of {canonical}), it is replaced]"
+            );
+            log.line(line.as_bytes());
+        }
     }
     Err(transient(
         "inputs that differ from the published ones keep coming back: does somebody else build into this store?",

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use harmonia_core::signer_api::{AttemptUsage, BuildFailed, Failure};
 use harmonia_db::{ClaimedJob, DbError};
+use harmonia_nix::BasicDerivation;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{Trouble, chain, transient, transient_error};
+use super::inputs::Prepared;
+use super::roots::AttemptRoots;
 use super::spool::{OpenLog, log_blob};
 use super::upload::{compressed_log, log_request};
 use super::{Node, Slot, build, inputs, persist, upload};
@@ -74,6 +77,10 @@ async fn attempt(node: &Node, job: &ClaimedJob, slot: Slot) -> End {
     match steps(node, job, slot, &log, &mut usage).await {
         Ok(()) => End::Published,
         Err(Trouble::Void) => End::Void,
+        Err(Trouble::GivenBack(reason)) => {
+            give_back(node, job, &reason).await;
+            End::Aborted
+        }
         Err(Trouble::Failed(failure)) => report(node, job, &failure, &usage, &log).await,
         Err(Trouble::Unacknowledged(failure)) => fail(node, job, &failure, &usage).await,
     }
@@ -90,8 +97,7 @@ async fn steps(
         .roots
         .attempt(job.attempt)
         .map_err(|error| transient(format!("could not register garbage collector roots: {error}")))?;
-    let time = node.options.prepare_timeout;
-    let derivation = in_time(time, "its inputs were not ready", inputs::prepare(node, job, &roots, log)).await?;
+    let derivation = prepare(node, job, &roots, log).await?;
     let began = Instant::now();
     let built = build::build(node, job, &derivation, log.shared()).await;
     usage.build_seconds = began.elapsed().as_secs_f64();
@@ -111,6 +117,26 @@ async fn steps(
     let result = in_time(node.options.upload_timeout, "its outputs were not published", publish).await;
     drop(uploading);
     result
+}
+
+/// The inputs are ready within their time, without that for which others use what has to be replaced.
+async fn prepare(
+    node: &Node,
+    job: &ClaimedJob,
+    roots: &AttemptRoots,
+    log: &OpenLog,
+) -> Result<BasicDerivation, Trouble> {
+    let time = node.options.prepare_timeout;
+    let mut deadline = None;
+    loop {
+        match in_time(time, "its inputs were not ready", inputs::prepare(node, job, roots, log)).await? {
+            Prepared::Ready(derivation) => return Ok(derivation),
+            Prepared::InUse(in_use) => {
+                let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + time);
+                in_use.wait(node, job, log, deadline).await?;
+            }
+        }
+    }
 }
 
 /// Whatever hangs (a store daemon, a cache, a signer) holds a job for so long and no longer; then another node may try.
@@ -167,7 +193,7 @@ async fn fail(node: &Node, job: &ClaimedJob, failure: &Failure, usage: &AttemptU
         Err(DbError::StaleClaim | DbError::Refused { .. }) => End::Void,
         Err(error) => {
             tracing::error!(attempt = %job.attempt, error = %chain(&error), "Could not record a failed build, it is given back instead");
-            give_back(node, job).await;
+            give_back(node, job, "its end could not be recorded").await;
             End::Aborted
         }
     }
@@ -175,10 +201,10 @@ async fn fail(node: &Node, job: &ClaimedJob, failure: &Failure, usage: &AttemptU
 
 /// Lets go of a job of which the database will hear nothing else. Asks until it is heard: a job that nobody works on must
 /// not stay held.
-async fn give_back(node: &Node, job: &ClaimedJob) {
+async fn give_back(node: &Node, job: &ClaimedJob, reason: &str) {
     let mut pause = GIVE_BACK_PAUSE;
     loop {
-        match node.options.db.release_attempt(job.attempt, &job.token, "its end could not be recorded").await {
+        match node.options.db.release_attempt(job.attempt, &job.token, reason).await {
             Ok(()) | Err(DbError::StaleClaim) => return,
             Err(error) => {
                 tracing::error!(attempt = %job.attempt, error = %chain(&error), "Could not give a job back, trying again");

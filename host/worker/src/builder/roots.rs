@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use harmonia_core::{AttemptId, NodeId};
 use harmonia_nix::StorePath;
+use tokio::sync::watch;
 
 /// The folder below `gcroots` that is ours.
 const OURS: &str = "harmonia-ci";
@@ -17,12 +18,15 @@ const OURS: &str = "harmonia-ci";
 #[derive(Debug, Clone)]
 pub(super) struct Roots {
     dir: PathBuf,
+    /// Raised when one was removed.
+    removed: watch::Sender<()>,
 }
 
 /// The roots of one attempt; dropping it removes them.
 #[derive(Debug)]
 pub(super) struct AttemptRoots {
     dir: PathBuf,
+    removed: watch::Sender<()>,
 }
 
 impl Roots {
@@ -41,14 +45,30 @@ impl Roots {
             _ => {}
         }
         std::fs::create_dir_all(&dir)?;
-        Ok(Self { dir })
+        Ok(Self { dir, removed: watch::Sender::new(()) })
     }
 
     /// Where the roots of an attempt go.
     pub(super) fn attempt(&self, attempt: AttemptId) -> io::Result<AttemptRoots> {
         let dir = self.dir.join(attempt.to_string());
         std::fs::create_dir_all(&dir)?;
-        Ok(AttemptRoots { dir })
+        Ok(AttemptRoots { dir, removed: self.removed.clone() })
+    }
+
+    /// Changes whenever a root was removed.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.removed.subscribe()
+    }
+
+    /// Whose root `link` is, when it is one of this node.
+    pub(super) fn attempt_of(&self, link: &str) -> Option<AttemptId> {
+        let attempt = Path::new(link).strip_prefix(&self.dir).ok()?.components().next()?;
+        attempt.as_os_str().to_str()?.parse().ok().map(AttemptId)
+    }
+
+    /// Whether `link` is of this or another node of this store.
+    pub(super) fn is_of_nodes(&self, link: &str) -> bool {
+        self.dir.parent().is_some_and(|nodes| Path::new(link).starts_with(nodes))
     }
 }
 
@@ -65,7 +85,10 @@ impl AttemptRoots {
     pub(super) fn remove(&self, path: &StorePath) -> io::Result<()> {
         match std::fs::remove_file(self.dir.join(path.base_name())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+            result => {
+                self.removed.send_replace(());
+                result
+            }
         }
     }
 }
@@ -75,6 +98,7 @@ impl Drop for AttemptRoots {
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
             tracing::warn!(%error, "Could not remove the garbage collector roots in {}", self.dir.display());
         }
+        self.removed.send_replace(());
     }
 }
 
@@ -102,6 +126,12 @@ mod tests {
             attempt.add(&path).expect("symlink");
             attempt.add(&path).expect("again");
             assert_eq!(std::fs::read_link(&link).expect("symlink"), Path::new(path.as_str()));
+            let text = link.to_str().expect("text");
+            assert_eq!((roots.attempt_of(text), roots.is_of_nodes(text)), (Some(AttemptId(7)), true));
+            let other = text.replace("b_1", "b_2");
+            assert_eq!((roots.attempt_of(&other), roots.is_of_nodes(&other)), (None, true));
+            let foreign = state.path().join("gcroots/7/x");
+            assert!(!roots.is_of_nodes(foreign.to_str().expect("text")));
             attempt.remove(&path).expect("removed");
             attempt.remove(&path).expect("again");
             assert!(std::fs::read_link(&link).is_err());

@@ -6,6 +6,7 @@ mod caches;
 mod hanging;
 mod lost_answers;
 mod queue;
+mod replacing;
 mod whole;
 mod world;
 

@@ -7,11 +7,12 @@ use harmonia_core::signer_api::{
     AttemptUsage, BuildComplete, BuildCompleteAnswer, Holder, LogBlob, OutputInfo, PathInfo, SlotsRequest,
 };
 use harmonia_db::ClaimedJob;
-use harmonia_nix::worker_protocol::types::{self, GcRequest};
+use harmonia_nix::worker_protocol::types;
 use harmonia_nix::{BasicDerivation, StorePath};
 
 use super::Node;
 use super::failure::{Trouble, chain, of_packing, of_signer, permanent, transient, transient_error};
+use super::replace::delete;
 use super::roots::AttemptRoots;
 use super::spool::{OpenLog, log_blob};
 use crate::pack::{Compressed, PackOptions, Packed, pack, physical_path};
@@ -218,14 +219,12 @@ async fn drop_local(node: &Node, outputs: &BTreeMap<&str, &StorePath>, roots: &A
         "Another build published these outputs first, with other content; the local ones are deleted"
     );
     let result = match node.daemon.connect().await {
-        Ok(mut daemon) => {
-            daemon.collect_garbage(&GcRequest::delete(paths)).await.map(drop).map_err(|error| chain(&error))
-        }
-        Err(error) => Err(chain(&error)),
+        Ok(mut daemon) => delete(node, &mut daemon, paths).await,
+        Err(error) => Err(transient_error(&error).into()),
     };
-    if let Err(error) = result {
-        // The next build that needs one of them finds the difference and tries again.
-        tracing::warn!(error, "Could not delete outputs that differ from the published ones");
+    // Else the next build that needs one of them finds the difference, and waits for whoever uses it.
+    if !matches!(result, Ok(None)) {
+        tracing::warn!(?result, "Could not delete outputs that differ from the published ones");
     }
 }
 

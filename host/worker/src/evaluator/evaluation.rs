@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harmonia_core::ClaimToken;
 use harmonia_core::api::Source;
 use harmonia_core::project_config::{ParsedConfig, directory, parse_attr_path, print_attr_path};
 use harmonia_core::reuse::{self, Traces};
-use harmonia_db::{ClaimedEvaluation, CommitFacts, DbError};
+use harmonia_core::{ClaimToken, EvalId};
+use harmonia_db::{ClaimedEvaluation, CommitFacts, Db, DbError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -342,27 +342,7 @@ impl Run<'_> {
         let insert = async { inserter.take_all(received).await.map_err(EvaluateError::from) };
         // Whichever fails first ends the other.
         tokio::try_join!(work, insert)?;
-        let names: Vec<String> = inserter.expected().iter().cloned().collect();
-        for chunk in names.chunks(5_000) {
-            db.expect_attrs(eval, self.token, chunk).await?;
-        }
-        if names.is_empty() {
-            if !self.allow_empty {
-                return Err(EvaluateError::Nothing("none of the names evaluates to a derivation".to_owned()));
-            }
-            db.allow_empty_evaluation(eval, self.token).await?;
-        }
-        // What shows nothing has nothing to show elsewhere.
-        if let Some(reuse_key) = reuse_key.filter(|_| !names.is_empty()) {
-            db.set_evaluation_reuse(eval, self.token, &reuse_key, inserter.embeds_commit()).await?;
-        }
-        let finished = db.finish_evaluation(eval, self.token).await?;
-        if !finished.complete {
-            return Err(EvaluateError::Incomplete(
-                finished.missing.into_iter().take(10).collect::<Vec<_>>().join(", "),
-            ));
-        }
-        Ok(())
+        conclude(db, (eval, self.token), inserter, self.allow_empty, reuse_key).await
     }
 
     fn task(&self, path: Vec<String>) -> Task {
@@ -388,6 +368,36 @@ impl Run<'_> {
         text.push_str(". Name the outputs to build with 'attrs' in .harmonia-ci.toml, or set 'allow-empty = true'");
         Err(EvaluateError::Nothing(text))
     }
+}
+
+/// The evaluation is complete when each name that was told before it was evaluated has a result or an error. Engines see
+/// to that themselves; whatever else loses one, it is not taken for green.
+pub(super) async fn conclude(
+    db: &Db,
+    (eval, token): (EvalId, &ClaimToken),
+    inserter: Inserter<'_>,
+    allow_empty: bool,
+    reuse_key: Option<String>,
+) -> Result<(), EvaluateError> {
+    let names: Vec<String> = inserter.expected().iter().cloned().collect();
+    for chunk in names.chunks(5_000) {
+        db.expect_attrs(eval, token, chunk).await?;
+    }
+    if names.is_empty() {
+        if !allow_empty {
+            return Err(EvaluateError::Nothing("none of the names evaluates to a derivation".to_owned()));
+        }
+        db.allow_empty_evaluation(eval, token).await?;
+    }
+    // What shows nothing has nothing to show elsewhere.
+    if let Some(reuse_key) = reuse_key.filter(|_| !names.is_empty()) {
+        db.set_evaluation_reuse(eval, token, &reuse_key, inserter.embeds_commit()).await?;
+    }
+    let finished = db.finish_evaluation(eval, token).await?;
+    if !finished.complete {
+        return Err(EvaluateError::Incomplete(finished.missing.into_iter().take(10).collect::<Vec<_>>().join(", ")));
+    }
+    Ok(())
 }
 
 /// Which systems are evaluated.

@@ -1,8 +1,10 @@
 //! The derivations below attributes: read natively, walked as far as the database says, in an order in which
-//! dependencies come first. Start at [`Walker::walk`]. What is wrong with a derivation is the error of every attribute that
-//! leads to it, and of nothing else.
+//! dependencies come first. Start at [`Walker::walk`]; what it holds meanwhile is in `graph/held.rs`. What is wrong with a
+//! derivation is the error of every attribute that leads to it, and of nothing else.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod held;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,9 +15,13 @@ use harmonia_nix::{Derivation, StorePath};
 
 use super::upstream::{Asker, Upstream};
 use crate::pack::physical_path;
+pub(crate) use held::Planned;
+use held::{Held, Id, Role};
 
 /// Derivations asked of the database at once.
 const CLASSIFY_MAX: usize = 2_000;
+/// Paths that derivations name which are held at once as they were read, before only who needs whom is kept of them.
+const READ_REFERENCES_MAX: usize = 100_000;
 /// Derivations remembered as settled, over all walks of an evaluation. Beyond that they are simply asked for again.
 const SETTLED_MAX: usize = 400_000;
 /// Newer evaluators may say a `.drv` path a moment before they have written the file. Over the whole evaluation, since it
@@ -37,6 +43,12 @@ pub(crate) enum GraphError {
     /// More than a walk holds.
     #[error("it depends on more than {0} derivations that are not built yet")]
     TooMany(usize),
+    /// And more than the node's memory is for.
+    #[error(
+        "the derivations that it depends on and that are not built yet are too many, or have too many inputs: an \
+         evaluation has {} MiB of this node's memory for them", .0 >> 20
+    )]
+    TooLarge(u64),
     /// The database.
     #[error("could not look up derivations")]
     Database(#[from] DbError),
@@ -46,7 +58,7 @@ impl GraphError {
     /// Whether another graph would do.
     pub(super) fn is_about_content(&self) -> bool {
         match self {
-            Self::Unusable(_) | Self::TooMany(_) => true,
+            Self::Unusable(_) | Self::TooMany(_) | Self::TooLarge(_) => true,
             Self::Database(error) => error.refuses_values(),
         }
     }
@@ -103,7 +115,7 @@ pub(crate) enum Unusable {
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
     /// To be inserted, dependencies first.
-    pub(crate) derivations: Vec<GraphDerivation>,
+    pub(crate) derivations: Vec<Planned>,
     /// Further derivations whose files signers need to check those: below what upstream caches have. Dependencies first,
     /// to be uploaded before the others.
     pub(crate) only_files: Vec<StorePath>,
@@ -118,8 +130,8 @@ pub(crate) struct Walker<'a> {
     token: &'a ClaimToken,
     store_root: Option<PathBuf>,
     upstream: &'a Upstream,
-    /// Derivations of one walk; more are refused rather than held in memory.
-    walk_max: usize,
+    /// Most of one walk; more is refused rather than held in memory.
+    bounds: WalkBounds,
     /// How long to wait yet, over the whole evaluation, for files that are not there.
     patience_left: Duration,
     /// Inserted, or found to need nothing.
@@ -130,12 +142,25 @@ pub(crate) struct Walker<'a> {
     unusable: HashMap<StorePath, String>,
 }
 
+/// How much a walk may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WalkBounds {
+    /// Derivations.
+    pub(crate) derivations_max: usize,
+    /// Memory.
+    pub(crate) bytes_max: u64,
+}
+
 /// One look at a graph.
-#[derive(Default)]
 struct Look {
-    found: HashMap<StorePath, GraphDerivation>,
+    held: Held,
+    /// Derivations that are to be inserted, and those of which only the file counts.
+    found: usize,
+    files: usize,
+    /// To be looked at.
+    frontier: Vec<Id>,
     /// Below what upstream caches have.
-    files: HashMap<StorePath, GraphDerivation>,
+    below_available: Vec<Id>,
     /// Something of it cannot be built.
     has_unusable: bool,
 }
@@ -147,7 +172,7 @@ impl<'a> Walker<'a> {
         token: &'a ClaimToken,
         store_root: Option<PathBuf>,
         upstream: &'a Upstream,
-        walk_max: usize,
+        bounds: WalkBounds,
     ) -> Self {
         Self {
             db,
@@ -155,7 +180,7 @@ impl<'a> Walker<'a> {
             token,
             store_root,
             upstream,
-            walk_max,
+            bounds,
             patience_left: DRV_PATIENCE,
             settled: HashSet::new(),
             files_known: HashSet::new(),
@@ -190,75 +215,105 @@ impl<'a> Walker<'a> {
             let good: Vec<StorePath> = roots.iter().filter(|root| !refused.contains_key(*root)).cloned().collect();
             self.look(&good, asked).await?
         };
-        let only_files = in_order(look.files).into_iter().map(|derivation| derivation.drv_path).collect::<Vec<_>>();
+        let (derivations, only_files) = look.held.into_plan();
         self.files_known.extend(only_files.iter().cloned());
-        Ok(Walked { derivations: in_order(look.found), only_files, refused })
+        Ok(Walked { derivations, only_files, refused })
     }
 
     async fn look(&mut self, roots: &[StorePath], asked: &[(StorePath, AskedLimits)]) -> Result<Look, GraphError> {
-        let mut look = Look::default();
-        let mut below_available: Vec<StorePath> = Vec::new();
-        let mut seen: HashSet<StorePath> = HashSet::new();
-        let mut frontier: Vec<StorePath> = Vec::new();
-        for root in roots {
-            if !self.settled.contains(root) && seen.insert(root.clone()) {
-                frontier.push(root.clone());
+        let mut look = Look {
+            held: Held::new(self.bounds.bytes_max),
+            found: 0,
+            files: 0,
+            frontier: Vec::new(),
+            below_available: Vec::new(),
+            has_unusable: false,
+        };
+        for root in roots.iter().filter(|root| !self.settled.contains(*root)) {
+            let id = look.held.name(root)?;
+            if look.held.queue(id) {
+                look.frontier.push(id);
             }
         }
-        while !frontier.is_empty() {
-            let rest = frontier.split_off(frontier.len().min(CLASSIFY_MAX));
-            let unknown = std::mem::replace(&mut frontier, rest);
-            let mut descend = Vec::new();
+        while !look.frontier.is_empty() {
+            let rest = look.frontier.split_off(look.frontier.len().min(CLASSIFY_MAX));
+            let unknown = std::mem::replace(&mut look.frontier, rest);
+            let unknown: Vec<StorePath> = unknown.into_iter().map(|id| look.held.path(id).clone()).collect();
+            let (mut read, mut references) = (Vec::new(), 0);
             for (path, walk) in self.db.classify_derivations(self.eval, self.token, &unknown, asked).await? {
                 match walk {
                     Walk::Stop => drop(self.settled.insert(path)),
                     Walk::Descend => match self.described(&path).await {
-                        Some(derivation) => descend.push((derivation, path)),
-                        None => look.has_unusable = true,
+                        Some(derivation) => {
+                            references += names(&derivation);
+                            read.push(derivation);
+                            if references > READ_REFERENCES_MAX {
+                                self.descend(&mut look, std::mem::take(&mut read)).await?;
+                                references = 0;
+                            }
+                        }
+                        None => {
+                            look.has_unusable = true;
+                            look.held.charge_unusable()?;
+                        }
                     },
                 }
             }
-            let asker = Asker { db: self.db, eval: self.eval, token: self.token };
-            let available = self.upstream.available(asker, descend.iter().map(|(derivation, _)| derivation)).await?;
-            for ((mut derivation, path), available) in descend.into_iter().zip(available) {
-                derivation.available = available;
-                let inputs = derivation.inputs.iter().map(|(input, _)| input.clone());
-                if available {
-                    below_available.extend(inputs);
-                } else {
-                    frontier.extend(inputs.filter(|input| !self.settled.contains(input) && seen.insert(input.clone())));
-                }
-                look.found.insert(path, derivation);
-                if look.found.len() > self.walk_max {
-                    return Err(GraphError::TooMany(self.walk_max));
-                }
+            self.descend(&mut look, read).await?;
+        }
+        self.look_at_files(&mut look).await?;
+        Ok(look)
+    }
+
+    /// Below these it goes on: for those that have to be built, with what they need.
+    async fn descend(&mut self, look: &mut Look, read: Vec<GraphDerivation>) -> Result<(), GraphError> {
+        let asker = Asker { db: self.db, eval: self.eval, token: self.token };
+        let available = self.upstream.available(asker, read.iter()).await?;
+        for (derivation, available) in read.into_iter().zip(available) {
+            let inputs = self.inputs(look, &derivation)?;
+            if available {
+                look.below_available.extend(&inputs);
+            } else {
+                look.frontier.extend(inputs.iter().filter(|input| look.held.queue(**input)));
+            }
+            let role = if available { Role::Available } else { Role::Built };
+            look.held.hold(&derivation.drv_path, role, inputs, names(&derivation))?;
+            look.found += 1;
+            if look.found > self.bounds.derivations_max {
+                return Err(GraphError::TooMany(self.bounds.derivations_max));
             }
         }
-        self.look_at_files(below_available, &mut look).await?;
-        Ok(look)
+        Ok(())
+    }
+
+    /// The places of what a derivation needs, without what needs nothing any more.
+    fn inputs(&self, look: &mut Look, derivation: &GraphDerivation) -> Result<Vec<Id>, GraphError> {
+        let open = derivation.inputs.iter().map(|(input, _)| input).filter(|input| !self.settled.contains(*input));
+        open.map(|input| look.held.name(input)).collect()
     }
 
     /// The roots that lead to something that cannot be built.
     fn refused(&self, roots: &[StorePath], look: &Look) -> HashMap<StorePath, String> {
-        let all = look.found.iter().chain(&look.files).map(|(path, derivation)| (path.clone(), derivation.clone()));
-        // What is wrong with each, dependencies first.
-        let mut wrong: HashMap<StorePath, &StorePath> = HashMap::new();
-        for derivation in in_order(all.collect()) {
-            let reason = derivation.inputs.iter().find_map(|(input, _)| {
-                self.unusable.get_key_value(input).map(|(path, _)| path).or_else(|| wrong.get(input).copied())
-            });
-            if let Some(reason) = reason {
-                wrong.insert(derivation.drv_path, reason);
-            }
-        }
+        let wrong = look.held.wrong_below(|path| self.unusable.contains_key(path));
         let reason = |root: &StorePath| {
             if let Some(reason) = self.unusable.get(root) {
                 return Some(reason.clone());
             }
-            let below = self.unusable.get(*wrong.get(root)?)?;
+            let below = self.unusable.get(look.held.path(*wrong.get(&look.held.id(root)?)?))?;
             Some(format!("something that it needs cannot be built: {below}"))
         };
         roots.iter().filter_map(|root| Some((root.clone(), reason(root)?))).collect()
+    }
+
+    /// What the files of these say, read again.
+    pub(crate) async fn read_planned(&mut self, planned: &[Planned]) -> Result<Vec<GraphDerivation>, GraphError> {
+        let mut derivations = Vec::with_capacity(planned.len());
+        for Planned { drv_path, available, path_length, .. } in planned {
+            let derivation = self.read(drv_path).await?;
+            let described = describe(drv_path.clone(), &derivation)?;
+            derivations.push(GraphDerivation { available: *available, path_length: *path_length, ..described });
+        }
+        Ok(derivations)
     }
 
     /// These are in the database now.
@@ -266,25 +321,30 @@ impl<'a> Walker<'a> {
         self.settled.extend(derivations.iter().map(|derivation| derivation.drv_path.clone()));
     }
 
-    async fn look_at_files(&mut self, roots: Vec<StorePath>, look: &mut Look) -> Result<(), GraphError> {
-        let mut todo = roots;
-        while let Some(path) = todo.pop() {
-            let is_known = look.found.contains_key(&path) || look.files.contains_key(&path);
+    async fn look_at_files(&mut self, look: &mut Look) -> Result<(), GraphError> {
+        while let Some(id) = look.below_available.pop() {
+            let path = look.held.path(id).clone();
+            let is_known = !matches!(look.held.role(id), Role::Named | Role::Queued);
             if is_known || self.settled.contains(&path) || self.files_known.contains(&path) {
                 continue;
             }
-            if look.files.len() >= self.walk_max {
-                return Err(GraphError::TooMany(self.walk_max));
+            if look.files >= self.bounds.derivations_max {
+                return Err(GraphError::TooMany(self.bounds.derivations_max));
             }
             let Some(derivation) = self.described(&path).await else {
                 look.has_unusable = true;
+                look.held.charge_unusable()?;
                 continue;
             };
             // The hash of a fixed output does not depend on inputs.
-            if derivation.outputs.iter().all(|output| output.fixed_hash.is_none()) {
-                todo.extend(derivation.inputs.iter().map(|(input, _)| input.clone()));
-            }
-            look.files.insert(path, derivation);
+            let inputs = if derivation.outputs.iter().all(|output| output.fixed_hash.is_none()) {
+                self.inputs(look, &derivation)?
+            } else {
+                Vec::new()
+            };
+            look.below_available.extend(&inputs);
+            look.held.hold(&path, Role::OnlyFile, inputs, 0)?;
+            look.files += 1;
         }
         Ok(())
     }
@@ -389,105 +449,7 @@ fn check_words(path: &StorePath, system: &str, features: &BTreeSet<String>) -> R
     Ok(())
 }
 
-/// Dependencies first, and otherwise by path, so that equal graphs give equal batches.
-fn in_order(found: HashMap<StorePath, GraphDerivation>) -> Vec<GraphDerivation> {
-    let mut left: BTreeMap<StorePath, Option<GraphDerivation>> =
-        found.into_iter().map(|(path, derivation)| (path, Some(derivation))).collect();
-    let roots: Vec<StorePath> = left.keys().cloned().collect();
-    let mut order = Vec::with_capacity(left.len());
-    // Not recursive: chains of derivations are longer than stacks. An entry seen for the second time has its inputs
-    // behind it. (Store paths are hashes of what they contain, so there are no cycles.)
-    let mut stack: Vec<(StorePath, bool)> = Vec::new();
-    let mut opened: HashSet<StorePath> = HashSet::new();
-    for root in roots {
-        stack.push((root, false));
-        while let Some((path, inputs_done)) = stack.pop() {
-            if inputs_done {
-                order.extend(left.get_mut(&path).and_then(Option::take));
-            } else if opened.insert(path.clone())
-                && let Some(Some(derivation)) = left.get(&path)
-            {
-                let inputs: Vec<StorePath> = derivation.inputs.iter().map(|(input, _)| input.clone()).collect();
-                stack.push((path, true));
-                stack.extend(inputs.into_iter().filter(|input| left.contains_key(input)).map(|input| (input, false)));
-            }
-        }
-    }
-    note_path_lengths(&mut order);
-    order
-}
-
-/// How long the longest chain above each is, itself included. Dependencies come first in `order`.
-fn note_path_lengths(order: &mut [GraphDerivation]) {
-    let places: HashMap<StorePath, usize> =
-        order.iter().enumerate().map(|(place, derivation)| (derivation.drv_path.clone(), place)).collect();
-    for place in (0..order.len()).rev() {
-        // What is available is not built, and nothing waits for it nor, through it, for what is below.
-        let (below, rest) = order.split_at_mut(place);
-        let derivation = &rest[0];
-        if derivation.available {
-            continue;
-        }
-        for (input, _) in &derivation.inputs {
-            if let Some(input) = places.get(input).and_then(|input| below.get_mut(*input)) {
-                input.path_length = input.path_length.max(derivation.path_length.saturating_add(1));
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(name: usize) -> StorePath {
-        StorePath::from_base_name(&format!("{name:032}-x.drv")).expect("a store path")
-    }
-
-    fn node(name: usize, inputs: &[usize]) -> (StorePath, GraphDerivation) {
-        let derivation = GraphDerivation {
-            drv_path: path(name),
-            name: "x".to_owned(),
-            system: "x86_64-linux".to_owned(),
-            required_features: Vec::new(),
-            outputs: Vec::new(),
-            inputs: inputs.iter().map(|input| (path(*input), vec!["out".to_owned()])).collect(),
-            sources: Vec::new(),
-            available: false,
-            path_length: 1,
-        };
-        (path(name), derivation)
-    }
-
-    #[test]
-    fn dependencies_come_first_in_graphs_of_any_depth() {
-        let depth = 100_000;
-        let chain =
-            (0..depth).map(|name| node(name, if name + 1 < depth { vec![name + 1] } else { vec![] }.as_slice()));
-        let order = in_order(chain.collect());
-        assert_eq!(order.len(), depth);
-        assert!(order.windows(2).all(|pair| pair[0].drv_path > pair[1].drv_path));
-
-        let diamond = [node(1, &[2, 3]), node(2, &[4, 9]), node(3, &[4]), node(4, &[])];
-        let order: Vec<StorePath> =
-            in_order(diamond.into_iter().collect()).into_iter().map(|node| node.drv_path).collect();
-        let place = |name| order.iter().position(|found| *found == path(name)).expect("there");
-        assert_eq!(order.len(), 4);
-        assert!(place(4) < place(2) && place(4) < place(3) && place(2) < place(1) && place(3) < place(1));
-    }
-
-    #[test]
-    fn the_longest_chain_above_counts() {
-        let lengths = |nodes: Vec<(StorePath, GraphDerivation)>| -> HashMap<StorePath, u32> {
-            in_order(nodes.into_iter().collect()).into_iter().map(|node| (node.drv_path, node.path_length)).collect()
-        };
-        // 1 → 2 → 4 → 5, 1 → 5, 3 → 4; 9 is outside.
-        let graph = vec![node(1, &[2, 5, 9]), node(2, &[4]), node(3, &[4]), node(4, &[5]), node(5, &[])];
-        let expected: HashMap<_, _> = [(1, 1), (2, 2), (3, 1), (4, 3), (5, 4)].map(|(n, l)| (path(n), l)).into();
-        assert_eq!(lengths(graph.clone()), expected);
-        // Nothing waits below what an upstream cache has.
-        let mut cut = graph;
-        cut[1].1.available = true;
-        assert_eq!(lengths(cut)[&path(4)], 2);
-    }
+/// Paths that a derivation names: what it costs to hold what its file says.
+fn names(derivation: &GraphDerivation) -> usize {
+    derivation.inputs.len() + derivation.sources.len() + derivation.outputs.len()
 }

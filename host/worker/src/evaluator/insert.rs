@@ -4,7 +4,7 @@
 //! What is wrong with an attribute is its own error, whoever finds it: a batch that is refused for what it says is queued
 //! again attribute by attribute, and only those that are refused alone have the refusal as their error.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use harmonia_core::project_config::AttrName;
@@ -17,15 +17,16 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::engine::{EngineEvent, EngineLine, Evaluated, shorten_error};
-use super::graph::{GraphError, Walker};
+use super::graph::{GraphError, Planned, WalkBounds, Walker};
 use super::traces::TraceSearch;
 use super::upload::{UploadError, Uploader};
 use crate::store_daemon::Connection;
 
 /// A batch is full with that many attributes,
 const BATCH_ATTRS: usize = 50;
-/// or that many derivations,
+/// or that many derivations, or those that name so many paths together,
 const BATCH_DERIVATIONS: usize = 5_000;
+const BATCH_REFERENCES: usize = 200_000;
 /// or when its first attribute has waited that long.
 const BATCH_AGE: Duration = Duration::from_secs(2);
 /// The engine's output reaches the page in pieces of about that size or age.
@@ -119,6 +120,8 @@ pub(super) struct Inserter<'a> {
     /// Names that must have a result or an error in the end: told before any is evaluated, and taken back only when the
     /// engine says that they are sets, or nothing to build.
     expected: BTreeSet<String>,
+    /// What was taken back. Engines of several processes tell in no order: it may be named as a member only then.
+    taken_back: HashSet<String>,
 }
 
 impl<'a> Inserter<'a> {
@@ -142,7 +145,10 @@ impl<'a> Inserter<'a> {
                 token,
                 root.clone(),
                 &settings.upstream,
-                options.bounds.derivations_max,
+                WalkBounds {
+                    derivations_max: options.bounds.derivations_max,
+                    bytes_max: options.bounds.graph_bytes_max / (options.max_evals as u64 + 1),
+                },
             ),
             uploader: Uploader::new(
                 &options.db,
@@ -158,6 +164,7 @@ impl<'a> Inserter<'a> {
             log: String::new(),
             warnings: Vec::new(),
             expected: BTreeSet::new(),
+            taken_back: HashSet::new(),
         }
     }
 
@@ -193,11 +200,11 @@ impl<'a> Inserter<'a> {
                 None => break,
                 Some(EngineEvent::Expected(names)) => self.expect(&names),
                 Some(EngineEvent::Set { path, members }) => {
-                    self.expected.remove(&AttrName::of(&path).text);
+                    self.take_back(&path);
                     self.expect(&members);
                 }
                 Some(EngineEvent::LeftOut { path, warning }) => {
-                    self.expected.remove(&AttrName::of(&path).text);
+                    self.take_back(&path);
                     self.warnings.extend(warning);
                     log_due = log_due.min(Instant::now() + LOG_AGE);
                 }
@@ -243,7 +250,14 @@ impl<'a> Inserter<'a> {
     }
 
     fn expect(&mut self, names: &[Vec<String>]) {
-        self.expected.extend(names.iter().map(|path| AttrName::of(path).text));
+        let names = names.iter().map(|path| AttrName::of(path).text);
+        self.expected.extend(names.filter(|name| !self.taken_back.contains(name)));
+    }
+
+    fn take_back(&mut self, path: &[String]) {
+        let name = AttrName::of(path).text;
+        self.expected.remove(&name);
+        self.taken_back.insert(name);
     }
 
     async fn flush_log(&mut self) -> Result<(), InsertError> {
@@ -312,12 +326,8 @@ impl<'a> Inserter<'a> {
             traces.search_texts(attrs.iter().map(|attr| attr.attr.as_str()));
         }
         self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
-        let mut rest = walked.derivations;
-        while rest.len() > BATCH_DERIVATIONS {
-            let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &asked).await?;
-        }
-        self.insert(rest, attrs, &asked).await?;
+        let last = self.insert_before(walked.derivations, &asked).await?;
+        self.insert(last, attrs, &asked).await?;
         // Nothing waits for this: what was inserted is built meanwhile.
         if let Some(traces) = &mut self.traces {
             traces.search(roots).await;
@@ -332,21 +342,32 @@ impl<'a> Inserter<'a> {
             return Err(InsertError::Unusable(problem));
         }
         self.uploader.derivations(&mut self.walker, walked.only_files.iter()).await?;
-        let mut rest = walked.derivations;
-        while rest.len() > BATCH_DERIVATIONS {
-            let tail = rest.split_off(BATCH_DERIVATIONS);
-            self.insert(std::mem::replace(&mut rest, tail), Vec::new(), &[]).await?;
+        let last = self.insert_before(walked.derivations, &[]).await?;
+        if last.is_empty() { Ok(()) } else { self.insert(last, Vec::new(), &[]).await }
+    }
+
+    /// Inserts all but the last batch, which is returned.
+    async fn insert_before(
+        &mut self,
+        planned: Vec<Planned>,
+        asked: &[(StorePath, AskedLimits)],
+    ) -> Result<Vec<Planned>, InsertError> {
+        let mut batches = batches(planned);
+        let last = batches.pop().unwrap_or_default();
+        for batch in batches {
+            self.insert(batch, Vec::new(), asked).await?;
         }
-        if rest.is_empty() { Ok(()) } else { self.insert(rest, Vec::new(), &[]).await }
+        Ok(last)
     }
 
     /// Uploads, then inserts, what belongs together; completes it with whatever the database misses.
     async fn insert(
         &mut self,
-        derivations: Vec<GraphDerivation>,
+        planned: Vec<Planned>,
         attrs: Vec<GraphAttr>,
         asked: &[(StorePath, AskedLimits)],
     ) -> Result<(), InsertError> {
+        let derivations = self.walker.read_planned(&planned).await?;
         self.upload(&derivations).await?;
         let mut batch = GraphBatch { derivations, attrs, holds: Vec::new(), asked: asked.to_vec() };
         for _ in 0..MISSING_ROUNDS_MAX {
@@ -364,11 +385,13 @@ impl<'a> Inserter<'a> {
                 return Err(InsertError::Missing(missing));
             }
             self.uploader.derivations(&mut self.walker, more.only_files.iter()).await?;
-            self.upload(&more.derivations).await?;
-            let known: BTreeSet<StorePath> =
-                more.derivations.iter().map(|derivation| derivation.drv_path.clone()).collect();
+            let known: BTreeSet<StorePath> = more.derivations.iter().map(|planned| planned.drv_path.clone()).collect();
             batch.derivations.retain(|derivation| !known.contains(&derivation.drv_path));
-            batch.derivations.splice(0..0, more.derivations);
+            // Few as a rule; all but the last batch of many go first, as they would have.
+            let last = Box::pin(self.insert_before(more.derivations, asked)).await?;
+            let last = self.walker.read_planned(&last).await?;
+            self.upload(&last).await?;
+            batch.derivations.splice(0..0, last);
         }
         let first = batch.derivations.swap_remove(0).drv_path;
         Err(InsertError::Missing(first))
@@ -383,6 +406,23 @@ impl<'a> Inserter<'a> {
             .collect();
         Ok(self.uploader.sources(&mut self.connection, sources).await?)
     }
+}
+
+/// So many at a time as are held in memory with all that their files say.
+fn batches(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
+    let mut batches: Vec<Vec<Planned>> = Vec::new();
+    let mut references = 0;
+    for derivation in planned {
+        references += derivation.references as usize;
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH_DERIVATIONS && references <= BATCH_REFERENCES => batch.push(derivation),
+            _ => {
+                references = derivation.references as usize;
+                batches.push(vec![derivation]);
+            }
+        }
+    }
+    batches
 }
 
 /// What an attribute asks for its own derivation.
@@ -406,7 +446,26 @@ fn warning_in(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::warning_in;
+    use harmonia_nix::StorePath;
+
+    use super::{BATCH_DERIVATIONS, BATCH_REFERENCES, Planned, batches, warning_in};
+
+    #[test]
+    fn batches_hold_so_many_derivations_and_so_much_of_each() {
+        let lengths = |references: &[u32]| -> Vec<usize> {
+            let planned = |references: &u32| Planned {
+                drv_path: StorePath::from_base_name(&format!("{:032}-x.drv", 0)).expect("a path"),
+                available: false,
+                path_length: 1,
+                references: *references,
+            };
+            batches(references.iter().map(planned).collect()).iter().map(Vec::len).collect()
+        };
+        assert!(lengths(&[]).is_empty());
+        assert_eq!(lengths(&vec![1; BATCH_DERIVATIONS + 2]), [BATCH_DERIVATIONS, 2]);
+        let half = u32::try_from(BATCH_REFERENCES / 2).expect("fits");
+        assert_eq!(lengths(&[half, half, 1, half, half + 1, 5 * half, 1]), [2, 2, 1, 1, 1]);
+    }
 
     #[test]
     fn warnings_are_found() {

@@ -4,6 +4,7 @@
 mod alone;
 mod egress;
 mod forge;
+mod names;
 mod reuse;
 mod upstream;
 mod waiting;

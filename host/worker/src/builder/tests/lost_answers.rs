@@ -1,11 +1,15 @@
 //! Answers that get lost, and objects that do: the builder does not believe that nothing happened.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use harmonia_core::JobStatus;
 use harmonia_core::api::ApiError;
 use harmonia_core::signer_api::BuildCompleteAnswer;
+use harmonia_core::{Capability, JobStatus};
+use harmonia_db::testing::forbid;
+use tokio_util::sync::CancellationToken;
 
+use super::super::{Builder, Slot, job};
 use super::whole::Running;
 use super::world::World;
 use super::*;
@@ -106,4 +110,30 @@ async fn a_log_that_the_store_lost_is_uploaded_again() {
     running.drain().await.expect("drains");
     let recorded = world.recorded();
     assert_eq!((recorded.slots.len(), recorded.failed[0].log.is_some()), (2, true));
+}
+
+/// No signer is there to hear of a failure, and the database refuses to hear of it: nobody works on the job any more, so
+/// nobody may hold it.
+#[tokio::test]
+async fn a_job_whose_end_cannot_be_recorded_is_given_back() {
+    let world = World::new().await;
+    let drv = world.daemon.store.instantiate(&derivation("fails", "exit 1"));
+    let jobs = world.queue(&[&drv]).await;
+    world.script(|_, _| Some(Answer::new(503, "")));
+    let mut options = world.options(Vec::new());
+    world.register(&options).await;
+    options.signer = world.impatient_signer();
+    options.db = world.database.connect_as(Capability::Builder).await;
+    forbid(&world.database.db, Capability::Builder, "fail_attempt").await;
+    let Builder { node, .. } = Builder::new(options).expect("builder");
+    let job = world.claim(&node).await;
+    let slot = Slot::take(&node.slots);
+    job::run(Arc::clone(&node), job, slot, CancellationToken::new()).await;
+
+    let build = world.database.db.view_build(jobs[0], time::OffsetDateTime::now_utc()).await.expect("reads");
+    let build = build.expect("a job");
+    assert_eq!(build.status, JobStatus::Pending);
+    let ends: Vec<(&str, Option<&str>)> =
+        build.attempts.iter().map(|attempt| (attempt.outcome.as_str(), attempt.message.as_deref())).collect();
+    assert_eq!(ends, [("aborted", Some("its end could not be recorded"))]);
 }

@@ -133,14 +133,25 @@ impl World {
     /// Makes the output `path` of `drv`, as `store` has it, what the cache published: queued, built by another node,
     /// accepted by a signer.
     pub(crate) async fn publish(&self, drv: &StorePath, store: &TestStore, path: &StorePath) {
+        let elsewhere = self.claim_elsewhere(drv).await;
+        self.publish_from(&elsewhere, store, path).await;
+    }
+
+    /// Queues `drv` and has another node claim it.
+    pub(crate) async fn claim_elsewhere(&self, drv: &StorePath) -> ClaimedJob {
         let job = self.queue(&[drv]).await[0];
         let db = &self.database.db;
         let (node, incarnation) = (NodeId("builder-0".into()), Incarnation(1));
         db.register_node(&registration(&node, incarnation, Capability::Builder)).await.expect("registers");
         let token = ClaimToken::from_random(rand::random());
         let claimed = db.claim_jobs(&node, incarnation, &[job], std::slice::from_ref(&token)).await.expect("claims");
-        let attempt = claimed[0].attempt;
-        db.attempt_uploading(attempt, &token).await.expect("uploads");
+        claimed.into_iter().next().expect("a job")
+    }
+
+    /// That node built it, and a signer accepted `path` as `store` has it.
+    pub(crate) async fn publish_from(&self, claimed: &ClaimedJob, store: &TestStore, path: &StorePath) {
+        let (db, job, attempt, token) = (&self.database.db, claimed.job, claimed.attempt, &claimed.token);
+        db.attempt_uploading(attempt, token).await.expect("uploads");
         let spool = tempfile::tempdir().expect("folder");
         let physical = physical_path(Some(&store.root()), path);
         let packed = pack(physical, PackOptions::new(spool.path().to_owned(), 1 << 30)).await.expect("packs");
@@ -152,9 +163,9 @@ impl World {
             file_size: packed.file_size,
             references: Vec::new(),
             ca: None,
-            deriver: Some(drv.clone()),
+            deriver: Some(claimed.drv_path.clone()),
         };
-        db.claim_outputs(attempt, &token, &[new]).await.expect("claims");
+        db.claim_outputs(attempt, token, &[new]).await.expect("claims");
         db.publish_outputs(job, std::slice::from_ref(path), &AttemptUsage::default(), None).await.expect("publishes");
     }
 

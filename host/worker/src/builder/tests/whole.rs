@@ -7,8 +7,8 @@ use harmonia_core::policy::{AskingNode, Candidate, Policy, PolicyError, ProjectL
 use harmonia_core::ports::LogSpool as _;
 use harmonia_core::signer_api::BuildCompleteAnswer;
 use harmonia_core::{FailureKind, JobId, JobStatus};
+use harmonia_nix::Sha256Hash;
 use harmonia_nix::worker_protocol::types::GcRequest;
-use harmonia_nix::{PublicKey, Sha256Hash};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::test_parts::{Answer, TestStore};
 /// A builder at work. Dropping it aborts.
 pub(crate) struct Running {
     task: JoinHandle<Result<(), BuilderError>>,
-    spool: Arc<Spool>,
+    pub(crate) spool: Arc<Spool>,
     paused: tokio::sync::watch::Receiver<Option<String>>,
     drain: CancellationToken,
     abort: CancellationToken,
@@ -49,7 +49,7 @@ impl Running {
         tokio::time::timeout(PATIENCE, self.task).await.expect("drains").expect("no panic")
     }
 
-    async fn abort(self) {
+    pub(crate) async fn abort(self) {
         self.abort.cancel();
         tokio::time::timeout(Duration::from_secs(5), self.task)
             .await
@@ -257,40 +257,13 @@ async fn inputs_are_kept_from_the_garbage_collector_while_a_build_runs() {
 }
 
 /// An input whose content differs with each build.
-const RANDOM: &str = "read x < /proc/sys/kernel/random/uuid; echo $x > $out";
+pub(super) const RANDOM: &str = "read x < /proc/sys/kernel/random/uuid; echo $x > $out";
 
 pub(super) fn user_of(input: &str) -> String {
     format!(
         "let input = {input}; in derivation {{ name = \"user\"; system = builtins.currentSystem; builder = \"/bin/sh\";
          args = [ \"-c\" \"while read x; do echo $x; done < ${{input}} > $out\" ]; }}"
     )
-}
-
-#[tokio::test]
-async fn a_local_input_that_differs_from_the_published_one_is_replaced() {
-    let world = World::new().await;
-    let expression = derivation("random", RANDOM);
-    let canonical = TestStore::new();
-    let path = canonical.build(&expression);
-    let key: PublicKey =
-        canonical.copy_to_cache(world.cache_dir.path(), "zstd", "test-1", &[&path]).trim().parse().expect("key");
-    assert_eq!(world.daemon.store.build(&expression), path);
-    let read = |root: &std::path::Path| std::fs::read_to_string(physical_path(Some(root), &path)).expect("file");
-    let published = read(&canonical.root());
-    assert_ne!(read(&world.daemon.store.root()), published);
-
-    let (input, user) = world.instantiate_pair(&user_of(&expression));
-    world.publish(&input, &canonical, &path).await;
-    world.queue_above(&[&user]).await;
-    let running = Running::start_with(&world, |options| options.cache = world.options(vec![key]).cache).await;
-    until("it is complete", || !world.recorded().completed.is_empty()).await;
-    running.drain().await.expect("drains");
-    assert_eq!(read(&world.daemon.store.root()), published);
-    let complete = world.recorded().completed[0].clone();
-    let nar = world.object(&complete.outputs[0].info.file_hash);
-    assert!(String::from_utf8_lossy(&nar).contains(published.trim()), "built from the published input");
-    let log = String::from_utf8(world.object(&complete.log.expect("log").file_hash)).expect("text");
-    assert!(log.contains("differs from the published one"), "{log}");
 }
 
 #[tokio::test]

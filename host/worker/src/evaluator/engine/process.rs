@@ -22,8 +22,8 @@ const SOCKET_INSIDE: &str = "/run/harmonia/daemon.socket";
 const HOME_INSIDE: &str = "/home/engine";
 /// Where the egress proxy listens inside, in a network that has nothing else.
 const EGRESS_PORT: u16 = 3_128;
-/// Temporary files: fetched archives are unpacked there.
-const PRIVATE_BYTES: u64 = 4 << 30;
+/// Where temporary files go, in memory: fetched archives are unpacked there.
+const PRIVATE: [&str; 2] = [HOME_INSIDE, "/tmp"];
 /// Real user and group of the engine when we are root: ids that no distribution hands out, so that limits of processes
 /// are ours alone and the daemon does not trust it.
 const ENGINE_ID: u32 = 29_999;
@@ -226,15 +226,15 @@ fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> San
     let confinement = &engine.confinement;
     let proxy = confinement.egress.as_ref().map(|_| format!("http://127.0.0.1:{EGRESS_PORT}"));
     let environment = environment(engine, program, SOCKET_INSIDE, HOME_INSIDE, proxy.as_deref());
+    // Together as much as the process itself: what an operator allows is doubled, whatever it is.
+    let private_bytes = engine.memory_bytes_max / PRIVATE.len() as u64;
     let mut spec = SandboxSpec {
         binds: vec![
             Bind::at(&confinement.store_dir, harmonia_nix::STORE_DIR),
             Bind::at(&confinement.daemon_socket, SOCKET_INSIDE),
         ],
         files: vec![TextFile { path: "/etc/hostname".into(), text: "localhost\n".to_owned() }],
-        private: [HOME_INSIDE, "/tmp"]
-            .map(|path| PrivateDirectory { path: path.into(), size_bytes: PRIVATE_BYTES })
-            .to_vec(),
+        private: PRIVATE.map(|path| PrivateDirectory { path: path.into(), size_bytes: private_bytes }).to_vec(),
         dev: true,
         proc: true,
         env: environment.into_iter().collect(),
@@ -248,7 +248,7 @@ fn specification(engine: &Engine, program: &Path, arguments: &[OsString]) -> San
             memory_bytes: Some(engine.memory_bytes_max),
             processes: Some(1_024),
             open_files: Some(4_096),
-            file_bytes: Some(PRIVATE_BYTES),
+            file_bytes: Some(private_bytes),
             ..Limits::default()
         },
         user: User { uid: ENGINE_ID, gid: ENGINE_ID },

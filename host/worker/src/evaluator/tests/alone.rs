@@ -19,7 +19,8 @@ fn below(more: &str) -> String {
 
 #[tokio::test]
 async fn what_is_wrong_with_an_attribute_costs_it_alone() {
-    let bounds = AttributeBounds { derivations_max: 60, source_bytes_max: 1 << 20 };
+    // A third of the memory is for each of two evaluations: enough for some 190 derivations.
+    let bounds = AttributeBounds { derivations_max: 60, graph_bytes_max: 3 << 16, source_bytes_max: 1 << 20 };
     let world = World::start_as(async |database| database.db.clone(), |options| options.bounds = bounds).await;
     let many = "genList (n: \"f${toString n}\") 100";
     let cases: Vec<Wrong<'_>> = vec![
@@ -75,6 +76,11 @@ async fn what_is_wrong_with_an_attribute_costs_it_alone() {
             "builtins.foldl' (low: n: mk \"chain-${toString n}\" { inherit low; }) null (builtins.genList (n: n) 61)"
                 .to_owned(),
             &["depends on more than 60 derivations"],
+        ),
+        (
+            "wide",
+            "mk \"wide\" { low = builtins.genList (n: mk \"low-${toString n}\" { }) 250; }".to_owned(),
+            &["that are not built yet are too many", "of this node's memory"],
         ),
         (
             "source",

@@ -76,3 +76,23 @@ async fn nor_does_it_with_nix_eval_jobs_however_its_runs_end() {
         assert_saw_nothing(&world, seen);
     }
 }
+
+/// They are in memory, beside that of the process.
+#[tokio::test]
+async fn temporary_files_have_no_more_memory_than_the_process() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut world = World::new(&checks(r#"sizes = mk "sizes";"#)).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let program = dir.path().join("nix-eval-jobs");
+    let text = "#!/bin/sh\nsizes=$(df -Pk /tmp \"$HOME\" | awk 'NR > 1 { printf \"%s \", $2 }')\n\
+        printf '{\"attr\":\"x\",\"attrPath\":[\"t0\"],\"error\":\"sizes %s\"}\\n' \"$sizes\"\n";
+    std::fs::write(&program, text).expect("file");
+    for path in [dir.path(), &program] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("mode");
+    }
+    world.engine.nix_eval_jobs = Some(program);
+    world.engine.memory_bytes_max = 1 << 30;
+    let seen = world.evaluate(&["sizes"]).await.expect("evaluates");
+    let sizes: Vec<u64> = seen.errors["sizes"].split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(sizes, [(1 << 20) / 2; 2], "KiB: {}", seen.errors["sizes"]);
+}
