@@ -112,7 +112,11 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
     let (class, symbol, word) = match &plugin {
         PluginStatus { kind: None, .. } => ("bad", "✖", "not loaded"),
         PluginStatus { broken_for_s: Some(_), .. } => ("bad", "✖", "not called"),
+        PluginStatus { unusable_secrets, .. } if unusable_secrets.iter().any(|secret| secret.required) => {
+            ("bad", "✖", "cannot work")
+        }
         PluginStatus { refused: Some(_), .. } => ("warn", "!", "older one runs"),
+        PluginStatus { unusable_secrets, .. } if !unusable_secrets.is_empty() => ("warn", "!", "works in part"),
         _ => ("good", "●", "works"),
     };
     PluginRow {
@@ -135,15 +139,25 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
 
 fn notes(plugin: &PluginStatus) -> Vec<String> {
     let mut notes = Vec::new();
+    let meanwhile = match plugin.kind {
+        Some(PluginKind::Forge) => {
+            "its webhooks are answered 503, which forges deliver again; statuses and discovery wait"
+        }
+        Some(PluginKind::Reporter) => "its notifications wait",
+        Some(PluginKind::Scheduler) => "jobs are claimed by priority, then first in, first out",
+        None => "nothing of it works",
+    };
+    for secret in &plugin.unusable_secrets {
+        let name = &secret.name;
+        notes.push(if secret.required {
+            format!(
+                "Its secret {name} cannot be used; the log of this node says why. Until it can, what needs it fails: {meanwhile}."
+            )
+        } else {
+            format!("Its secret {name} cannot be used; the log of this node says why. What needs it fails.")
+        });
+    }
     if let Some(seconds) = plugin.broken_for_s {
-        let meanwhile = match plugin.kind {
-            Some(PluginKind::Forge) => {
-                "its webhooks are answered 503, which forges deliver again; statuses and discovery wait"
-            }
-            Some(PluginKind::Reporter) => "its notifications wait",
-            Some(PluginKind::Scheduler) => "jobs are claimed by priority, then first in, first out",
-            None => "nothing of it works",
-        };
         let wait = format::duration(i64::try_from(seconds).unwrap_or(i64::MAX));
         notes.push(format!("It failed too often in a row and is called again in {wait}. Until then {meanwhile}."));
     }
@@ -159,6 +173,8 @@ fn notes(plugin: &PluginStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use harmonia_core::plugin::UnusableSecret;
+
     use super::*;
 
     fn status() -> PluginStatus {
@@ -173,6 +189,7 @@ mod tests {
             last_error: None,
             last_failure: None,
             refused: None,
+            unusable_secrets: Vec::new(),
             exports: Vec::new(),
         }
     }
@@ -203,6 +220,20 @@ mod tests {
         let row = plugin_row(stays);
         assert_eq!(row.badge.word, "older one runs");
         assert_eq!(row.notes, ["What is configured now was refused, so what ran before goes on: no such file"]);
+
+        let unusable = |required| PluginStatus {
+            last_error: Some("the secret `token` cannot be used: its file /etc/hidden/token cannot be read".to_owned()),
+            unusable_secrets: vec![UnusableSecret { name: "token".to_owned(), required }],
+            ..status()
+        };
+        let row = plugin_row(unusable(true));
+        assert_eq!((row.badge.class, row.badge.word), ("bad", "cannot work"));
+        let text = row.notes.join("\n");
+        assert!(text.contains("secret token cannot be used") && text.contains("notifications wait"), "{text}");
+        assert!(!text.contains("hidden"), "everybody reads it: {text}");
+        let row = plugin_row(unusable(false));
+        assert_eq!((row.badge.class, row.badge.word), ("warn", "works in part"));
+        assert!(!row.notes.join("\n").contains("wait"), "{:?}", row.notes);
 
         let never = PluginStatus { kind: None, refused: Some("no such file".to_owned()), ..status() };
         let row = plugin_row(never);
