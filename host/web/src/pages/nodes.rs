@@ -1,6 +1,7 @@
 //! `/ci/nodes`: who does the work, and how the plugins are.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::extract::State;
@@ -12,6 +13,7 @@ use harmonia_core::plugin::{PluginKind, PluginStatus};
 use super::format::{self, Badge, When};
 use super::{Frame, page};
 use crate::error::WebError;
+use crate::refusals::Lately;
 use crate::state::AppState;
 
 const REFRESH_S: u32 = 10;
@@ -77,7 +79,14 @@ pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebE
                 row(node, upstreams, now)
             })
             .collect(),
-        plugins: plugins.statuses().into_iter().map(plugin_row).collect(),
+        plugins: plugins
+            .statuses()
+            .into_iter()
+            .map(|plugin| {
+                let refused = state.refusals().lately(&plugin.name, Instant::now());
+                plugin_row(plugin, refused)
+            })
+            .collect(),
         refused_configuration: plugins.refused_configuration(),
     })
 }
@@ -108,7 +117,7 @@ fn row(node: Node, upstreams: Vec<(String, String)>, now: Timestamp) -> NodeRow 
 }
 
 /// Everybody may read the page, so it shows no more of an error than what every plugin could have done.
-fn plugin_row(plugin: PluginStatus) -> PluginRow {
+fn plugin_row(plugin: PluginStatus, refused: Option<Lately>) -> PluginRow {
     let (class, symbol, word) = match &plugin {
         PluginStatus { kind: None, .. } => ("bad", "✖", "not loaded"),
         PluginStatus { broken_for_s: Some(_), .. } => ("bad", "✖", "not called"),
@@ -128,7 +137,7 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
             None => "",
         },
         digest: plugin.sha256.chars().take(DIGEST_CHARS).collect(),
-        notes: notes(&plugin),
+        notes: notes(&plugin, refused),
         name: plugin.name,
         program: plugin.program,
         full_digest: plugin.sha256,
@@ -137,7 +146,7 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
     }
 }
 
-fn notes(plugin: &PluginStatus) -> Vec<String> {
+fn notes(plugin: &PluginStatus, refused: Option<Lately>) -> Vec<String> {
     let mut notes = Vec::new();
     let meanwhile = match plugin.kind {
         Some(PluginKind::Forge) => {
@@ -160,6 +169,20 @@ fn notes(plugin: &PluginStatus) -> Vec<String> {
     if let Some(seconds) = plugin.broken_for_s {
         let wait = format::duration(i64::try_from(seconds).unwrap_or(i64::MAX));
         notes.push(format!("It failed too often in a row and is called again in {wait}. Until then {meanwhile}."));
+    }
+    if let Some(Lately { count, began, ended }) = refused {
+        let time = |time: Duration| format::duration(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+        let which = match count {
+            1 => format!("One delivery was refused {} ago: its signature is", time(ended)),
+            _ => format!(
+                "{count} deliveries were refused in {}, the last one {} ago: their signature is",
+                time(began),
+                time(ended)
+            ),
+        };
+        notes.push(format!(
+            "{which} missing or wrong. If the forge sent it, its secret and the one in this configuration differ."
+        ));
     }
     if let Some(reason) = &plugin.refused {
         notes.push(match plugin.kind {
@@ -196,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_plugin_that_works_needs_no_words() {
-        let row = plugin_row(status());
+        let row = plugin_row(status(), None);
         assert_eq!((row.badge.word, row.kind, row.digest.as_str()), ("works", "reporter", "abababababab"));
         assert_eq!(row.notes, Vec::<String>::new());
     }
@@ -210,14 +233,14 @@ mod tests {
             last_failure: Some("plugin chat answered nonsense in report".to_owned()),
             ..status()
         };
-        let row = plugin_row(broken);
+        let row = plugin_row(broken, None);
         assert_eq!((row.badge.class, row.badge.word), ("bad", "not called"));
         let text = row.notes.join("\n");
         assert!(text.contains("called again in 40 s") && text.contains("notifications wait"), "{text}");
         assert!(text.contains("nonsense in report") && !text.contains("secret"), "{text}");
 
         let stays = PluginStatus { refused: Some("no such file".to_owned()), ..status() };
-        let row = plugin_row(stays);
+        let row = plugin_row(stays, None);
         assert_eq!(row.badge.word, "older one runs");
         assert_eq!(row.notes, ["What is configured now was refused, so what ran before goes on: no such file"]);
 
@@ -226,17 +249,17 @@ mod tests {
             unusable_secrets: vec![UnusableSecret { name: "token".to_owned(), required }],
             ..status()
         };
-        let row = plugin_row(unusable(true));
+        let row = plugin_row(unusable(true), None);
         assert_eq!((row.badge.class, row.badge.word), ("bad", "cannot work"));
         let text = row.notes.join("\n");
         assert!(text.contains("secret token cannot be used") && text.contains("notifications wait"), "{text}");
         assert!(!text.contains("hidden"), "everybody reads it: {text}");
-        let row = plugin_row(unusable(false));
+        let row = plugin_row(unusable(false), None);
         assert_eq!((row.badge.class, row.badge.word), ("warn", "works in part"));
         assert!(!row.notes.join("\n").contains("wait"), "{:?}", row.notes);
 
         let never = PluginStatus { kind: None, refused: Some("no such file".to_owned()), ..status() };
-        let row = plugin_row(never);
+        let row = plugin_row(never, None);
         assert_eq!((row.badge.word, row.notes), ("not loaded", vec!["It does not run: no such file".to_owned()]));
     }
 }
