@@ -148,41 +148,35 @@ fn plugin_row(plugin: PluginStatus, refused: Option<Lately>) -> PluginRow {
 
 fn notes(plugin: &PluginStatus, refused: Option<Lately>) -> Vec<String> {
     let mut notes = Vec::new();
-    let meanwhile = match plugin.kind {
-        Some(PluginKind::Forge) => {
-            "its webhooks are answered 503, which forges deliver again; statuses and discovery wait"
-        }
-        Some(PluginKind::Reporter) => "its notifications wait",
-        Some(PluginKind::Scheduler) => "jobs are claimed by priority, then first in, first out",
-        None => "nothing of it works",
-    };
     for secret in &plugin.unusable_secrets {
         let name = &secret.name;
-        notes.push(if secret.required {
-            format!(
-                "Its secret {name} cannot be used; the log of this node says why. Until it can, what needs it fails: {meanwhile}."
-            )
-        } else {
-            format!("Its secret {name} cannot be used; the log of this node says why. What needs it fails.")
-        });
+        notes.push(format!(
+            "Its secret {name} cannot be used; the log of this node says why. Until it can, calls that need it fail."
+        ));
     }
     if let Some(seconds) = plugin.broken_for_s {
+        let meanwhile = match plugin.kind {
+            Some(PluginKind::Forge) => {
+                "its webhooks are answered 503, which forges deliver again; statuses and discovery wait"
+            }
+            Some(PluginKind::Reporter) => "its notifications wait",
+            Some(PluginKind::Scheduler) => "jobs are claimed by priority, then first in, first out",
+            None => "nothing of it works",
+        };
         let wait = format::duration(i64::try_from(seconds).unwrap_or(i64::MAX));
         notes.push(format!("It failed too often in a row and is called again in {wait}. Until then {meanwhile}."));
     }
     if let Some(Lately { count, began, ended }) = refused {
         let time = |time: Duration| format::duration(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
         let which = match count {
-            1 => format!("One delivery was refused {} ago: its signature is", time(ended)),
+            1 => format!("One delivery was refused {} ago: its signature is missing or wrong", time(ended)),
             _ => format!(
-                "{count} deliveries were refused in {}, the last one {} ago: their signature is",
+                "{count} deliveries were refused in {}, the last one {} ago: their signatures are missing or wrong",
                 time(began),
                 time(ended)
             ),
         };
-        notes.push(format!(
-            "{which} missing or wrong. If the forge sent it, its secret and the one in this configuration differ."
-        ));
+        notes.push(format!("{which}. If that was the forge, its secret and the one in this configuration differ."));
     }
     if let Some(reason) = &plugin.refused {
         notes.push(match plugin.kind {
@@ -252,11 +246,11 @@ mod tests {
         let row = plugin_row(unusable(true), None);
         assert_eq!((row.badge.class, row.badge.word), ("bad", "cannot work"));
         let text = row.notes.join("\n");
-        assert!(text.contains("secret token cannot be used") && text.contains("notifications wait"), "{text}");
+        assert!(text.contains("secret token cannot be used") && text.contains("calls that need it fail"), "{text}");
         assert!(!text.contains("hidden"), "everybody reads it: {text}");
         let row = plugin_row(unusable(false), None);
         assert_eq!((row.badge.class, row.badge.word), ("warn", "works in part"));
-        assert!(!row.notes.join("\n").contains("wait"), "{:?}", row.notes);
+        assert_eq!(row.notes.len(), 1, "{:?}", row.notes);
 
         let never = PluginStatus { kind: None, refused: Some("no such file".to_owned()), ..status() };
         let row = plugin_row(never, None);
