@@ -42,6 +42,30 @@ pub fn random_token() -> ClaimToken {
     ClaimToken::from_random(rand::random())
 }
 
+/// Nobody reads or writes attributes of evaluations while this is held.
+#[derive(Debug)]
+pub struct HeldAttributes(sqlx::Transaction<'static, sqlx::Postgres>);
+
+impl HeldAttributes {
+    /// Takes hold of them.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn hold(db: &Db) -> Self {
+        let mut transaction = db.pool.begin().await.expect("a connection");
+        sqlx::query!("LOCK TABLE eval_attrs").execute(&mut *transaction).await.expect("locked");
+        Self(transaction)
+    }
+
+    /// Lets go.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn release(self) {
+        self.0.rollback().await.expect("released");
+    }
+}
+
 /// Lets time pass for everything that waits to be reported, delivered, synced or polled, by moving it into the past.
 ///
 /// # Panics
