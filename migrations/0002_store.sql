@@ -85,8 +85,8 @@ CREATE INDEX store_paths_object ON store_paths (object_key);
 
 -- What upstream caches answered about paths: a memo of both answers, bounded by their expiry.
 CREATE TABLE upstream_paths (
-    path text NOT NULL,
-    cache text NOT NULL, -- its URL without credentials
+    path text NOT NULL CHECK (path LIKE '/nix/store/%' AND length(path) <= 255),
+    cache text NOT NULL CHECK (length(cache) <= 2000), -- its URL without credentials
     present boolean NOT NULL,
     -- What a builder met there and an evaluator saw itself, such as an archive that is gone. Until that expires, no narinfo
     -- says otherwise.

@@ -49,6 +49,7 @@ CREATE TABLE evaluations (
     warnings text[] NOT NULL DEFAULT '{}',
     engine_log_key text,
     complete boolean NOT NULL DEFAULT false,
+    attr_count integer, -- how many attributes it had when it was finished
     allow_empty boolean NOT NULL DEFAULT false,
     superseded_by bigint REFERENCES evaluations ON DELETE SET NULL,
     closed_at timestamptz, -- its branch or pull request is gone
@@ -121,7 +122,7 @@ CREATE TABLE eval_attrs (
 );
 CREATE INDEX eval_attrs_drv ON eval_attrs (drv_path, eval_id) WHERE drv_path IS NOT NULL;
 
--- The names an evaluation is going to answer for.
+-- The names that an evaluation which runs is going to answer for.
 CREATE TABLE eval_expected_attrs (
     eval_id bigint NOT NULL REFERENCES evaluations ON DELETE CASCADE,
     attr text NOT NULL,

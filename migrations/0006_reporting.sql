@@ -79,6 +79,7 @@ CREATE TABLE commit_statuses (
     ambiguous boolean NOT NULL DEFAULT false, -- the last answer was lost: assert again
     asserts integer NOT NULL DEFAULT 0, -- how often it is asserted again although the last answer was good
     attempts integer NOT NULL DEFAULT 0,
+    denied boolean NOT NULL DEFAULT false, -- the last answer: refused until somebody changes a grant, credential or permission
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     last_error text,
     leased_by text,
@@ -98,6 +99,7 @@ CREATE TABLE forge_comments (
     key text NOT NULL, -- unique for what it says
     body text NOT NULL,
     attempts integer NOT NULL DEFAULT 0,
+    denied boolean NOT NULL DEFAULT false, -- the last answer: refused until somebody changes a grant, credential or permission
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     last_error text,
     delivered_at timestamptz,
@@ -118,6 +120,7 @@ CREATE TABLE outbox (
     dedup_key text NOT NULL,
     payload jsonb NOT NULL,
     attempts integer NOT NULL DEFAULT 0,
+    denied boolean NOT NULL DEFAULT false, -- the last answer: refused until somebody changes a grant, credential or permission
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     last_error text,
     delivered_at timestamptz,

@@ -229,7 +229,7 @@ DECLARE
     v_above bigint[];
     v_walked bigint[];   -- jobs that waited for this walk
 BEGIN
-    PERFORM lock_visibility(v_eval.project_id, false);
+    PERFORM lock_visibility(false);
     SELECT * INTO v_project FROM project_with_limits(v_eval.project_id);
     new_jobs := 0;
     revived := 0;
@@ -251,6 +251,7 @@ BEGIN
         WHERE NOT s.public AND s.path = ANY (ARRAY(
             SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = ANY (v_drvs)
             UNION SELECT r.path FROM derivation_sources r WHERE r.referrer = ANY (v_drvs)));
+        PERFORM open_below(v_drvs, v_attr_drvs);
     END IF;
     -- What the evaluator took for available, and is not (any more), is to be walked again.
     SELECT array_agg(t.drv_path) INTO missing FROM jsonb_to_recordset(p_derivations) AS t(drv_path text, available boolean)

@@ -91,12 +91,13 @@ $$;
 -- moved      the branch is not as it was when the forge was asked (`p_newest`, `p_seen`): ask again
 -- late       nothing was asked, and a later delivery was evaluated
 -- inactive   the project is disabled, or its repository is gone
+-- `unfinished`: those of the branch that it replaced and that had not come to an end, they or their builds.
 CREATE OR REPLACE FUNCTION request_evaluation(
     p_project bigint, p_url text, p_commit text, p_branch text, p_is_tag boolean,
     p_pr_number bigint, p_pr_author text, p_pr_head_ref text, p_pr_base_branch text, p_pr_base text,
     p_title text, p_author text, p_tree_hash text, p_reuse_key text, p_delivery bigint,
     p_supersede boolean, p_new_attempt boolean, p_was_asked boolean, p_newest bigint, p_seen bigint,
-    OUT outcome text, OUT id bigint, OUT superseded bigint[]
+    OUT outcome text, OUT id bigint, OUT unfinished bigint[]
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -104,9 +105,10 @@ DECLARE
     v_existing evaluations;
     v_newest bigint;
     v_reused bigint;
+    v_superseded bigint[];
     v_roots text[];
 BEGIN
-    superseded := '{}';
+    unfinished := '{}';
     SELECT p.enabled AND NOT EXISTS (SELECT FROM repositories r WHERE r.id = p.repository_id AND r.removed_at IS NOT NULL)
     INTO v_enabled FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE OF p;
     IF NOT FOUND THEN
@@ -181,15 +183,18 @@ BEGIN
     RETURNING evaluations.id INTO id;
     outcome := CASE WHEN v_reused IS NULL THEN 'queued' ELSE 'reused' END;
 
-    SELECT array_agg(e.id ORDER BY e.id) INTO superseded FROM evaluations e
+    SELECT array_agg(e.id), array_agg(e.id ORDER BY e.id) FILTER (WHERE e.status IN ('queued', 'running') OR EXISTS (
+            SELECT FROM eval_attrs a JOIN build_jobs j ON j.drv_path = a.drv_path
+            WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id) AND j.status IN ('pending', 'building', 'uploading')))
+    INTO v_superseded, unfinished FROM evaluations e
     WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag AND e.id <> request_evaluation.id
         AND e.pr_number IS NOT DISTINCT FROM p_pr_number
         AND (p_supersede OR e.commit_sha = p_commit)
         AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status || '' IN ('queued', 'running', 'succeeded', 'skipped');
-    superseded := coalesce(superseded, '{}');
-    IF cardinality(superseded) > 0 THEN
+    unfinished := coalesce(unfinished, '{}');
+    IF v_superseded IS NOT NULL THEN
         PERFORM lock_withdrawals();
-        v_roots := end_evaluations(superseded, id, 'superseded by a newer evaluation of its branch');
+        v_roots := end_evaluations(v_superseded, id, 'superseded by a newer evaluation of its branch');
         PERFORM cancel_unwanted(v_roots, false, 'no evaluation wants it any more');
     END IF;
     UPDATE pull_requests r SET waiting = NULL

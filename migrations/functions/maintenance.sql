@@ -100,10 +100,12 @@ SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
     FROM evaluations e WHERE e.complete AND NOT e.allow_empty AND e.status = 'succeeded'
         AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = e.id) LIMIT 100)
     UNION ALL
-    (SELECT 5, format('evaluation %s is complete, but attribute %s has no result', x.eval_id, x.attr)
-    FROM eval_expected_attrs x JOIN evaluations e ON e.id = x.eval_id
-    WHERE e.complete AND e.status = 'succeeded'
-        AND NOT EXISTS (SELECT FROM eval_attrs a WHERE a.eval_id = x.eval_id AND a.attr = x.attr) LIMIT 100)
+    (SELECT 5, format('evaluation %s is complete with %s attributes, but has %s', e.id, e.attr_count, coalesce(f.attrs, 0))
+    FROM evaluations e LEFT JOIN (SELECT a.eval_id, count(*) AS attrs FROM eval_attrs a GROUP BY a.eval_id) f ON f.eval_id = e.id
+    WHERE e.complete AND e.status = 'succeeded' AND e.attr_count <> coalesce(f.attrs, 0) LIMIT 100)
+    UNION ALL
+    (SELECT 5, format('evaluation %s is %s, but attribute %s is still expected of it', e.id, e.status, x.attr)
+    FROM eval_expected_attrs x JOIN evaluations e ON e.id = x.eval_id WHERE e.status <> 'running' LIMIT 100)
     UNION ALL
     (SELECT 5, format('evaluation %s: attribute %s has neither a job nor available outputs', s.eval_id, s.attr)
     FROM (

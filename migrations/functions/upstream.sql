@@ -83,7 +83,8 @@ BEGIN
 END
 $$;
 
--- An evaluator saw it, too: until that expires the cache has neither the path nor what needs it.
+-- An evaluator saw it, too: until that expires the cache has neither the path nor what needs it. Only what a builder reported can be
+-- confirmed; of another report somebody else was faster.
 CREATE OR REPLACE FUNCTION confirm_upstream_fault(
     p_node text, p_incarnation bigint, p_path text, p_cache text, p_fault text
 ) RETURNS void
@@ -93,7 +94,9 @@ DECLARE
 BEGIN
     PERFORM current_node(p_node, p_incarnation, 'evaluator');
     DELETE FROM upstream_reports WHERE path = p_path AND cache = p_cache RETURNING array_append(roots, path) INTO v_paths;
-    v_paths := coalesce(v_paths, ARRAY[p_path]);
+    IF v_paths IS NULL THEN
+        RETURN;
+    END IF;
     INSERT INTO upstream_paths AS u (path, cache, present, fault, expires_at)
     SELECT DISTINCT t, p_cache, false, left(p_fault, 500), now() + interval '1 hour'
     FROM unnest(v_paths) AS t ORDER BY t

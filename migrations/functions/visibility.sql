@@ -10,11 +10,13 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
         WHERE a.drv_path = p_drv AND p.is_public ORDER BY e.id DESC LIMIT 1), '-') END
 $$;
 
--- Batches of a project, which read whether it is public, and its turning from one to the other go one after the other.
-CREATE OR REPLACE FUNCTION lock_visibility(p_project bigint, p_turns boolean) RETURNS void
+-- Batches, which read what is public and reach more, and projects that turn from one to the other go one after the other: what one
+-- project reaches others have, too, so there is one lock for all. Taken first, since who turns locks derivations and jobs under it.
+-- (Who claims outputs holds the job, which turns with its derivation.)
+CREATE OR REPLACE FUNCTION lock_visibility(p_turns boolean) RETURNS void
 LANGUAGE sql SET search_path = public, pg_temp AS $$
-    SELECT CASE WHEN p_turns THEN pg_advisory_xact_lock(hashtext('harmonia visibility'), p_project::integer)
-        ELSE pg_advisory_xact_lock_shared(hashtext('harmonia visibility'), p_project::integer) END
+    SELECT CASE WHEN p_turns THEN pg_advisory_xact_lock(hashtext('harmonia visibility'), 0)
+        ELSE pg_advisory_xact_lock_shared(hashtext('harmonia visibility'), 0) END
 $$;
 
 -- Derivations that the project's evaluations reach.
@@ -43,16 +45,50 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
     ) SELECT path FROM found
 $$;
 
-CREATE OR REPLACE FUNCTION open_project(p_project bigint) RETURNS void
+-- These become public, with their paths.
+CREATE OR REPLACE FUNCTION open_derivations(p_drvs text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
 DECLARE
     v_opened text[];
 BEGIN
-    PERFORM lock_visibility(p_project, true);
     WITH opened AS (
-        UPDATE derivations SET public = true WHERE NOT public AND drv_path IN (SELECT reached_by(p_project)) RETURNING drv_path
+        UPDATE derivations SET public = true WHERE NOT public AND drv_path IN (SELECT unnest(p_drvs)) RETURNING drv_path
     ) SELECT array_agg(drv_path) INTO v_opened FROM opened;
     UPDATE store_paths SET public = true WHERE NOT public AND path IN (SELECT paths_of(v_opened));
+END
+$$;
+
+CREATE OR REPLACE FUNCTION open_project(p_project bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM lock_visibility(true);
+    PERFORM open_derivations(ARRAY(SELECT reached_by(p_project)));
+END
+$$;
+
+-- What a public project's batch leans on and does not bring: another project that had it may have turned private after the
+-- evaluator looked, so that it is not public any more, nor what is below.
+CREATE OR REPLACE FUNCTION open_below(p_drvs text[], p_attr_drvs text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_closed text[];
+BEGIN
+    SELECT array_agg(DISTINCT o.drv) INTO v_closed FROM (
+        SELECT unnest(p_attr_drvs) AS drv
+        UNION ALL
+        SELECT i.input_drv FROM unnest(p_drvs) AS r(drv)
+        CROSS JOIN LATERAL (SELECT input_drv FROM derivation_inputs WHERE referrer = r.drv OFFSET 0) i
+    ) o WHERE NOT (SELECT d.public FROM derivations d WHERE d.drv_path = o.drv);
+    IF v_closed IS NOT NULL THEN
+        PERFORM open_derivations(ARRAY(
+            WITH RECURSIVE below (drv) AS (
+                SELECT unnest(v_closed)
+                UNION
+                SELECT i.input_drv FROM below b
+                CROSS JOIN LATERAL (SELECT input_drv FROM derivation_inputs WHERE referrer = b.drv OFFSET 0) i
+                WHERE NOT (SELECT d.public FROM derivations d WHERE d.drv_path = i.input_drv)
+            ) SELECT drv FROM below));
+    END IF;
 END
 $$;
 
@@ -66,7 +102,7 @@ DECLARE
     v_paths text[];
     v_aside text[]; -- no output or source of anything: made on the side by a build
 BEGIN
-    PERFORM lock_visibility(p_project, true);
+    PERFORM lock_visibility(true);
     v_reached := ARRAY(SELECT d.drv_path FROM reached_by(p_project) AS r(drv) JOIN derivations d ON d.drv_path = r.drv
         WHERE d.public);
     v_kept := ARRAY(

@@ -19,5 +19,5 @@ pub use object::{
 pub use reader::{Body, BodyHead, ReadError, Reader, ReaderOptions};
 pub use signer::{
     NotUploaded, ObjectDifference, ProbeReport, PublishedHook, Refusal, SignError, SignErrorKind, Signer,
-    SignerOptions, Verify,
+    SignerOptions, Verify, VerifyError,
 };

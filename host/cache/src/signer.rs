@@ -10,6 +10,7 @@
 //! | `.drv` files | `derivations` |
 //! | sources | `sources` |
 //! | a finished build | `complete`, then `publish` |
+//! | what is read of it | `content`, `references` |
 //! | a failed build | `fail` |
 //! | after a crash | `publish` ([`Signer::finish_unfinished`]) |
 //! | what the store enforces | `probe` |
@@ -22,10 +23,12 @@ mod fail;
 mod objects;
 mod probe;
 mod publish;
+mod references;
 mod rows;
 mod rules;
 mod slots;
 mod sources;
+mod verify;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -44,6 +47,7 @@ use crate::flight::Flights;
 
 pub use error::{NotUploaded, ObjectDifference, Refusal, SignError, SignErrorKind};
 pub use probe::ProbeReport;
+pub use verify::{Verify, VerifyError};
 
 /// Store requests that one call of a signer keeps under way.
 const PARALLEL_REQUESTS: usize = 16;
@@ -61,19 +65,6 @@ type Outputs = BTreeMap<String, DerivationOutput>;
 enum Answered {
     Completed(BuildCompleteAnswer),
     Failed(BuildFailedAnswer),
-}
-
-/// Whether archives are read again before they are signed.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub enum Verify {
-    /// What a builder declares of a NAR is believed (its object's size and checksum are checked all the same). Paths that
-    /// are bound to another hash than that of their NAR are always read.
-    #[default]
-    Declared,
-    /// This share of the archives is read, from 0 to 1.
-    Sample(f64),
-    /// Every archive is read.
-    Always,
 }
 
 /// Is told which paths were just published, so that readers forget what they knew of them.

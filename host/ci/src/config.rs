@@ -13,6 +13,7 @@ pub(crate) mod value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use harmonia_cache::Verify;
 use harmonia_core::{Capability, SecretUrl};
 use harmonia_egress::EgressGrant;
 use serde::{Deserialize, Serialize};
@@ -99,11 +100,12 @@ pub(crate) struct ObjectStore {
     pub(crate) secret_key_file: Option<PathBuf>,
 }
 
-/// With which keys paths are signed.
+/// With which keys paths are signed, and what is read before.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Signer {
     pub(crate) key_files: Vec<PathBuf>,
+    pub(crate) verify: Verify,
 }
 
 /// What clients and builders trust and ask.

@@ -10,6 +10,7 @@
 use std::process::ExitCode;
 
 pub(crate) use harmonia_core::chain;
+use harmonia_core::log_text;
 
 /// What went wrong, its cause and what to try: printed once, by `main`.
 #[derive(Debug)]
@@ -48,7 +49,8 @@ impl Failure {
 
     /// Prints it and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("error: {}", self.message);
+        // Servers and files that we are told of write into it.
+        eprintln!("error: {}", log_text::clean(&self.message));
         if let Some(hint) = &self.hint {
             eprintln!("  try: {hint}");
         }

@@ -14,7 +14,7 @@ mod signing;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use harmonia_cache::{Reader, ReaderOptions, Signer, SignerOptions};
+use harmonia_cache::{PublishedHook, Reader, ReaderOptions, Signer};
 use harmonia_coordinator::CoordinatorOptions;
 use harmonia_core::SecretUrl;
 use harmonia_core::ports::LogSpool;
@@ -165,10 +165,8 @@ async fn run_roles(
     });
     let signer = match (&parts.store, config.has(Capability::Signer)) {
         (Some(store), true) => {
-            let hook = reader
-                .clone()
-                .map(|reader| -> harmonia_cache::PublishedHook { Arc::new(move |paths| reader.published(paths)) });
-            let options = SignerOptions { on_published: hook, ..SignerOptions::default() };
+            let hook = reader.clone().map(|reader| -> PublishedHook { Arc::new(move |paths| reader.published(paths)) });
+            let options = signing::options(config, hook);
             Some(Signer::new(db.clone(), store.clone(), parts.secret_keys.clone(), options))
         }
         _ => None,

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn columns_line_up_and_control_characters_are_gone() {
         let mut table = Table::new(&["A", "LONG"]);
-        table.row(["wider".to_owned(), "x\u{1b}[1;31my\u{1b}[0m\u{8}z\n!".to_owned()]);
+        table.row(["wider".to_owned(), "x\u{1b}[1;31my\u{1b}[0m\u{8}z\u{202e}\n!".to_owned()]);
         assert_eq!(table.to_string(), "A      LONG\nwider  xyz !\n");
     }
 

@@ -384,10 +384,10 @@ fn describe(reason: &str, requested: &Requested) -> String {
     };
     match requested {
         Requested::Existing(id) => format!("{reason}: there is evaluation {id}"),
-        Requested::Reused { id, superseded } => {
-            format!("{reason}: evaluation {id} shows the results of the same tree{}", ids(superseded))
+        Requested::Reused { id, unfinished } => {
+            format!("{reason}: evaluation {id} shows the results of the same tree{}", ids(unfinished))
         }
-        Requested::Queued { id, superseded } => format!("{reason}: evaluation {id} is queued{}", ids(superseded)),
+        Requested::Queued { id, unfinished } => format!("{reason}: evaluation {id} is queued{}", ids(unfinished)),
         Requested::Moved => format!("{reason}: it moved meanwhile"),
         Requested::Late => format!("{reason}: a later delivery was evaluated already"),
         Requested::Inactive => format!("{reason}: the project is disabled, or its repository is gone"),

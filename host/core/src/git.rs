@@ -3,6 +3,7 @@
 
 use url::Url;
 
+use crate::foreign_text::is_unshown;
 use crate::without_credentials;
 
 /// Longest name of a branch or tag, in bytes. Git's own bound is that of a file's path.
@@ -213,7 +214,7 @@ pub fn over_http(origin: &Url, written: &str) -> Option<String> {
 fn shown(text: &str) -> String {
     let text = without_credentials(text);
     let shown: String =
-        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(SHOWN_CHARS_MAX).collect();
+        text.chars().map(|c| if is_unshown(c) { '\u{fffd}' } else { c }).take(SHOWN_CHARS_MAX).collect();
     if text.chars().nth(SHOWN_CHARS_MAX).is_some() { shown + "…" } else { shown }
 }
 

@@ -6,6 +6,7 @@
 //! Whoever calls fetches what a decision asks for, and carries the [`Action`]s out: each does no harm when done twice.
 
 use crate::branches::{BranchClass, BranchRules};
+use crate::foreign_text::one_line;
 use crate::forge::{BranchHead, MergeGroup, Permission, PullRequest, PullRequestTrust, Push, Reference, RepositoryRef};
 use crate::git;
 use crate::state::EvalStatus;
@@ -13,6 +14,8 @@ use crate::trust::{Question, TrustDecision, decide, head_movers, may_push};
 
 /// Longest title of a commit that is kept, in characters.
 pub const TITLE_CHARS_MAX: usize = 200;
+/// Longest name of an author, in characters.
+const AUTHOR_CHARS_MAX: usize = 100;
 
 /// What a project wants evaluated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,7 +171,7 @@ pub fn push(push: &Push, branch: &str, class: BranchClass, head: &Head) -> Decis
         branch: branch.to_owned(),
         commit: push.commit.clone(),
         title: title(&push.message),
-        author: some(&push.author),
+        author: author(&push.author),
         is_tag: false,
         supersede: class.supersedes(),
         pull_request: None,
@@ -183,7 +186,7 @@ pub fn push(push: &Push, branch: &str, class: BranchClass, head: &Head) -> Decis
             Action::Evaluate(Box::new(Wanted {
                 commit: now.commit.clone(),
                 title: title(&now.message),
-                author: some(&now.author),
+                author: author(&now.author),
                 ..pushed
             })),
             ["branch ", branch, " is at ", &now.commit, " by now, not at ", &push.commit].concat(),
@@ -203,7 +206,7 @@ pub fn tag(push: &Push, name: &str) -> Decision {
         branch: name.to_owned(),
         commit: push.commit.clone(),
         title: title(&push.message),
-        author: some(&push.author),
+        author: author(&push.author),
         is_tag: true,
         supersede: true,
         pull_request: None,
@@ -218,7 +221,7 @@ pub fn merge_group(group: &MergeGroup, head: &Head) -> Decision {
     if group.destroyed {
         return close(branch, false, "the merge group is gone");
     }
-    let (message, author) = match head {
+    let (message, name) = match head {
         Head::Gone => return close(branch, false, "the branch of the merge group is gone"),
         Head::At(now) if now.commit == group.commit => (now.message.as_str(), now.author.as_str()),
         Head::At(_) | Head::Unknown => ("", ""),
@@ -227,7 +230,7 @@ pub fn merge_group(group: &MergeGroup, head: &Head) -> Decision {
         branch: branch.clone(),
         commit: group.commit.clone(),
         title: title(message),
-        author: some(author),
+        author: author(name),
         is_tag: false,
         supersede: false,
         pull_request: None,
@@ -290,7 +293,7 @@ pub fn wanted_of(now: &PullRequest) -> Wanted {
         branch: pull_request_branch(now.number),
         commit: now.head_commit.clone(),
         title: title(&now.title),
-        author: some(&now.author),
+        author: author(&now.author),
         is_tag: false,
         supersede: true,
         pull_request: Some(PullRequestCommits {
@@ -342,20 +345,11 @@ fn close(branch: &str, is_tag: bool, reason: &str) -> Decision {
 
 /// The first line of a message, as much as is shown.
 fn title(message: &str) -> Option<String> {
-    let line = message.trim_start().lines().next()?;
-    let line: String = line.chars().filter(|c| !is_unshown(*c)).take(TITLE_CHARS_MAX).collect();
-    some(line.trim())
+    one_line(message, TITLE_CHARS_MAX)
 }
 
-/// Characters that show nothing and change what stands around them: control characters, and those that turn the direction of
-/// text.
-fn is_unshown(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn some(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
+fn author(name: &str) -> Option<String> {
+    one_line(name, AUTHOR_CHARS_MAX)
 }
 
 #[cfg(test)]

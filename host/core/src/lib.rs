@@ -10,6 +10,7 @@ pub mod branches;
 pub mod clock;
 mod error_chain;
 pub mod evaluation_error;
+pub mod foreign_text;
 pub mod forge;
 pub mod frontend_api;
 pub mod git;

@@ -1,13 +1,15 @@
 //! What programs printed, as people see it: no sequences that move a cursor or name a window, no overwritten progress lines, the
 //! last lines only. Pure.
 
+use crate::foreign_text::is_unshown;
+
 /// Longer parameters are no colour.
 const COLOR_BYTES_MAX: usize = 64;
 
 /// Ends whatever colour is on (ECMA-48, 8.3.117: select graphic rendition).
 const PLAIN: &str = "\u{1b}[0m";
 
-/// Drops ANSI escape sequences and other control characters, and of a line that was overwritten with carriage returns
+/// Drops ANSI escape sequences and other characters that are [unshown](is_unshown), and of a line that was overwritten with carriage returns
 /// everything but its last version.
 pub fn clean(text: &str) -> String {
     shown(text, false)
@@ -69,7 +71,7 @@ fn strip_into(text: &str, colors: bool, out: &mut String) -> bool {
                 _ => {}
             },
             '\t' => out.push(c),
-            c if c.is_control() => {}
+            c if is_unshown(c) => {}
             c => out.push(c),
         }
     }
@@ -102,6 +104,7 @@ mod tests {
             ("a\u{1b}(Bb\u{8}c\td\u{0}", "abc\td"),
             ("\u{1b}", ""),
             ("\u{1b}[", ""),
+            ("a\u{202e}b\u{2066}c\u{feff}", "abc"),
             ("<script>", "<script>"),
         ] {
             assert_eq!(clean(raw), shown, "{raw:?}");

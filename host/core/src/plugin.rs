@@ -39,6 +39,19 @@ pub struct PluginStatus {
     /// Why it does not run as it is configured: nothing runs, or what ran before.
     #[serde(default)]
     pub refused: Option<String>,
+    /// Secrets of its configuration that cannot be used now, by their names: those that the program declares.
+    #[serde(default)]
+    pub unusable_secrets: Vec<UnusableSecret>,
     /// Exported interfaces, in the order of the contract.
     pub exports: Vec<String>,
+}
+
+/// A secret that cannot be used: its file is not there, cannot be read, or holds no secret. Why stands in the log and in
+/// [`PluginStatus::last_error`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnusableSecret {
+    /// Its name, as the program declares it.
+    pub name: String,
+    /// Without it the plugin cannot work at all.
+    pub required: bool,
 }

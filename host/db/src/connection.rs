@@ -15,15 +15,8 @@ use sqlx::{Connection as _, PgPool};
 use crate::error::{DbError, lost_to_another_transaction};
 use crate::listen::Hub;
 
-/// How long a connection may have been idle and be used without asking whether it still works.
-const IDLE_UNTESTED_MAX: Duration = Duration::from_secs(1);
-
 /// How long a statement may take.
 const STATEMENT_TIMEOUT: &str = "300s";
-/// How long an answer may take: of a server that is there, the longest statement, and the wait for a connection.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
-/// How long a server that is there takes to say so.
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a statement that lost against others is tried before the caller hears of it.
 const TRIES: u32 = 12;
@@ -37,12 +30,41 @@ pub struct DbOptions {
     pub max_connections: u32,
 }
 
+/// How long is waited for a server that may have vanished without a word. `docs/limits.md` has the values of `default`; tests
+/// have shorter ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For an answer: of a server that is there, the longest statement, and the wait for a connection.
+    pub answer: Duration,
+    /// For a connection, a new one or one that others use.
+    pub connection: Duration,
+    /// For a server that is there to say so.
+    pub ping: Duration,
+    /// A connection that was idle for so long is asked whether it still works before it is used.
+    pub idle: Duration,
+    /// A listening connection on which nothing came for so long is asked, too.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(330),
+            connection: Duration::from_secs(10),
+            ping: Duration::from_secs(10),
+            idle: Duration::from_secs(1),
+            silence: Duration::from_mins(1),
+        }
+    }
+}
+
 /// The database. Cheap to clone: all clones share one pool.
 #[derive(Clone)]
 pub struct Db {
     pub(crate) pool: PgPool,
     pub(crate) connect: PgConnectOptions,
     pub(crate) retry: RetryPolicy,
+    pub(crate) patience: Patience,
     pub(crate) hub: Arc<Hub>,
     /// Whom the views are for.
     pub(crate) viewer: Viewer,
@@ -59,10 +81,15 @@ impl Db {
     pub async fn connect(options: &DbOptions) -> Result<Self, DbError> {
         let connect =
             PgConnectOptions::from_str(options.url.expose().as_str()).map_err(|source| DbError::Url { source })?;
-        Self::connect_with(connect, PgPoolOptions::new().max_connections(options.max_connections.max(1))).await
+        let pool = PgPoolOptions::new().max_connections(options.max_connections.max(1));
+        Self::connect_with(connect, pool, Patience::default()).await
     }
 
-    pub(crate) async fn connect_with(connect: PgConnectOptions, pool: PgPoolOptions) -> Result<Self, DbError> {
+    pub(crate) async fn connect_with(
+        connect: PgConnectOptions,
+        pool: PgPoolOptions,
+        patience: Patience,
+    ) -> Result<Self, DbError> {
         // A stuck transaction keeps dead rows at the head of the ready queue, and every claim walks over them. Compiling
         // statements that run for a millisecond costs thirty. What a statement is asked about it finds by an index, however few
         // rows the planner believes a table to have; functions that look at everything, or compare lists, say so
@@ -84,25 +111,31 @@ impl Db {
             ("enable_mergejoin", "off"),
         ]);
         // One connection by hand first: a pool would retry a wrong address until its time is up.
-        let first = sqlx::PgConnection::connect_with(&connect).await.map_err(|source| {
-            match DbError::from_sqlx("connect", source) {
-                DbError::Query { source, .. } => DbError::Unavailable { source },
-                other => other,
-            }
+        let first = in_time(patience.connection, sqlx::PgConnection::connect_with(&connect));
+        let first = first.await.map_err(|source| match DbError::from_sqlx("connect", source) {
+            DbError::Query { source, .. } => DbError::Unavailable { source },
+            other => other,
         })?;
         first.close().await.map_err(|source| DbError::Unavailable { source })?;
         // A connection that was used a moment ago is not asked whether it still works: that is a round trip more for every
         // statement.
-        let pool = pool.test_before_acquire(false).before_acquire(|connection, meta| {
+        let pool = pool.test_before_acquire(false).before_acquire(move |connection, meta| {
             Box::pin(async move {
-                if meta.idle_for >= IDLE_UNTESTED_MAX {
-                    in_time(PING_TIMEOUT, connection.ping()).await?;
+                if meta.idle_for >= patience.idle {
+                    in_time(patience.ping, connection.ping()).await?;
                 }
                 Ok(true)
             })
         });
-        let pool = pool.acquire_timeout(Duration::from_secs(10)).connect_lazy_with(connect.clone());
-        Ok(Self { pool, connect, retry: RetryPolicy::default(), hub: Arc::default(), viewer: Viewer::Public })
+        // Of a statement that was given up, the driver waits for the answer before another one may have the connection's place: for
+        // a server that vanished, without an end. (A server that vanishes just when a connection that worked is given back is asked
+        // by the driver itself, which waits for as long as the kernel does.)
+        let pool = pool.after_release(move |connection, _| {
+            Box::pin(async move { in_time(patience.answer, connection.flush()).await.map(|()| true) })
+        });
+        let pool = pool.acquire_timeout(patience.connection).connect_lazy_with(connect.clone());
+        let (retry, hub) = (RetryPolicy::default(), Arc::default());
+        Ok(Self { pool, connect, retry, patience, hub, viewer: Viewer::Public })
     }
 
     /// The same database with another policy for transient build failures.
@@ -141,7 +174,7 @@ impl Db {
     {
         let mut tries = 1;
         loop {
-            match in_time(ANSWER_TIMEOUT, statement()).await {
+            match in_time(self.patience.answer, statement()).await {
                 Ok(value) => return Ok(value),
                 Err(error) if tries < TRIES && lost_to_another_transaction(&error) => {
                     tracing::debug!(what, tries, "statement lost against a concurrent one, trying again");
@@ -161,8 +194,12 @@ pub(crate) async fn in_time<T>(
     time: Duration,
     answer: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    let vanished = |_| sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer came"));
-    tokio::time::timeout(time, answer).await.map_err(vanished)?
+    tokio::time::timeout(time, answer).await.map_err(|_| vanished())?
+}
+
+/// What is said when no answer came.
+pub(crate) fn vanished() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer came"))
 }
 
 /// The hash of a token as a statement's argument.

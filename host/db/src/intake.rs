@@ -72,15 +72,15 @@ pub enum Requested {
     Reused {
         /// The skipped evaluation that shows them.
         id: EvalId,
-        /// Live evaluations of the branch that it replaced.
-        superseded: Vec<EvalId>,
+        /// Those of the branch that it replaced and that had not come to an end, they or their builds.
+        unfinished: Vec<EvalId>,
     },
     /// A new one.
     Queued {
         /// Its id.
         id: EvalId,
-        /// Live evaluations of the branch that it replaced.
-        superseded: Vec<EvalId>,
+        /// Those of the branch that it replaced and that had not come to an end, they or their builds.
+        unfinished: Vec<EvalId>,
     },
     /// The branch is not as it was when the forge was asked: ask again.
     Moved,
@@ -143,7 +143,7 @@ impl Db {
         let row = self
             .run("ask for an evaluation", || {
                 sqlx::query!(
-                    r#"SELECT outcome AS "outcome!", id, superseded AS "superseded!"
+                    r#"SELECT outcome AS "outcome!", id, unfinished AS "unfinished!"
                        FROM request_evaluation($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
                            $18, $19, $20)"#,
                     request.project.0,
@@ -170,11 +170,11 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
-        let superseded = row.superseded.into_iter().map(EvalId).collect();
+        let unfinished = row.unfinished.into_iter().map(EvalId).collect();
         match (row.outcome.as_str(), row.id.map(EvalId)) {
             ("existing", Some(id)) => Ok(Requested::Existing(id)),
-            ("reused", Some(id)) => Ok(Requested::Reused { id, superseded }),
-            ("queued", Some(id)) => Ok(Requested::Queued { id, superseded }),
+            ("reused", Some(id)) => Ok(Requested::Reused { id, unfinished }),
+            ("queued", Some(id)) => Ok(Requested::Queued { id, unfinished }),
             ("moved", _) => Ok(Requested::Moved),
             ("late", _) => Ok(Requested::Late),
             ("inactive", _) => Ok(Requested::Inactive),

@@ -31,7 +31,7 @@ pub mod testing;
 mod tokens;
 pub mod views;
 
-pub use connection::{Db, DbOptions};
+pub use connection::{Db, DbOptions, Patience};
 pub use deliveries::{ClaimedDelivery, DeliveryRowId, NewDelivery, Recorded};
 pub use derivations::CheckedDerivation;
 pub use error::DbError;

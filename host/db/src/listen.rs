@@ -5,11 +5,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use harmonia_core::retry::Backoff;
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 
-use crate::connection::{Db, in_time};
+use crate::connection::{Db, Patience, in_time};
 use crate::error::DbError;
 
 /// Notices that one listener may be behind; beyond it, it is told to look at everything again.
@@ -17,10 +16,6 @@ const BEHIND_MAX: usize = 1_024;
 
 /// Pauses before the connection is made again: quick after a restart, gentle while PostgreSQL is away.
 const RECONNECT: Backoff = Backoff::doubling(Duration::from_millis(100), Duration::from_millis(12_800));
-
-/// A connection on which nothing came for so long is asked whether it still is one.
-const PROBE_AFTER: Duration = Duration::from_mins(1);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What one may listen to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,7 +112,7 @@ impl Db {
             // The task ends when nobody subscribes, so there is a first subscription before it begins.
             let mut first = None;
             if running.as_ref().is_none_or(|hub| hub.wanted.is_closed()) {
-                let (hub, notices) = Running::start(&self.connect).await.map_err(failed)?;
+                let (hub, notices) = Running::start(&self.connect, self.patience).await.map_err(failed)?;
                 (*running, first) = (Some(hub), Some(notices));
             }
             let Some(hub) = running.as_ref() else { continue };
@@ -159,24 +154,22 @@ impl Listener {
 }
 
 impl Running {
-    async fn start(connect: &PgConnectOptions) -> Result<(Self, broadcast::Receiver<Notice>), sqlx::Error> {
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(Duration::from_secs(10))
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .connect_lazy_with(connect.clone());
-        let connection = connected(&pool, &HashSet::new()).await?;
+    async fn start(
+        connect: &PgConnectOptions,
+        patience: Patience,
+    ) -> Result<(Self, broadcast::Receiver<Notice>), sqlx::Error> {
+        let connection = connected(connect, patience, &HashSet::new()).await?;
         let (notices, first) = broadcast::channel(BEHIND_MAX);
         let (wanted, requests) = mpsc::channel(16);
-        tokio::spawn(serve(pool, connection, notices.clone(), requests));
+        tokio::spawn(serve(connect.clone(), patience, connection, notices.clone(), requests));
         Ok((Self { notices, wanted }, first))
     }
 }
 
 /// Has the connection, and brings it back, until nobody listens any more.
 async fn serve(
-    pool: PgPool,
+    connect: PgConnectOptions,
+    patience: Patience,
     connection: PgListener,
     notices: broadcast::Sender<Notice>,
     mut requests: mpsc::Receiver<Wanted>,
@@ -191,7 +184,7 @@ async fn serve(
                 Some((_, answer)) = requests.recv() => {
                     let _ = answer.send(Err(sqlx::Error::Io(std::io::ErrorKind::NotConnected.into())));
                 }
-                () = tokio::time::sleep(RECONNECT.after(failures + 1, 1.0)) => match connected(&pool, &channels).await {
+                () = tokio::time::sleep(RECONNECT.after(failures + 1, 1.0)) => match connected(&connect, patience, &channels).await {
                     Ok(new) => {
                         (connection, failures) = (Some(new), 0);
                         let _ = notices.send(Notice::Rescan);
@@ -207,7 +200,7 @@ async fn serve(
         tokio::select! {
             request = requests.recv() => {
                 let Some((wanted, answer)) = request else { return };
-                let heard = listen(listening, &mut channels, &wanted).await;
+                let heard = in_time(patience.ping, listen(listening, &mut channels, &wanted)).await;
                 if heard.is_err() {
                     connection = None;
                 }
@@ -226,9 +219,9 @@ async fn serve(
                 }
             },
             // Silence, or a server that vanished without a word.
-            () = tokio::time::sleep(PROBE_AFTER) => {
+            () = tokio::time::sleep(patience.silence) => {
                 let probe = sqlx::query!("SELECT 1 AS one").fetch_one(&mut *listening);
-                if let Err(error) = in_time(PROBE_TIMEOUT, probe).await {
+                if let Err(error) = in_time(patience.ping, probe).await {
                     tracing::debug!(%error, "The listening connection is dead");
                     connection = None;
                 }
@@ -239,11 +232,23 @@ async fn serve(
     }
 }
 
-async fn connected(pool: &PgPool, channels: &HashSet<Channel>) -> Result<PgListener, sqlx::Error> {
-    let mut connection = PgListener::connect_with(pool).await?;
+/// A new connection, of a pool of its own: the driver lets a pool have its place back only when the server has answered for the
+/// last one, which a server that vanished never does.
+async fn connected(
+    connect: &PgConnectOptions,
+    patience: Patience,
+    channels: &HashSet<Channel>,
+) -> Result<PgListener, sqlx::Error> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(patience.connection)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with(connect.clone());
+    let mut connection = PgListener::connect_with(&pool).await?;
     connection.eager_reconnect(false);
     if !channels.is_empty() {
-        connection.listen_all(channels.iter().map(|channel| channel.as_str())).await?;
+        in_time(patience.ping, connection.listen_all(channels.iter().map(|channel| channel.as_str()))).await?;
     }
     Ok(connection)
 }

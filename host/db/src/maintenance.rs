@@ -5,13 +5,14 @@ use std::time::Duration;
 use harmonia_core::limits::{LOST_NODES_MAX, SYSTEMS_KNOWN_FOR};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::connection::{Db, interval};
+use crate::connection::{Db, Patience, in_time, interval};
 use crate::error::DbError;
 
 /// The right to run one chore, held as long as its connection lives. Dropping it gives it back.
 #[derive(Debug)]
 pub struct ChoreLock {
     connection: PgConnection,
+    patience: Patience,
 }
 
 /// What silent nodes gave back.
@@ -59,33 +60,35 @@ pub struct Deleted {
 impl ChoreLock {
     /// Whether the lock is still ours; ask before each round of a long chore.
     pub async fn is_held(&mut self) -> bool {
-        self.connection.ping().await.is_ok()
+        in_time(self.patience.ping, self.connection.ping()).await.is_ok()
     }
 
     /// Gives the lock back at once.
     pub async fn release(self) {
         // A failure means that the connection is gone, and the lock with it.
-        let _ = self.connection.close().await;
+        let _ = in_time(self.patience.ping, self.connection.close()).await;
     }
 }
 
 impl Db {
     /// Takes the right to run a chore; `None` while another node has it. Released when dropped or when the connection ends.
     pub async fn try_chore_lock(&self, name: &str) -> Result<Option<ChoreLock>, DbError> {
-        let mut connection = PgConnection::connect_with(&self.connect)
+        let patience = self.patience;
+        let mut connection = in_time(patience.connection, PgConnection::connect_with(&self.connect))
             .await
             .map_err(|source| DbError::from_sqlx("connect for a chore", source))?;
         let taken = sqlx::query_scalar!(
             r#"SELECT pg_try_advisory_lock(hashtext('harmonia-ci chore'), hashtext($1)) AS "taken!""#,
             name
-        )
-        .fetch_one(&mut connection)
-        .await
-        .map_err(|source| DbError::from_sqlx("take a chore", source))?;
+        );
+        let taken = in_time(patience.ping, taken.fetch_one(&mut connection))
+            .await
+            .map_err(|source| DbError::from_sqlx("take a chore", source))?;
+        let lock = ChoreLock { connection, patience };
         if taken {
-            return Ok(Some(ChoreLock { connection }));
+            return Ok(Some(lock));
         }
-        let _ = connection.close().await;
+        lock.release().await;
         Ok(None)
     }
 

@@ -125,11 +125,12 @@ impl Db {
             notifications,
             (due.id, due.lease),
             "last_error = left($3, 2000), attempts = attempts + $4, next_attempt_at = now() + $5,
-                dead_at = CASE WHEN $6 THEN now() END",
+                dead_at = CASE WHEN $6 THEN now() END, denied = $7",
             text(answer.error),
             i32::from(then.counts),
             interval(then.after),
             then.is_dead,
+            then.is_denied,
         )
     }
 }

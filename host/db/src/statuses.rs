@@ -14,7 +14,7 @@ use harmonia_core::ProjectId;
 use harmonia_core::status::{CommitReport, DesiredStatus, NewNotifications};
 use sqlx::PgConnection;
 
-use crate::connection::{Db, interval};
+use crate::connection::{Db, interval, vanished};
 use crate::error::DbError;
 use crate::outbox;
 
@@ -106,7 +106,9 @@ impl Db {
     ) -> Result<ReportOutcome, DbError> {
         let mut tries = 1;
         loop {
-            match self.try_report(target, reporters, progress_every, &compute).await {
+            let report = self.try_report(target, reporters, progress_every, &compute);
+            let vanished = |_| Err(DbError::Unavailable { source: vanished() });
+            match tokio::time::timeout(self.patience.answer, report).await.unwrap_or_else(vanished) {
                 Err(error) if tries < 12 && !matches!(error, DbError::Unavailable { .. }) && error.is_transient() => {
                     tracing::debug!(tries, "a report lost against a concurrent change, trying again");
                     tries += 1;

@@ -4,6 +4,7 @@
 //! from then on. Dropping the value drops the database. [`played`] plays the nodes that work on it.
 
 pub mod fake_node;
+pub mod way;
 
 use std::str::FromStr;
 
@@ -12,7 +13,7 @@ use harmonia_nix::StorePath;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::connection::Db;
+use crate::connection::{Db, Patience};
 use crate::error::DbError;
 use crate::migrate::{self, MIGRATOR};
 use crate::{BatchOutcome, CheckedDerivation, GraphBatch, GraphDerivation};
@@ -39,6 +40,30 @@ pub fn pool(db: &Db) -> &sqlx::PgPool {
 /// A new claim token.
 pub fn random_token() -> ClaimToken {
     ClaimToken::from_random(rand::random())
+}
+
+/// Nobody reads or writes attributes of evaluations while this is held.
+#[derive(Debug)]
+pub struct HeldAttributes(sqlx::Transaction<'static, sqlx::Postgres>);
+
+impl HeldAttributes {
+    /// Takes hold of them.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn hold(db: &Db) -> Self {
+        let mut transaction = db.pool.begin().await.expect("a connection");
+        sqlx::query!("LOCK TABLE eval_attrs").execute(&mut *transaction).await.expect("locked");
+        Self(transaction)
+    }
+
+    /// Lets go.
+    ///
+    /// # Panics
+    /// When the database does not answer.
+    pub async fn release(self) {
+        self.0.rollback().await.expect("released");
+    }
 }
 
 /// Lets time pass for everything that waits to be reported, delivered, synced or polled, by moving it into the past.
@@ -252,12 +277,12 @@ impl TestDatabase {
     pub async fn single_connection(&self) -> Db {
         let options = self.admin.clone().database(&self.name);
         let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-        Db::connect_with(options, pool).await.expect("connect to the test database")
+        Db::connect_with(options, pool, Patience::default()).await.expect("connect to the test database")
     }
 
     async fn open(admin_url: &str, admin: PgConnectOptions, name: String) -> Self {
         let options = admin.clone().database(&name);
-        let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16))
+        let db = Db::connect_with(options, PgPoolOptions::new().max_connections(16), Patience::default())
             .await
             .expect("connect to the test database");
         Self { db, url: with_database(admin_url, &name), name, admin }
@@ -278,7 +303,8 @@ impl TestDatabase {
                     .map(|_| ())
             })
         });
-        Db::connect_with(self.admin.clone().database(&self.name), pool).await.expect("connect as a role")
+        let options = self.admin.clone().database(&self.name);
+        Db::connect_with(options, pool, Patience::default()).await.expect("connect as a role")
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`store_path`] | store paths and how Nix computes them |
 //! | [`derivation`] | `.drv` files: ATerm, output paths, placeholders |
 //! | [`nar`] | archives |
+//! | [`reference_scan`] | which paths an archive refers to |
 //! | [`narinfo`] | what a binary cache says of a path |
 //! | [`signature`] | Ed25519 keys and signatures |
 //! | [`worker_protocol`] | talking to a Nix daemon |
@@ -23,6 +24,7 @@ pub mod derivation;
 pub mod hash;
 pub mod nar;
 pub mod narinfo;
+pub mod reference_scan;
 pub mod signature;
 pub mod store_path;
 mod text_serde;
@@ -32,5 +34,6 @@ pub use content_address::{ContentAddress, ContentAddressMethod};
 pub use derivation::{BasicDerivation, Derivation, DerivationOutput};
 pub use hash::{Hash, HashAlgorithm, NarHash, Sha256Hash};
 pub use narinfo::NarInfo;
+pub use reference_scan::ReferenceScanner;
 pub use signature::{PublicKey, SecretKey, Signature};
 pub use store_path::{STORE_DIR, StorePath};

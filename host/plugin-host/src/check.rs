@@ -78,7 +78,8 @@ impl PluginHost {
             named.iter().filter(|(_, text)| text.trim().is_empty()).map(|(name, _)| *name).collect();
         let told = if lacking.is_empty() { Ok(()) } else { Err(format!("no {}", lacking.join(", no "))) };
         report.add("says its name and version", told);
-        report.add("can use the secrets that it needs", plugin.secret_problem().map_or(Ok(()), Err));
+        let problem = plugin.secret_problems().into_iter().next();
+        report.add("can use its secrets", problem.map_or(Ok(()), |(_, problem)| Err(problem)));
         match &plugin.adapter {
             Adapter::Forge(forge) => forge::check(&**forge, &mut report).await,
             Adapter::Reporter(reporter) => reporter::check(&**reporter, &mut report).await,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use harmonia_core::Clock;
-use harmonia_core::plugin::PluginKind;
+use harmonia_core::plugin::{PluginKind, UnusableSecret};
 use harmonia_core::policy::Policy;
 use harmonia_core::ports::{Forge, PluginStore, Reporter};
 use tokio::sync::Semaphore;
@@ -71,10 +71,19 @@ impl Plugin {
         self.caller.program.contract.kind
     }
 
-    /// Why it cannot work now: a secret that it needs cannot be read. Looked at anew each time, as the file may come.
-    pub(crate) fn secret_problem(&self) -> Option<String> {
-        let mut required = self.description.secrets.iter().filter(|secret| secret.required);
-        required.find_map(|secret| self.caller.shared.secret_problem(&secret.name))
+    /// Secrets that it needs or that are configured, and that cannot be used now, with the reason, which is not for
+    /// everybody: it names files. Looked at anew each time, as a file may come and go. Those that it needs come first.
+    pub(crate) fn secret_problems(&self) -> Vec<(UnusableSecret, String)> {
+        let wanted = self.description.secrets.iter();
+        let wanted = wanted.filter(|secret| secret.required || self.spec.secrets.contains_key(&secret.name));
+        let mut problems: Vec<_> = wanted
+            .filter_map(|secret| {
+                let problem = self.caller.shared.secret_problem(&secret.name)?;
+                Some((UnusableSecret { name: secret.name.clone(), required: secret.required }, problem))
+            })
+            .collect();
+        problems.sort_by_key(|(secret, _)| !secret.required);
+        problems
     }
 }
 

@@ -220,6 +220,10 @@ impl PluginHost {
                     plugin.description.version
                 );
                 let unknown = plugin.description.unknown_parameters(&spec);
+                for (secret, problem) in plugin.secret_problems() {
+                    let what = if secret.required { "cannot work" } else { "can work in part only" };
+                    tracing::error!(plugin = %slot.name, "Plugin {} {what} until this is mended: {problem}", slot.name);
+                }
                 slot.take(plugin, stamp);
                 if let Some(problem) = unknown {
                     tracing::warn!(plugin = %slot.name, "Plugin {} is configured with what it does not read: {problem}", slot.name);

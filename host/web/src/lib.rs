@@ -13,6 +13,7 @@ mod error;
 mod extract;
 mod live;
 mod logs;
+mod overview;
 mod pages;
 mod recorder;
 mod refusals;

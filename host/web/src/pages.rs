@@ -7,6 +7,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{Html, IntoResponse as _, Redirect, Response};
+use harmonia_core::foreign_text::is_unshown;
 use harmonia_core::{EvalId, JobId};
 
 use crate::error::WebError;
@@ -91,9 +92,14 @@ pub(crate) async fn dispatch(
     }
 }
 
-/// Renders a page. Pages show what is now: nobody keeps them.
+/// Renders a page. Pages show what is now: nobody keeps them. What others wrote (names of branches and attributes, titles,
+/// errors) is text in it, and turns nothing around.
 pub(crate) fn page(template: &impl Template) -> Result<Response, WebError> {
-    let html = template.render().map_err(WebError::from)?;
+    let mut html = template.render().map_err(WebError::from)?;
+    let is_hidden = |c: char| is_unshown(c) && !matches!(c, '\n' | '\t' | '\r');
+    if html.contains(is_hidden) {
+        html.retain(|c| !is_hidden(c));
+    }
     let mut response = Html(html).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)

@@ -21,6 +21,7 @@ use crate::auth::Tokens;
 use crate::bodies::{Allowed, Bodies, BodyLimits, Room};
 use crate::error::{ErrorCounts, WebError};
 use crate::live::Hub;
+use crate::overview::{Overview, Overviews};
 use crate::pages::Frame;
 use crate::recorder::Recorder;
 use crate::refusals::Refusals;
@@ -66,11 +67,13 @@ pub struct AppLimits {
     pub streams_max: usize,
     /// Live logs of one client at once.
     pub streams_per_client_max: usize,
-    /// Answers at once that cost much (all attributes of an evaluation, the end of a long log, a search by name), of those
+    /// Answers at once that cost much (all attributes of an evaluation, the end of a long log, a search by name, all projects), of those
     /// who showed no token; with one, as many again.
     pub costly_max: usize,
     /// How long such a question waits for its turn.
     pub costly_patience: Duration,
+    /// What the home page lists may have been read so long ago, for somebody else.
+    pub overview_age_max: Duration,
 }
 
 impl Default for AppLimits {
@@ -81,6 +84,7 @@ impl Default for AppLimits {
             streams_per_client_max: 200,
             costly_max: 8,
             costly_patience: Duration::from_secs(5),
+            overview_age_max: Duration::from_secs(2),
         }
     }
 }
@@ -96,6 +100,7 @@ struct Inner {
     refusals: Refusals,
     bodies: Bodies,
     costly: Costly,
+    overviews: Overviews,
     tokens: Tokens,
     error_counts: ErrorCounts,
     /// Random, so that ids of two runs of the process differ in logs.
@@ -118,6 +123,7 @@ impl AppState {
             refusals: Refusals::default(),
             bodies,
             costly,
+            overviews: Overviews::default(),
             tokens: Tokens::default(),
             error_counts: ErrorCounts::default(),
             process: rand::random(),
@@ -165,6 +171,12 @@ impl AppState {
     /// The database as this viewer sees it.
     pub(crate) fn db_for(&self, viewer: Viewer) -> Db {
         self.db().seen_by(viewer)
+    }
+
+    /// Projects and newest evaluations, as the home page shows them.
+    pub(crate) async fn overview(&self, viewer: Viewer) -> Result<Arc<Overview>, WebError> {
+        let age_max = self.options().limits.overview_age_max;
+        Ok(self.0.overviews.get(viewer, &self.db_for(viewer), age_max).await?)
     }
 
     pub(crate) fn bodies(&self) -> &Bodies {

@@ -2,6 +2,7 @@
 //! may rely on names, hashes and URLs being well-formed and bounded.
 
 use harmonia_core::api::{NewEvaluation, Source};
+use harmonia_core::foreign_text::{is_unshown, one_line};
 use harmonia_core::git::{self, ASKED_SCHEMES, RefNameFlaw, UrlFlaw};
 use harmonia_core::limits::ATTR_BYTES_MAX;
 use harmonia_core::project_name;
@@ -149,16 +150,14 @@ fn check_attrs(attrs: &[String]) -> Result<(), InvalidEvaluation> {
     }
 }
 
-/// First line, without control characters, cut; `None` when nothing is left.
+/// First line, without what is unshown, cut; `None` when nothing is left.
 fn for_display(text: &str) -> Option<String> {
-    let line = text.lines().find(|line| !line.trim().is_empty())?;
-    let shown: String = line.trim().chars().filter(|c| !c.is_control()).take(DISPLAY_CHARS_MAX).collect();
-    Some(shown).filter(|shown| !shown.is_empty())
+    one_line(text, DISPLAY_CHARS_MAX)
 }
 
 /// Keeps a refusal readable whatever was sent.
 fn shorten(text: &str) -> String {
-    let shown: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(80).collect();
+    let shown: String = text.chars().map(|c| if is_unshown(c) { '\u{fffd}' } else { c }).take(80).collect();
     if shown.chars().count() < text.chars().count() { format!("{shown}…") } else { shown }
 }
 

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use harmonia_core::foreign_text::is_unshown;
 use harmonia_core::git::{self, FETCHED_SCHEMES};
 use harmonia_core::ports::{PortFuture, RemoteHead, RemoteHeads};
 use harmonia_core::without_credentials;
@@ -69,7 +70,7 @@ impl GitRemoteHeads {
             GitFailure::Timeout { after, .. } => format!("{} did not answer within {after:?}", shown(url)),
             GitFailure::Failed { message, .. } => {
                 let words = message.lines().collect::<Vec<_>>().join("; ");
-                let words: String = words.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect();
+                let words: String = words.chars().filter(|c| !is_unshown(*c)).take(MESSAGE_CHARS_MAX).collect();
                 format!("git could not ask {}: {words}", shown(url))
             }
             failure @ GitFailure::Start { .. } => harmonia_core::chain(&failure),
@@ -98,7 +99,7 @@ fn head_of(output: &str) -> Option<RemoteHead> {
 
 /// Keeps messages readable whatever is in them.
 fn shown(text: &str) -> String {
-    without_credentials(text).chars().filter(|c| !c.is_control()).take(200).collect()
+    without_credentials(text).chars().filter(|c| !is_unshown(*c)).take(200).collect()
 }
 
 #[cfg(test)]

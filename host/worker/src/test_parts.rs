@@ -2,7 +2,6 @@
 //! small HTTP server on the loopback interface that serves, records, and misbehaves on demand.
 
 mod git_server;
-mod lossy_database;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +15,6 @@ use crate::binary_cache::BinaryCache;
 use crate::store_daemon::StoreDaemon;
 
 pub(crate) use git_server::{GitServer, Mood};
-pub(crate) use lossy_database::LossyDatabase;
 
 /// A store below a temporary folder, used in process by stock Nix commands.
 pub(crate) struct TestStore {

@@ -90,6 +90,14 @@ impl Harness {
         self
     }
 
+    /// A secret in a file of the test's own, which may be missing or hold anything. Takes the place of one set before.
+    #[must_use]
+    pub fn secret_file(mut self, name: &str, file: impl Into<PathBuf>) -> Self {
+        self.secrets.retain(|(known, _)| known != name);
+        self.spec.secrets.insert(name.to_owned(), SecretGrant { file: file.into(), hosts: None });
+        self
+    }
+
     /// A host that it may call besides the scripted server.
     ///
     /// # Panics

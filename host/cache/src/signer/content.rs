@@ -1,15 +1,18 @@
-//! Reads an uploaded archive again, to know what it is instead of believing it. Constant memory.
+//! Reads an uploaded archive again, to know what it is instead of believing it. The memory of its candidates for references
+//! and no more.
+
+use std::collections::BTreeSet;
 
 use async_compression::tokio::bufread::ZstdDecoder;
 use futures_util::TryStreamExt;
 use harmonia_nix::hash::Hasher;
 use harmonia_nix::nar::{Decoder, Limits, NarError, Token};
-use harmonia_nix::{ContentAddress, ContentAddressMethod, Hash, HashAlgorithm};
+use harmonia_nix::{ContentAddress, ContentAddressMethod, Hash, HashAlgorithm, ReferenceScanner, StorePath};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio_util::io::StreamReader;
 
 use super::SignError;
-use super::error::{NotUploaded, ObjectDifference, Refusal};
+use super::error::{NotUploaded, ObjectDifference, Refusal, listed_paths};
 use super::wire::Upload;
 use crate::{ObjectError, ObjectStore, keys};
 
@@ -30,10 +33,23 @@ enum ArchiveError {
     NarSize { declared: u64 },
     #[error("it is not a single file that is not executable, which its content address requires")]
     NotAFile,
+    #[error("nothing in it refers to {}, as its references say", listed_paths(.0))]
+    NotReferred(Vec<StorePath>),
+    #[error("it refers to {}, which its references leave out", listed_paths(.0))]
+    Undeclared(Vec<StorePath>),
 }
 
-/// Checks NAR hash and size, and the content address if there is one, against the bytes in the store.
-pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), SignError> {
+/// What the references of a path are held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum References {
+    /// They are part of what the path is computed from, or were looked at before: any are right.
+    Bound,
+    /// They are those of the declared ones and of these, without the path itself, that its archive names.
+    Among(BTreeSet<StorePath>),
+}
+
+/// Checks NAR hash and size, the content address if there is one, and the references against the bytes in the store.
+pub(super) async fn verify(store: &ObjectStore, upload: &Upload, references: References) -> Result<(), SignError> {
     let key = keys::nar(&upload.object.hash);
     let Some(body) = store.get(&key, None).await? else {
         return Err(SignError::NotUploaded(vec![NotUploaded { key, reason: ObjectDifference::Missing }]));
@@ -42,7 +58,7 @@ pub(super) async fn verify(store: &ObjectStore, upload: &Upload) -> Result<(), S
     let chunks = body.into_stream().inspect_ok(|chunk| file_hasher.update(chunk)).map_err(std::io::Error::other);
     let reader = StreamReader::new(Box::pin(chunks));
     let mut reader = ZstdDecoder::new(BufReader::with_capacity(BUFFER_BYTES, reader));
-    let mut reading = Reading::new(upload);
+    let mut reading = Reading::new(upload, references);
     let mut buffer = vec![0; BUFFER_BYTES];
     let archive = |cause: ArchiveError| Refusal::Archive { path: upload.path.clone(), cause: cause.into() };
     loop {
@@ -88,10 +104,11 @@ struct Reading<'a> {
     decoder: Decoder,
     /// For a content address, with its method.
     content: Option<(ContentAddressMethod, Hasher)>,
+    scanner: Option<ReferenceScanner>,
 }
 
 impl<'a> Reading<'a> {
-    fn new(upload: &'a Upload) -> Self {
+    fn new(upload: &'a Upload, references: References) -> Self {
         let content = |address: ContentAddress| (address.method, Hasher::new(address.hash.algorithm()));
         Self {
             upload,
@@ -99,6 +116,10 @@ impl<'a> Reading<'a> {
             size: 0,
             decoder: Decoder::new(Limits::of_size(upload.nar_size)),
             content: upload.ca.map(content),
+            scanner: match references {
+                References::Bound => None,
+                References::Among(candidates) => Some(ReferenceScanner::new(&candidates | &upload.references)),
+            },
         }
     }
 
@@ -108,6 +129,9 @@ impl<'a> Reading<'a> {
             return Err(ArchiveError::NarSize { declared: self.upload.nar_size });
         }
         self.nar_hasher.update(bytes);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.update(bytes);
+        }
         let is_single_file = match &mut self.content {
             Some((ContentAddressMethod::Recursive, hasher)) => {
                 hasher.update(bytes);
@@ -151,16 +175,30 @@ impl<'a> Reading<'a> {
         if declared != found {
             return Err(ArchiveError::NarHash { declared: declared.to_string(), found: found.to_string() });
         }
+        if let Some(scanner) = self.scanner {
+            check_references(self.upload, &scanner.finish())?;
+        }
         Ok(self.content.map(|(_, hasher)| hasher.finish()))
     }
 }
 
+/// A path in its own references changes no closure, so it does not matter here.
+fn check_references(upload: &Upload, found: &BTreeSet<StorePath>) -> Result<(), ArchiveError> {
+    let others = |paths: &BTreeSet<StorePath>, known: &BTreeSet<StorePath>| -> Vec<StorePath> {
+        paths.difference(known).filter(|path| **path != upload.path).cloned().collect()
+    };
+    let undeclared = others(found, &upload.references);
+    if !undeclared.is_empty() {
+        return Err(ArchiveError::Undeclared(undeclared));
+    }
+    let declared = others(&upload.references, found);
+    if declared.is_empty() { Ok(()) } else { Err(ArchiveError::NotReferred(declared)) }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
+    use harmonia_nix::Sha256Hash;
     use harmonia_nix::nar::NarWriter;
-    use harmonia_nix::{Sha256Hash, StorePath};
 
     use super::super::wire::Object;
     use super::*;
@@ -185,7 +223,7 @@ mod tests {
     }
 
     fn read(upload: &Upload, nar: &[u8]) -> Result<Option<Hash>, ArchiveError> {
-        let mut reading = Reading::new(upload);
+        let mut reading = Reading::new(upload, References::Bound);
         for piece in nar.chunks(7) {
             reading.update(piece)?;
         }
@@ -223,5 +261,27 @@ mod tests {
         let script = file(b"hello", true);
         assert!(matches!(read(&upload(&script, Some(text)), &script), Err(ArchiveError::NotAFile)));
         assert!(matches!(read(&upload(b"no archive", None), b"no archive"), Err(ArchiveError::Nar(_))));
+    }
+
+    #[test]
+    fn references_are_held_against_the_bytes_whatever_is_read_at_once() {
+        let path = |hash: u8| StorePath::from_parts(&[hash; 20], "x").expect("valid");
+        let (named, other) = (path(1), path(2));
+        let nar = file(format!("see {named}/bin").as_bytes(), false);
+        let read = |declared: &[&StorePath], candidates: &[&StorePath]| {
+            let of = |paths: &[&StorePath]| -> BTreeSet<StorePath> { paths.iter().copied().cloned().collect() };
+            let upload = Upload { references: of(declared), ..upload(&nar, None) };
+            let mut reading = Reading::new(&upload, References::Among(of(candidates)));
+            nar.chunks(7).try_for_each(|piece| reading.update(piece)).expect("sound");
+            reading.finish().map(drop)
+        };
+        assert!(read(&[&named], &[&named, &other]).is_ok());
+        assert!(read(&[&named], &[]).is_ok(), "what is declared is looked for");
+        assert!(read(&[], &[&other]).is_ok());
+        assert!(matches!(read(&[], &[&named]), Err(ArchiveError::Undeclared(paths)) if paths == [named.clone()]));
+        let more = read(&[&named, &other], &[&named]);
+        assert!(matches!(more, Err(ArchiveError::NotReferred(paths)) if paths == [other.clone()]));
+        let own = upload(&nar, None).path;
+        assert!(read(&[&named, &own], &[&named, &own]).is_ok(), "itself");
     }
 }

@@ -137,7 +137,7 @@ impl Signer {
         Ok(wanted)
     }
 
-    async fn load_derivation(&self, path: &StorePath) -> Result<Option<Derivation>, SignError> {
+    pub(super) async fn load_derivation(&self, path: &StorePath) -> Result<Option<Derivation>, SignError> {
         let key = keys::derivation(path);
         let Some(compressed) = self.store().get_bytes(&key, DRV_BYTES_MAX).await? else { return Ok(None) };
         let path = path.clone();

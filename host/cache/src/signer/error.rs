@@ -297,7 +297,7 @@ fn listed(objects: &[NotUploaded]) -> String {
     join(objects.iter().map(|object| format!("{} ({})", object.key, object.reason)), objects.len())
 }
 
-fn listed_paths(paths: &[StorePath]) -> String {
+pub(super) fn listed_paths(paths: &[StorePath]) -> String {
     join(paths.iter().map(ToString::to_string), paths.len())
 }
 

@@ -13,7 +13,7 @@ use harmonia_db::{MissingPath, PathState, UnfinishedPublication};
 use harmonia_nix::nar::check_listing;
 use harmonia_nix::{NarInfo, SecretKey, Sha256Hash, StorePath};
 
-use super::content;
+use super::content::{self, References};
 use super::error::{ObjectDifference, SignError};
 use super::rows::{Row, rows_of};
 use super::wire::{Object, Upload};
@@ -128,7 +128,7 @@ impl Signer {
     /// Reads the whole object. One that is not what its row says is deleted, or it would be taken for a new upload.
     async fn confirm_damaged(&self, row: &Row) -> Result<bool, SignError> {
         let path = &row.upload.path;
-        match content::verify(self.store(), &row.upload).await {
+        match content::verify(self.store(), &row.upload, References::Bound).await {
             Ok(()) => return Ok(false),
             Err(SignError::Refused(refusal)) => {
                 tracing::warn!(%path, error = %chain(&refusal), "the object of a published path is damaged: it is to be built again");

@@ -73,7 +73,8 @@ impl Signer {
         let is_new = |upload: &Upload| !rows.get(&upload.path).is_some_and(Row::is_held);
         for CheckedOutput { upload, binding } in uploads.iter().filter(|checked| is_new(&checked.upload)) {
             if rules::must_read(*binding, self.inner.options.verify, rand::random()) {
-                super::content::verify(self.store(), upload).await?;
+                let references = self.possible_references(upload).await?;
+                super::content::verify(self.store(), upload, references).await?;
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use harmonia_cache::keys;
 use harmonia_core::Viewer;
 use harmonia_core::signer_api::{BuildCompleteAnswer, Holder};
-use harmonia_db::PathState;
+use harmonia_db::{MissingPath, PathState};
 use harmonia_nix::{NarInfo, Sha256Hash, StorePath};
 
 use crate::world::{Drv, Nar, World};
@@ -112,4 +112,26 @@ async fn a_damaged_narinfo_is_written_again() {
     assert_eq!(world.signer.check_reported_paths().await.expect("looked"), 0, "nothing is lost");
     assert_eq!(narinfo(&world, &path).await, Some(sound));
     assert!(world.db().missing_paths(10).await.expect("reports").is_empty());
+}
+
+/// What an upstream cache was said to have is for evaluators: to a signer nothing is lost.
+#[tokio::test]
+async fn a_path_that_was_never_ours_is_not_lost() {
+    let world = World::start().await;
+    let lib = Drv::new("lib", &["out"], &[]);
+    let app = Drv::new("app", &["out"], &[&lib]);
+    world.insert(&[&app], &[&lib]).await;
+    let path = lib.output("out");
+    assert!(world.db().path_rows(std::slice::from_ref(path)).await.expect("answers").is_empty());
+    let user = world.claim(&app).await;
+    for damaged in [false, true] {
+        world.db().report_missing_path(user.id, &user.token, path, damaged).await.expect("an input");
+        let reports = world.db().missing_paths(10).await.expect("reports");
+        assert_eq!(reports, [MissingPath { path: path.clone(), damaged }]);
+        assert_eq!(world.signer.check_reported_paths().await.expect("looked"), 0);
+        assert!(world.db().missing_paths(10).await.expect("reports").is_empty(), "and nobody looks again");
+    }
+    // Nor does anything wait for it.
+    world.db().release_attempt(user.id, &user.token, "the input was not there").await.expect("released");
+    world.claim(&app).await;
 }

@@ -150,6 +150,47 @@ async fn archives_are_read_when_asked_for() {
     assert_eq!(answer, BuildCompleteAnswer::Published);
 }
 
+/// As Nix does it: the references of an archive that is read are the candidates that it names.
+#[tokio::test]
+async fn references_of_archives_that_are_read_are_those_in_them() {
+    let options = SignerOptions { verify: Verify::Always, ..SignerOptions::default() };
+    let world = World::with(options).await;
+    let lib = Drv::new("lib", &["out", "dev"], &[]);
+    let app = Drv::new("app", &["out"], &[&lib]);
+    let json = r#"{"unsafeDiscardReferences":{"out":true}}"#;
+    let image = Drv::with_env("image", &[&lib], &[("__json", json)]);
+    world.insert(&[&lib, &app, &image], &[]).await;
+    let (out, dev) = (lib.output("out"), lib.output("dev"));
+
+    let own = Nar::file(&format!("{out}/lib.so"));
+    let headers = Nar::file(&format!("{}-and-not-the-whole-name", out.hash_part()));
+    let of_out = [out];
+    let (attempt, call) = world.built(&lib, &[("out", &own, &[]), ("dev", &headers, &[])]).await;
+    let error = world.signer.build_complete(&attempt.token, call).await.expect_err("dev names out");
+    assert!(refusal(&error).contains(&format!("it refers to {out}, which its references leave out")));
+    // Whether a path is among its own references changes no closure.
+    let call = lib.complete(&attempt, &[("out", &own, &[]), ("dev", &headers, &of_out)]);
+    let answer = world.signer.build_complete(&attempt.token, call).await.expect("what is in it");
+    assert_eq!(answer, BuildCompleteAnswer::Published);
+
+    // `dev` is no input: Nix does not look for it.
+    let program = Nar::file(&format!("from {dev}, linked with {out}"));
+    let (attempt, call) = world.built(&app, &[("out", &program, &[])]).await;
+    let error = world.signer.build_complete(&attempt.token, call).await.expect_err("it names its input");
+    assert!(refusal(&error).contains(&format!("it refers to {out}, which")), "{}", refusal(&error));
+    let call = app.complete(&attempt, &[("out", &program, &[out])]);
+    let answer = world.signer.build_complete(&attempt.token, call).await.expect("its inputs");
+    assert_eq!(answer, BuildCompleteAnswer::Published);
+
+    let disk = Nar::file(&format!("a disk with {out}"));
+    let (attempt, call) = world.built(&image, &[("out", &disk, &[])]).await;
+    let lie = image.complete(&attempt, &[("out", &disk, &[app.output("out")])]);
+    let error = world.signer.build_complete(&attempt.token, lie).await.expect_err("it does not name app");
+    assert!(refusal(&error).contains("nothing in it refers to"), "{}", refusal(&error));
+    let answer = world.signer.build_complete(&attempt.token, call).await.expect("it says that none are kept");
+    assert_eq!(answer, BuildCompleteAnswer::Published);
+}
+
 #[tokio::test]
 async fn a_stale_token_is_refused_at_every_step() {
     let world = World::start().await;

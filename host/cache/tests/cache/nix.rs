@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use futures_util::TryStreamExt as _;
+use harmonia_cache::{SignErrorKind, SignerOptions, Verify};
 use harmonia_core::Viewer;
 use harmonia_core::signer_api::{BuildCompleteAnswer, Holder, PathInfo, SourcesComplete};
 use harmonia_nix::nar::pack_path;
@@ -20,11 +21,20 @@ struct NixStore {
 
 impl NixStore {
     fn new() -> Self {
+        Self::with("sandbox = false\n")
+    }
+
+    /// One that can build: with a root of its own, Nix has to change into it.
+    fn building() -> Self {
+        Self::with("sandbox = true\nsandbox-paths = /bin/sh=/bin/busybox\n")
+    }
+
+    fn with(settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let config = folder.path().join("etc");
         std::fs::create_dir(&config).expect("folder");
-        let text = "build-users-group =\nsubstituters =\nexperimental-features = nix-command flakes\nsandbox = false\n";
-        std::fs::write(config.join("nix.conf"), text).expect("written");
+        let text = "build-users-group =\nsubstituters =\nexperimental-features = nix-command flakes\n";
+        std::fs::write(config.join("nix.conf"), format!("{text}{settings}")).expect("written");
         Self { folder }
     }
 
@@ -136,12 +146,80 @@ async fn stock_nix_accepts_what_is_published() {
     assert!(json.contains(&address.to_string()), "{json}");
 }
 
+/// `far` is no input of `user`, which learns of it from `near`. `user` names itself and its other output, too.
+const BUILT: &str = r#"
+    let
+      make = name: outputs: script: derivation {
+        inherit name outputs; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" script ];
+      };
+      far = make "far" [ "out" ] "echo far > $out";
+      near = make "near" [ "out" ] "echo ${far} > $out";
+    in make "user" [ "out" "dev" ] "read -r far < ${near}; echo x > $dev; (echo $far; echo $out; echo $dev) > $out"
+"#;
+
+/// What Nix found by its own search is what a signer finds, and nothing else is signed.
+#[tokio::test]
+async fn a_signer_finds_the_references_that_nix_found() {
+    let options = SignerOptions { verify: Verify::Always, ..SignerOptions::default() };
+    let world = World::with(options).await;
+    let nix = NixStore::building();
+    let user = write_and_instantiate(&nix, BUILT);
+    nix.run("nix-store", &["--store", &nix.url(), "--realise", user.as_str()]);
+    let drvs = closure(&nix, &user);
+    world.insert(&drvs.iter().collect::<Vec<_>>(), &[]).await;
+    let far = drvs.iter().find(|drv| drv.derivation.name == "far").expect("built").output("out").clone();
+
+    let mut unclaimed = 0;
+    for drv in &drvs {
+        let built: Vec<(String, Nar, BTreeSet<StorePath>)> = drv
+            .derivation
+            .outputs
+            .keys()
+            .map(|name| {
+                let mut bytes = Vec::new();
+                pack_path(&nix.real(drv.output(name)), &mut bytes).expect("packed");
+                (name.clone(), Nar::of(bytes), nix.references(drv.output(name)))
+            })
+            .collect();
+        let links: Vec<Vec<&StorePath>> = built.iter().map(|(.., references)| references.iter().collect()).collect();
+        let outputs: Vec<Output<'_>> =
+            built.iter().zip(&links).map(|((name, nar, _), links)| (name.as_str(), nar, links.as_slice())).collect();
+        let (attempt, call) = world.built(drv, &outputs).await;
+        let lie = async |output: usize, references: Vec<String>, words: &str| {
+            let mut lie = call.clone();
+            lie.outputs[output].info.references = references;
+            let error = world.signer.build_complete(&attempt.token, lie).await.expect_err(words);
+            assert_eq!(error.kind(), SignErrorKind::Refused, "{error:?}");
+            assert!(error.public_message().contains(words), "{}", error.public_message());
+        };
+        for (index, output) in call.outputs.iter().enumerate() {
+            let references = &output.info.references;
+            for left_out in references.iter().filter(|path| **path != output.info.path) {
+                let others = references.iter().filter(|path| *path != left_out).cloned().collect();
+                lie(index, others, &format!("it refers to {left_out}, which its references leave out")).await;
+                unclaimed += 1;
+            }
+            if drv.derivation.name != "far" && !references.contains(&far.to_string()) {
+                let more = references.iter().cloned().chain([far.to_string()]).collect();
+                lie(index, more, &format!("nothing in it refers to {far}, as its references say")).await;
+            }
+        }
+        let answer = world.signer.build_complete(&attempt.token, call.clone()).await.expect("as Nix says");
+        assert_eq!(answer, BuildCompleteAnswer::Published);
+    }
+    assert_eq!(unclaimed, 3, "near → far, user → far, user → its other output");
+}
+
 fn instantiate(nix: &NixStore) -> StorePath {
+    let hash = Hash::of(HashAlgorithm::Sha256, b"a tarball").to_base32();
+    write_and_instantiate(nix, &EXPRESSION.replace("HASH", &hash))
+}
+
+fn write_and_instantiate(nix: &NixStore, expression: &str) -> StorePath {
     let folder = nix.folder.path().join("expression");
     std::fs::create_dir_all(folder.join("source")).expect("folder");
     std::fs::write(folder.join("source/file"), "a source").expect("written");
-    let hash = Hash::of(HashAlgorithm::Sha256, b"a tarball").to_base32();
-    std::fs::write(folder.join("default.nix"), EXPRESSION.replace("HASH", &hash)).expect("written");
+    std::fs::write(folder.join("default.nix"), expression).expect("written");
     let file = folder.join("default.nix");
     let path = nix.run("nix-instantiate", &["--store", &nix.url(), file.to_str().expect("UTF-8")]);
     StorePath::parse(path.split('!').next().expect("a path")).expect("a store path")

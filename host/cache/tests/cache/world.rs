@@ -300,16 +300,22 @@ pub(crate) struct Drv {
 impl Drv {
     pub(crate) fn new(name: &str, outputs: &[&str], inputs: &[&Drv]) -> Self {
         let open = |name: &&str| ((*name).to_owned(), DerivationOutput::Deferred);
-        Self::finish(name, outputs.iter().map(open).collect(), inputs, "")
+        Self::finish(name, outputs.iter().map(open).collect(), inputs, &[])
+    }
+
+    /// With one output and these environment variables.
+    pub(crate) fn with_env(name: &str, inputs: &[&Drv], env: &[(&str, &str)]) -> Self {
+        let outputs = BTreeMap::from([("out".to_owned(), DerivationOutput::Deferred)]);
+        Self::finish(name, outputs, inputs, env)
     }
 
     /// With a fixed output. `variant` makes another derivation with the same output.
     pub(crate) fn fixed(name: &str, address: harmonia_nix::ContentAddress, variant: &str) -> Self {
         let output = DerivationOutput::fixed(name, "out", address).expect("valid");
-        Self::finish(name, BTreeMap::from([("out".to_owned(), output)]), &[], variant)
+        Self::finish(name, BTreeMap::from([("out".to_owned(), output)]), &[], &[("variant", variant)])
     }
 
-    fn finish(name: &str, outputs: BTreeMap<String, DerivationOutput>, inputs: &[&Drv], variant: &str) -> Self {
+    fn finish(name: &str, outputs: BTreeMap<String, DerivationOutput>, inputs: &[&Drv], env: &[(&str, &str)]) -> Self {
         let input_drvs = inputs.iter().map(|input| (input.path.clone(), BTreeSet::from(["out".to_owned()])));
         let mut derivation = Derivation {
             name: name.to_owned(),
@@ -321,7 +327,7 @@ impl Drv {
             env: outputs.keys().map(|output| (output.as_str().into(), "".into())).collect(),
             outputs,
         };
-        derivation.env.insert("variant".into(), variant.into());
+        derivation.env.extend(env.iter().map(|(name, value)| ((*name).into(), (*value).into())));
         let mut modulos = MODULOS.lock().expect("lock");
         let modulos = modulos.get_or_insert_default();
         for (output, path) in derivation.compute_output_paths(|input| modulos.get(input).copied()).expect("valid") {

@@ -1,7 +1,5 @@
 //! Commands that only read, and the two that ask for one change: status, queue, nodes, evals, rebuild, cancel.
 
-use std::fmt::Write as _;
-
 use harmonia_core::api::{Build, Changed, Evaluation, JobCounts, Node, Queue, QueuedJob, ServerStatus};
 use harmonia_core::{EvalId, Timestamp};
 use serde::Serialize;
@@ -9,7 +7,7 @@ use serde::Serialize;
 use crate::cli::{QueueArgs, Reading, Target};
 use crate::client::{CallError, Client};
 use crate::exit::Failure;
-use crate::table::{Table, ago};
+use crate::table::{Table, ago, clean};
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
@@ -161,23 +159,20 @@ pub(crate) fn counts(counts: &JobCounts) -> String {
 }
 
 fn explain(build: &Build) -> String {
-    let mut text = String::new();
-    let _ = writeln!(text, "job {} {} ({}, {})", build.id, build.name, build.system, build.status);
-    let _ = writeln!(text, "{}", build.drv_path);
-    for why in &build.why {
-        let _ = writeln!(text, "  waits: {why}");
-    }
+    let mut lines =
+        vec![format!("job {} {} ({}, {})", build.id, build.name, build.system, build.status), build.drv_path.clone()];
+    lines.extend(build.why.iter().map(|why| format!("  waits: {why}")));
     if let Some(kind) = build.failure_kind {
-        let _ = writeln!(text, "  failed ({kind}): {}", build.message.as_deref().unwrap_or("no message"));
+        lines.push(format!("  failed ({kind}): {}", build.message.as_deref().unwrap_or("no message")));
     }
     if let Some(cause) = &build.root_cause {
-        let _ = writeln!(text, "  because job {} ({}) failed", cause.job, cause.name);
+        lines.push(format!("  because job {} ({}) failed", cause.job, cause.name));
     }
     for attempt in &build.attempts {
         let message = attempt.message.as_deref().unwrap_or("");
-        let _ = writeln!(text, "  attempt {} on {}: {} {message}", attempt.id, attempt.node, attempt.outcome);
+        lines.push(format!("  attempt {} on {}: {} {message}", attempt.id, attempt.node, attempt.outcome));
     }
-    text
+    lines.iter().map(|line| clean(line) + "\n").collect()
 }
 
 fn nodes_table(nodes: &[Node]) -> Table {
@@ -238,4 +233,44 @@ fn jobs_table(jobs: &[QueuedJob]) -> Table {
 fn now() -> Timestamp {
     use harmonia_core::Clock as _;
     harmonia_core::SystemClock.now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What repositories, builds and other servers wrote cannot move the cursor, begin a line or turn text around.
+    #[test]
+    fn foreign_text_stays_within_its_line() {
+        let odd = "x\u{1b}[2J\n\u{202e}error: fake\u{7}";
+        let build = serde_json::json!({
+            "id": 7, "project": "p", "drv_path": "/nix/store/x.drv", "name": odd, "system": odd, "required_features": [],
+            "status": "failed", "failure_kind": "build", "message": odd, "exit_code": 1, "priority": 0, "outputs": {},
+            "attrs": [odd], "root_cause": { "job": 8, "name": odd }, "why": [odd],
+            "attempts": [{ "id": 1, "node": odd, "outcome": "failed", "failure_kind": "build", "message": odd, "exit_code": 1,
+                "log_key": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": null }],
+            "queued_at": "2026-01-01T00:00:00Z", "started_at": null, "finished_at": null
+        });
+        let text = explain(&serde_json::from_value(build).expect("a build"));
+        assert_eq!(text.lines().count(), 6, "{text:?}");
+        let evaluation = serde_json::json!({
+            "id": 1, "project": odd, "commit": odd, "branch": odd, "attempt": 1, "title": odd, "author": odd, "dirty": false,
+            "status": "queued", "verdict": "running", "complete": false, "error": null,
+            "counts": harmonia_core::api::AttrCounts::default(), "superseded_by": null,
+            "created_at": "2026-01-01T00:00:00Z", "started_at": null, "finished_at": null
+        });
+        let evals = evals_table(&[serde_json::from_value(evaluation).expect("an evaluation")]).to_string();
+        let job = serde_json::json!({
+            "id": 1, "project": odd, "name": odd, "system": odd, "status": "pending", "why": [odd], "node": null,
+            "unmet_deps": 0, "queued_at": "2026-01-01T00:00:00Z", "started_at": null
+        });
+        let jobs = jobs_table(&[serde_json::from_value(job).expect("a job")]).to_string();
+        for table in [&evals, &jobs] {
+            assert_eq!(table.lines().count(), 2, "{table:?}");
+        }
+        for text in [text, evals, jobs] {
+            assert!(text.contains("x error: fake"), "{text:?}");
+            assert!(!text.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{text:?}");
+        }
+    }
 }

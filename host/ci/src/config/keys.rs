@@ -35,6 +35,11 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("object_store.access_key_file", "file that holds the access key id"),
     ("object_store.secret_key_file", "file that holds the secret access key"),
     ("signer.key_files", "files with secret signing keys (harmonia-ci keygen); every path is signed with each"),
+    (
+        "signer.verify",
+        "which uploaded archives are read again before they are signed (hashes, size, references): declared (only those whose \
+         path requires it; builders are believed), always, or a share such as sample:0.05",
+    ),
     ("cache.url", "URL of the binary cache as builders and clients see it; default: the public URL's root"),
     ("cache.public_keys", "public keys (name:base64) whose signatures count, beside those of signer.key_files"),
     (

@@ -224,6 +224,11 @@ mod tests {
             ("[[plugins]]\nname = \"a\"\npaht = \"b\"\n", vec![], "did you mean 'plugins.path'?"),
             ("[build\n", vec![], "FILE is not valid TOML"),
             ("[build]\ntimeout = \"soon\"\n", vec![], "'soon' is not a duration"),
+            (
+                "[signer]\nverify = \"sample:5\"\n",
+                vec![],
+                "'sample:5' does not say which archives are read: write declared",
+            ),
             ("[node]\ncapabilities = [\"bilder\"]\n", vec![], "bilder"),
             ("[eval]\nallow_hosts = [\"git.corp.example\"]\n", vec![], "write `private:` before it"),
             ("[eval]\nallow_hosts = [\"10.0.0.1/8\"]\n", vec![], "the address has bits behind the network's"),

@@ -22,8 +22,10 @@ const DEFAULT_POLICY: &str = "scheduler-fair";
 #[derive(Clone)]
 pub(crate) struct NodePlugins {
     pub(crate) host: PluginHost,
-    /// Who orders the queue.
+    /// Who orders the queue, until the node stops.
     pub(crate) policy: Arc<dyn Policy>,
+    /// The plugin behind it.
+    in_force: Option<String>,
     refused: Refused,
 }
 
@@ -65,17 +67,17 @@ impl NodePlugins {
         let mut specs = specs(config)?;
         // Which were loaded or refused, and why, the host says by itself, here and below.
         host.reload(specs.clone()).await;
-        let configured = policy_of(&host.policies());
-        let name = match (configured, default_policy(config)) {
+        let configured = host.policies().into_iter().next();
+        let in_force = match (configured, default_policy(config)) {
             (Some(name), _) => Some(name),
             (None, Some(spec)) => {
                 specs.push(spec);
                 host.reload(specs).await;
-                policy_of(&host.policies())
+                host.policies().into_iter().next()
             }
             (None, None) => None,
         };
-        let policy: Arc<dyn Policy> = if let Some(name) = name {
+        let policy: Arc<dyn Policy> = if let Some(name) = &in_force {
             Arc::new(host.policy(name))
         } else {
             tracing::warn!(
@@ -84,7 +86,9 @@ impl NodePlugins {
             );
             Arc::new(FirstInFirstOut)
         };
-        Ok(Self { host, policy, refused: Refused::default() })
+        let plugins = Self { host, policy, in_force, refused: Refused::default() };
+        plugins.say_unused_policies();
+        Ok(plugins)
     }
 
     /// As a port.
@@ -111,6 +115,12 @@ impl NodePlugins {
         }
     }
 
+    fn say_unused_policies(&self) {
+        if let Some(problem) = unused_policies(self.in_force.as_deref(), &self.host.policies()) {
+            tracing::warn!("{problem}");
+        }
+    }
+
     /// Reads `[[plugins]]` again. What cannot be read changes nothing.
     async fn reload(&self, old: &Config) {
         let environment = std::env::vars().collect();
@@ -131,6 +141,7 @@ impl NodePlugins {
             Ok(specs) => {
                 tracing::info!("Read the plugins' configuration again");
                 self.host.reload(specs).await;
+                self.say_unused_policies();
                 None
             }
             Err((public, failure)) => {
@@ -142,22 +153,22 @@ impl NodePlugins {
     }
 }
 
-/// The policy in force, of those that are loaded: there can be one, and that there are more is said.
-fn policy_of(loaded: &[String]) -> Option<String> {
-    let name = loaded.first()?;
-    if let Some(problem) = several(loaded) {
-        tracing::warn!("{problem}");
-    }
-    Some(name.clone())
-}
-
-/// What is wrong with so many policies.
-fn several(loaded: &[String]) -> Option<String> {
-    let [first, others @ ..] = loaded else { return None };
-    (!others.is_empty()).then(|| {
-        let others = others.join(", ");
-        format!("Several scheduling policies are configured: {first} orders the queue, and {others} is not used. Keep one under [[plugins]]")
-    })
+/// What is said of loaded policies that nobody asks: there is one in force, from the start of the node to its end.
+fn unused_policies(in_force: Option<&str>, loaded: &[String]) -> Option<String> {
+    let unused: Vec<&str> = loaded.iter().map(String::as_str).filter(|name| Some(*name) != in_force).collect();
+    let (others, are) = match &unused[..] {
+        [] => return None,
+        [one] => ((*one).to_owned(), "is"),
+        _ => (unused.join(", "), "are"),
+    };
+    let now = match in_force {
+        Some(name) => format!("{name} orders the queue"),
+        None => "jobs are claimed by priority, then first in, first out".to_owned(),
+    };
+    Some(format!(
+        "A node has one scheduling policy, the one that it started with: {now}, and {others} {are} not used. Keep one under \
+         [[plugins]]; another one is taken when this node starts again"
+    ))
 }
 
 /// An engine for plugins, with its compiled code and scratch files below the state folder.
@@ -223,32 +234,103 @@ pub(super) mod tests {
         (log, tracing::subscriber::set_default(format.finish()))
     }
 
-    #[tokio::test]
-    async fn a_refused_plugin_is_logged_once() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("gone.wasm");
-        let text = format!("[[plugins]]\nname = 'odd'\npath = '{}'\n", file.display());
-        let mut config: Config = toml::from_str(&text).expect("a configuration");
-        config.node.state_dir = folder.path().to_owned();
-        let clock = Arc::new(SystemClock);
-        let (log, _guard) = log();
-        let plugins = NodePlugins::start(&config, Arc::new(harmonia_plugin_host::MemoryStore::new(clock))).await;
-        let plugins = plugins.unwrap_or_else(|failure| panic!("{}", failure.message()));
-        assert_eq!(plugins.host.forges(), Vec::<String>::new());
-        let log = String::from_utf8(log.lock().expect("not poisoned").clone()).expect("text");
-        let said: Vec<&str> = log.lines().filter(|line| line.contains("odd")).collect();
-        assert_eq!(said.len(), 1, "{log}");
-        assert!(said[0].contains("ERROR") && said[0].contains("not loaded as configured"), "{log}");
+    /// A folder with a configuration, and the plugins that it starts.
+    struct Node {
+        folder: tempfile::TempDir,
+        config: Config,
+        plugins: NodePlugins,
     }
 
-    #[test]
-    fn a_second_policy_is_said_to_be_unused() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!((policy_of(&[]), several(&[])), (None, None));
-        assert_eq!((policy_of(&names(&["fair"])), several(&names(&["fair"]))), (Some("fair".to_owned()), None));
-        let two = names(&["edf", "fair"]);
-        assert_eq!(policy_of(&two).as_deref(), Some("edf"));
-        let said = several(&two).expect("said");
-        assert!(said.contains("edf orders the queue") && said.contains("fair is not used"), "{said}");
+    impl Node {
+        async fn start(plugins: &str) -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(Self::file(&folder), plugins).expect("written");
+            let load = crate::config::load::load(Some(&Self::file(&folder)), &std::collections::BTreeMap::new());
+            let mut config = load.expect("a configuration");
+            config.node.state_dir = folder.path().to_owned();
+            // Whatever lies beside the test program is none of this node's.
+            config.node.plugins_dir = Some(folder.path().to_owned());
+            let store = Arc::new(harmonia_plugin_host::MemoryStore::new(Arc::new(SystemClock)));
+            let plugins = NodePlugins::start(&config, store).await;
+            Self { folder, config, plugins: plugins.unwrap_or_else(|failure| panic!("{}", failure.message())) }
+        }
+
+        fn file(folder: &tempfile::TempDir) -> PathBuf {
+            folder.path().join("harmonia-ci.toml")
+        }
+
+        /// SIGHUP with another file.
+        async fn reload(&self, text: &str) {
+            std::fs::write(Self::file(&self.folder), text).expect("written");
+            self.plugins.reload(&self.config).await;
+        }
+    }
+
+    fn policies(names: &[&str]) -> String {
+        let path = harmonia_plugin_harness::component("scheduler-fair");
+        let one = |name: &&str| format!("[[plugins]]\nname = '{name}'\npath = '{}'\n", path.display());
+        names.iter().map(one).collect()
+    }
+
+    fn lines(log: &Mutex<Vec<u8>>, part: &str) -> Vec<String> {
+        let log = std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
+        let log = String::from_utf8(log).expect("text");
+        log.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn a_refused_plugin_is_logged_once() {
+        let (log, _guard) = log();
+        let node = Node::start("[[plugins]]\nname = 'odd'\npath = '/no/such/gone.wasm'\n").await;
+        assert_eq!(node.plugins.host.forges(), Vec::<String>::new());
+        let said = lines(&log, "odd");
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("ERROR") && said[0].contains("not loaded as configured"), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_second_policy_is_said_to_be_unused_at_start_and_when_it_comes_later() {
+        let (log, _guard) = log();
+        let node = Node::start(&policies(&["fair"])).await;
+        assert_eq!(lines(&log, "not used"), Vec::<String>::new());
+        node.reload(&policies(&["edf", "fair"])).await;
+        let said = lines(&log, "not used");
+        assert!(said.len() == 1 && said[0].contains("fair orders the queue, and edf is not used"), "{said:?}");
+        // The one that it started with goes: nobody takes its place.
+        node.reload(&policies(&["edf"])).await;
+        let said = lines(&log, "not used");
+        assert!(said.len() == 1 && said[0].contains("edf is not used"), "{said:?}");
+        node.reload(&policies(&["fair"])).await;
+        assert_eq!(lines(&log, "not used"), Vec::<String>::new());
+
+        Node::start(&policies(&["fair", "edf"])).await;
+        let said = lines(&log, "not used");
+        assert!(said.len() == 1 && said[0].contains("edf orders the queue, and fair is not used"), "{said:?}");
+
+        let node = Node::start("").await;
+        node.reload(&policies(&["edf", "fair"])).await;
+        let said = lines(&log, "not used");
+        assert!(said.len() == 1 && said[0].contains("first out, and edf, fair are not used"), "{said:?}");
+    }
+
+    /// The line that is wrong may hold what is secret; the page is everybody's, the log is the operator's.
+    #[tokio::test]
+    async fn what_a_broken_file_holds_is_for_the_log_alone() {
+        let (log, _guard) = log();
+        let node = Node::start("").await;
+        let public = || node.plugins.port().refused_configuration();
+        assert_eq!(public(), None);
+        for broken in [
+            "[[plugins]]\nname = \"chat\"\nsettings = { url = \"https://hooks.example/T0/hunter2\", }, }\n",
+            "[[plugins]]\nname = \"hunter2\"\n",
+            "[[plugins]]\nname = \"chat\"\npath = \"a.wasm\"\nallow_hosts = [\"https://ci:hunter2@ho st\"]\n",
+        ] {
+            node.reload(broken).await;
+            let said = public().expect(broken);
+            assert!(!said.contains("hunter2") && said.contains("the log of this node says more"), "{said}");
+            assert_eq!(lines(&log, "The configuration was not taken").len(), 1, "{broken}");
+        }
+        node.reload("").await;
+        assert_eq!(public(), None);
     }
 }

@@ -3,14 +3,20 @@
 
 use std::time::Duration;
 
-use harmonia_cache::Signer;
+use harmonia_cache::{PublishedHook, Signer, SignerOptions};
 use harmonia_db::{Channel, Db};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::exit::chain;
 
 /// How often it looks without being told.
 const EVERY: Duration = Duration::from_secs(15);
+
+/// How the signer of this configuration works.
+pub(super) fn options(config: &Config, on_published: Option<PublishedHook>) -> SignerOptions {
+    SignerOptions { verify: config.signer.verify, on_published, ..SignerOptions::default() }
+}
 
 /// Runs until `stop`.
 pub(super) async fn run(signer: Signer, db: Db, stop: CancellationToken) {
@@ -58,5 +64,25 @@ async fn look(signer: &Signer) {
         Ok(0) => {}
         Ok(lost) => tracing::warn!(lost, "Paths are gone from the object store; what made them is built again"),
         Err(error) => tracing::warn!(error = %chain(&error), "Could not check paths that builders did not find"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use harmonia_cache::Verify;
+
+    use super::*;
+
+    #[test]
+    fn archives_are_read_as_the_configuration_says() {
+        for (text, verify) in [
+            ("", Verify::Declared),
+            ("[signer]\nverify = \"declared\"\n", Verify::Declared),
+            ("[signer]\nverify = \"always\"\n", Verify::Always),
+            ("[signer]\nverify = \"sample:0.05\"\n", Verify::Sample(0.05)),
+        ] {
+            let config: Config = toml::from_str(text).expect(text);
+            assert_eq!(options(&config, None).verify, verify, "{text}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use harmonia_core::forge::{
     Reference, RepositoryRef,
 };
 use harmonia_core::trust::HEAD_KNOWN_MIN;
-use harmonia_core::{Capability, EvalId, Incarnation, NodeId};
+use harmonia_core::{Capability, ClaimToken, EvalId, Incarnation, NodeId};
 use harmonia_db::testing::{TestDatabase, projects_time_passes, random_token};
 use harmonia_db::{Db, NewDelivery, NodeRegistration, Recorded, RetryPolicy};
 
@@ -110,6 +110,20 @@ impl World {
 
     /// Ends the oldest queued evaluation badly.
     async fn fail_evaluation(&self) -> EvalId {
+        let (id, token) = self.claim_evaluation().await;
+        self.db.fail_evaluation(id, &token, "broken").await.expect("fail");
+        id
+    }
+
+    /// Ends the oldest queued evaluation well: there is nothing to build.
+    async fn finish_evaluation(&self) -> EvalId {
+        let (id, token) = self.claim_evaluation().await;
+        self.db.allow_empty_evaluation(id, &token).await.expect("allowed");
+        self.db.finish_evaluation(id, &token).await.expect("finish");
+        id
+    }
+
+    async fn claim_evaluation(&self) -> (EvalId, ClaimToken) {
         let node = NodeId("e".to_owned());
         let registration = NodeRegistration {
             id: node.clone(),
@@ -126,8 +140,7 @@ impl World {
         self.db.register_node(&registration).await.expect("register");
         let token = random_token();
         let claimed = self.db.claim_evaluation(&node, Incarnation(1), &token).await.expect("claim").expect("queued");
-        self.db.fail_evaluation(claimed.id, &token, "broken").await.expect("fail");
-        claimed.id
+        (claimed.id, token)
     }
 
     /// Comments that we owe, and forgets them.

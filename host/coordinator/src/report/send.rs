@@ -115,7 +115,7 @@ fn jitter(id: i64, failures: u32) -> f64 {
 fn is_silence(next: Next) -> Ended {
     match next {
         Next::Again { is_ambiguous: true, .. } => Ended::Silent,
-        Next::Again { .. } | Next::Pause { .. } | Next::Dead => Ended::Refused,
+        Next::Again { .. } | Next::Denied { .. } | Next::Pause { .. } | Next::Dead => Ended::Refused,
     }
 }
 
@@ -205,7 +205,7 @@ async fn notifications(options: &ReportOptions, name: &str) -> Result<Vec<Ended>
 async fn pause(options: &ReportOptions, kind: PauseKind, name: &str, next: Next, error: &str) -> Result<(), DbError> {
     match next {
         Next::Pause { during } => options.db.pause_deliveries(kind, name, during, error).await,
-        Next::Again { .. } | Next::Dead => Ok(()),
+        Next::Again { .. } | Next::Denied { .. } | Next::Dead => Ok(()),
     }
 }
 
@@ -214,10 +214,10 @@ fn failed(name: &str, what: &str, failures: u32, next: Next, error: &str) {
     match next {
         Next::Dead => error!(name, error, failures, "Gave up the {what}: replay it once the cause is gone"),
         Next::Pause { during } => info!(name, error, "{name} asks to be left alone for {during:?}"),
-        Next::Again { after, .. } if failures == 0 => {
+        Next::Again { after, .. } | Next::Denied { after } if failures == 0 => {
             warn!(name, error, "Could not deliver the {what}; next try in {after:?}");
         }
-        Next::Again { after, .. } => {
+        Next::Again { after, .. } | Next::Denied { after } => {
             debug!(name, error, failures, "Could not deliver the {what}; next try in {after:?}");
         }
     }

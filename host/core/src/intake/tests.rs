@@ -131,7 +131,7 @@ fn the_commit_that_is_evaluated_is_described() {
     assert_eq!(evaluated(&at(A)), (Some("Fix it".to_owned()), Some("pusher".to_owned())));
     assert_eq!(evaluated(&at(B)), (Some("Now".to_owned()), Some("author".to_owned())));
     assert_eq!(title(&"x".repeat(1_000)).map(|t| t.len()), Some(TITLE_CHARS_MAX));
-    assert_eq!((title(""), title("\n\n"), some("")), (None, None, None));
+    assert_eq!((title(""), title("\n\n"), author("")), (None, None, None));
 }
 
 #[test]
@@ -262,4 +262,43 @@ fn what_a_forge_says_of_commits_and_refs_is_looked_at_before_git_sees_it() {
         change(&mut pull);
         assert_eq!(wanted_of(&pull).flaw().is_none(), is_fine, "{pull:?}");
     }
+}
+
+/// Titles and authors are whatever anybody on the internet wrote; they are shown in terminals, on pages and by forges.
+#[test]
+fn titles_and_authors_turn_nothing_around_and_have_bounds() {
+    let (odd, shown) = ("\n\u{1b}]0;x\u{7}Fix \u{202e}gnp.exe\u{2066}\u{0}\r\n\nmore", "]0;xFix gnp.exe");
+    let texts = |decision: Decision| match decision.action {
+        Some(Action::Evaluate(wanted)) => (wanted.title.unwrap_or_default(), wanted.author.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    let wanted_texts = |wanted: Wanted| (wanted.title.unwrap_or_default(), wanted.author.unwrap_or_default());
+    let told = Push { author: odd.to_owned(), message: odd.to_owned(), ..branch("main", A, false) };
+    let now = BranchHead { commit: A.to_owned(), author: odd.to_owned(), message: odd.to_owned() };
+    let pull = PullRequest { title: odd.to_owned(), author: odd.to_owned(), ..open_pull_request() };
+    let group = MergeGroup {
+        repository: repository(),
+        branch: "queue/1".to_owned(),
+        commit: A.to_owned(),
+        base_branch: "main".to_owned(),
+        base_commit: B.to_owned(),
+        destroyed: false,
+    };
+    let expected = (shown.to_owned(), shown.to_owned());
+    assert_eq!(texts(push(&told, "main", BranchClass::Default, &Head::Unknown)), expected);
+    assert_eq!(texts(push(&branch("main", B, false), "main", BranchClass::Default, &Head::At(now.clone()))), expected);
+    assert_eq!(texts(tag(&told, "v1")), expected);
+    assert_eq!(texts(merge_group(&group, &Head::At(now))), expected);
+    assert_eq!(wanted_texts(wanted_of(&pull)), expected);
+
+    let huge = "\u{202e}long".repeat(70_000);
+    let (title, author) = texts(push(
+        &Push { author: huge.clone(), message: huge, ..told },
+        "main",
+        BranchClass::Default,
+        &Head::Unknown,
+    ));
+    assert_eq!((title.chars().count(), author.chars().count()), (TITLE_CHARS_MAX, AUTHOR_CHARS_MAX));
+    let nothing = Push { author: "\u{200f}".to_owned(), message: "\u{7}".to_owned(), ..branch("main", A, false) };
+    assert_eq!(texts(push(&nothing, "main", BranchClass::Default, &Head::Unknown)), (String::new(), String::new()));
 }

@@ -25,6 +25,12 @@ pub enum Next {
         /// It may have happened, so that it is asserted again.
         is_ambiguous: bool,
     },
+    /// Refused until somebody changes a grant, a credential or a permission: shown at once, and tried again now and then,
+    /// which tells whether it was changed.
+    Denied {
+        /// Not before.
+        after: Duration,
+    },
     /// Whoever was asked wants to be left alone for so long: nothing at all is sent there.
     Pause {
         /// So long.
@@ -44,8 +50,7 @@ pub fn after_forge_error(error: &ForgeError, failures: u32, tries_max: Option<u3
         _ if is_last => Next::Dead,
         ForgeError::NotFound if failures.saturating_add(1) >= NOT_FOUND_TRIES_MAX => Next::Dead,
         ForgeError::NotFound => again(failures, false, jitter),
-        // Only an operator can change that; one try in a while shows whether it happened.
-        ForgeError::Denied(_) | ForgeError::Unsupported(_) => Next::Again { after: DELAY_MAX, is_ambiguous: false },
+        ForgeError::Denied(_) | ForgeError::Unsupported(_) => Next::Denied { after: DELAY_MAX },
         ForgeError::Unavailable(_) | ForgeError::Plugin(_) => again(failures, true, jitter),
     }
 }
@@ -57,7 +62,7 @@ pub fn after_report_error(error: &ReportError, failures: u32, jitter: f64) -> Ne
         ReportError::Invalid(_) => Next::Dead,
         _ if is_last => Next::Dead,
         ReportError::RetryAfter(seconds) => pause(*seconds),
-        ReportError::Denied(_) => Next::Again { after: DELAY_MAX, is_ambiguous: false },
+        ReportError::Denied(_) => Next::Denied { after: DELAY_MAX },
         ReportError::Unavailable(_) | ReportError::Plugin(_) => again(failures, true, jitter),
     }
 }
@@ -79,6 +84,8 @@ mod tests {
         Next::Again { after: Duration::from_secs(seconds), is_ambiguous }
     }
 
+    const DENIED: Next = Next::Denied { after: Duration::from_mins(10) };
+
     #[test]
     fn each_error_of_a_forge_has_its_consequence() {
         let away = || ForgeError::Unavailable("away".to_owned());
@@ -90,8 +97,8 @@ mod tests {
             (away(), 99, Some(100), Next::Dead),
             (ForgeError::Plugin("trapped".to_owned()), 1, None, again_after(10, true)),
             (ForgeError::Invalid("what".to_owned()), 0, None, Next::Dead),
-            (ForgeError::Denied("no".to_owned()), 1_000, None, again_after(600, false)),
-            (ForgeError::Unsupported("statuses"), 0, None, again_after(600, false)),
+            (ForgeError::Denied("no".to_owned()), 1_000, None, DENIED),
+            (ForgeError::Unsupported("statuses"), 0, None, DENIED),
             (ForgeError::NotFound, 0, None, again_after(5, false)),
             (ForgeError::NotFound, 7, None, Next::Dead),
             (ForgeError::RetryAfter(0), 0, None, Next::Pause { during: Duration::from_secs(1) }),
@@ -113,7 +120,7 @@ mod tests {
             (ReportError::Unavailable("away".to_owned()), 0, again_after(5, true)),
             (ReportError::Plugin("trapped".to_owned()), 98, again_after(600, true)),
             (ReportError::Unavailable("away".to_owned()), 99, Next::Dead),
-            (ReportError::Denied("no".to_owned()), 0, again_after(600, false)),
+            (ReportError::Denied("no".to_owned()), 0, DENIED),
             (ReportError::Denied("no".to_owned()), 99, Next::Dead),
             (ReportError::Invalid("what".to_owned()), 0, Next::Dead),
             (ReportError::RetryAfter(7), 0, Next::Pause { during: Duration::from_secs(7) }),

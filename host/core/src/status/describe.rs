@@ -2,6 +2,7 @@
 
 use crate::api::AttrState;
 use crate::evaluation_error::message_line;
+use crate::foreign_text::is_unshown;
 use crate::state::FailureKind;
 
 use super::{AttrReport, EvaluationReport};
@@ -16,10 +17,10 @@ pub(super) fn line(text: &str) -> String {
     cut(text, DESCRIPTION_CHARS_MAX)
 }
 
-/// The text as one line without control characters, cut to `chars_max` characters.
+/// The text as one line without what is unshown, cut to `chars_max` characters.
 pub(super) fn cut(text: &str, chars_max: usize) -> String {
     // Bounded before anything is collected: errors may have 64 KiB.
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let words = text.split(|c: char| c.is_whitespace() || is_unshown(c)).filter(|word| !word.is_empty());
     let mut one_line = String::new();
     let mut chars = 0;
     for word in words {
@@ -132,6 +133,7 @@ mod tests {
     #[test]
     fn text_is_one_line_cut_at_a_character() {
         assert_eq!(cut("a\n  b\tc\u{7}d", 10), "a b c d");
+        assert_eq!(cut("a\u{202e}b\u{2069}", 10), "a b", "forges show it beside their own words");
         assert_eq!(cut("äöüäöü", 6), "äöüäöü");
         assert_eq!(cut("äöüäöüß", 6), "äöüäö…");
         assert_eq!(cut("ab cd", 4), "ab…");

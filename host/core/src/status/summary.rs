@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::describe::{cut, failure};
 use super::{AttrReport, EvaluationReport, FAILURES_MAX, View};
+use crate::foreign_text::is_unshown;
 
 /// Longest error text in a summary, in bytes. Forges take 64 KiB; the page has all of it.
 const ERROR_BYTES_MAX: usize = 8 << 10;
@@ -43,7 +44,7 @@ pub(super) fn error(error: &str) -> String {
     let mut text = String::new();
     for line in error[..end].lines() {
         // Indented: whatever the text holds, it cannot end the block.
-        let clean: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        let clean: String = line.chars().filter(|c| !is_unshown(*c) || *c == '\t').collect();
         let _ = writeln!(text, "    {clean}");
     }
     if end < error.len() {
@@ -65,7 +66,7 @@ mod tests {
     fn what_others_wrote_stays_code() {
         assert_eq!(code("a`b|c\n@everybody"), "`a'b\\|c @everybody`");
         assert_eq!(code(" \n"), "–");
-        assert_eq!(error("x\n```\n\u{1b}[31m# no"), "    x\n    ```\n    [31m# no\n");
+        assert_eq!(error("x\n```\n\u{1b}[31m# n\u{202e}o"), "    x\n    ```\n    [31m# no\n");
         let long = error(&"ß\n".repeat(20_000));
         assert!(long.len() < 64 << 10 && long.contains("the page has the rest"));
     }

@@ -49,7 +49,7 @@ macro_rules! page {
                          SELECT id FROM (
                              (SELECT id FROM " + $table + " WHERE dead_at IS NOT NULL AND id < $1 ORDER BY id DESC LIMIT $2)
                              UNION ALL
-                             (SELECT id FROM " + $table + " q WHERE dead_at IS NULL AND attempts >= 3 AND id < $1
+                             (SELECT id FROM " + $table + " q WHERE dead_at IS NULL AND (attempts >= 3 OR denied) AND id < $1
                                  AND " + $owed + " ORDER BY id DESC LIMIT $2)
                          ) AS found ORDER BY id DESC LIMIT $2
                      )
@@ -85,7 +85,7 @@ macro_rules! replay {
                 "WITH replayed AS (
                      UPDATE "
                     + $table
-                    + " q SET dead_at = NULL, attempts = 0, next_attempt_at = now()"
+                    + " q SET dead_at = NULL, attempts = 0, denied = false, next_attempt_at = now()"
                     + $replayed
                     + "
                      WHERE id = $1 AND (dead_at IS NOT NULL OR attempts > 0) AND "
@@ -105,8 +105,8 @@ macro_rules! replay {
 }
 
 impl Db {
-    /// What was given up and what has failed three times and is still tried, of all kinds: what is still tried first, then
-    /// what was given up last.
+    /// What was given up, and what was denied or has failed three times and is still tried, of all kinds: what is still
+    /// tried first, then what was given up last.
     pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, DbError> {
         let limit = limit.min(LIMIT_MAX);
         let mut letters = Vec::new();
@@ -118,8 +118,8 @@ impl Db {
         Ok(letters)
     }
 
-    /// Letters of one kind below `before`, the newest first: what was given up, and what has failed three times and is still
-    /// tried. A page looks at so many rows and no more, whatever is hidden among them.
+    /// Letters of one kind below `before`, the newest first: what was given up, and what was denied or has failed three times
+    /// and is still tried. A page looks at so many rows and no more, whatever is hidden among them.
     pub async fn view_dead_letters(
         &self,
         kind: DeadLetterKind,

@@ -59,20 +59,23 @@ impl PauseKind {
 }
 
 /// What an answer means for a row: delay of the next try, whether it counts as failed try, whether it may have happened,
-/// whether it is given up.
+/// whether somebody has to change something first, whether it is given up.
 pub(crate) struct Consequence {
     pub(crate) after: Duration,
     pub(crate) counts: bool,
     pub(crate) is_ambiguous: bool,
+    pub(crate) is_denied: bool,
     pub(crate) is_dead: bool,
 }
 
 impl Consequence {
     pub(crate) fn of(next: Next) -> Self {
+        let no = Self { after: Duration::ZERO, counts: true, is_ambiguous: false, is_denied: false, is_dead: false };
         match next {
-            Next::Again { after, is_ambiguous } => Self { after, counts: true, is_ambiguous, is_dead: false },
-            Next::Pause { during } => Self { after: during, counts: false, is_ambiguous: false, is_dead: false },
-            Next::Dead => Self { after: Duration::ZERO, counts: true, is_ambiguous: false, is_dead: true },
+            Next::Again { after, is_ambiguous } => Self { after, is_ambiguous, ..no },
+            Next::Denied { after } => Self { after, is_denied: true, ..no },
+            Next::Pause { during } => Self { after: during, counts: false, ..no },
+            Next::Dead => Self { is_dead: true, ..no },
         }
     }
 }
@@ -132,7 +135,7 @@ impl Db {
             statuses,
             (due.id, due.lease),
             "delivered_digest = $3, delivered_state = $4, delivered_description = $5, delivered_url = $6,
-                delivered_at = now(), attempts = 0, last_error = NULL, ambiguous = asserts > 0,
+                delivered_at = now(), attempts = 0, last_error = NULL, denied = false, ambiguous = asserts > 0,
                 asserts = greatest(asserts - 1, 0), next_attempt_at = CASE WHEN asserts > 0 AND desired_digest = $3
                     THEN now() + $7 ELSE next_attempt_at END",
             due.digest,
@@ -157,13 +160,14 @@ impl Db {
             statuses,
             (due.id, due.lease),
             "last_error = left($3, 2000), attempts = attempts + $4, ambiguous = ambiguous OR $5,
-                next_attempt_at = now() + $6, dead_at = CASE WHEN $7 AND desired_digest = $8 THEN now() END",
+                next_attempt_at = now() + $6, dead_at = CASE WHEN $7 AND desired_digest = $8 THEN now() END, denied = $9",
             text(answer.error),
             i32::from(then.counts),
             then.is_ambiguous,
             interval(then.after),
             then.is_dead,
             due.digest,
+            then.is_denied,
         )?;
         if !stored {
             self.status_doubtful(due).await?;

@@ -74,6 +74,51 @@ async fn an_evaluation_is_complete_when_every_expected_name_has_an_answer() {
     world.assert_sound().await;
 }
 
+/// The names are for whoever finishes it. What ended is told by its attributes, and how many they were.
+#[tokio::test]
+async fn what_an_evaluation_was_to_answer_for_is_forgotten_when_it_ends() {
+    let world = World::new().await;
+    let graph = graph(&[&[], &[]]);
+    let names = ["a0".to_owned(), "a1".to_owned()];
+    let expected = async |eval: &Eval| {
+        sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM eval_expected_attrs WHERE eval_id = $1"#, eval.id.0)
+            .fetch_one(pool(&world.db))
+            .await
+            .expect("count")
+    };
+    let begun = async |branch: &str| {
+        let eval = world.evaluation(branch).await;
+        world.db.expect_attrs(eval.id, &eval.token, &names).await.expect("expect");
+        world.insert(&eval, &graph, &[0, 1]).await.expect("insert");
+        assert_eq!(expected(&eval).await, 2);
+        eval
+    };
+    let finished = begun("finished").await;
+    assert!(world.db.finish_evaluation(finished.id, &finished.token).await.expect("finish").complete);
+    let skipped = begun("skipped").await;
+    assert!(world.db.skip_evaluation(skipped.id, &skipped.token, finished.id, "as before").await.expect("skip"));
+    let failed = begun("failed").await;
+    world.db.fail_evaluation(failed.id, &failed.token, "boom").await.expect("fail");
+    let cancelled = begun("cancelled").await;
+    world.db.cancel_evaluation(cancelled.id, "me").await.expect("cancel");
+    let superseded = begun("superseded").await;
+    let newer = world.evaluation("superseded").await;
+    world.db.release_evaluation(newer.id, &newer.token).await.expect("release");
+    for eval in [&finished, &skipped, &failed, &cancelled, &superseded, &newer] {
+        assert_eq!(expected(eval).await, 0, "{:?}", status(&world, eval).await);
+    }
+    world.assert_sound().await;
+
+    // One that lost an attribute is found out all the same.
+    sqlx::query!("DELETE FROM eval_attrs WHERE eval_id = $1 AND attr = 'a1'", finished.id.0)
+        .execute(pool(&world.db))
+        .await
+        .expect("lose an attribute");
+    let violations = world.db.sweep_invariants().await.expect("sweep");
+    let words = format!("evaluation {} is complete with 2 attributes, but has 1", finished.id);
+    assert!(violations.iter().any(|v| v.invariant == 5 && v.detail == words), "{violations:?}");
+}
+
 #[tokio::test]
 async fn a_partly_inserted_closure_is_held_until_the_evaluation_ends() {
     let world = World::new().await;

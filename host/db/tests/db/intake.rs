@@ -167,9 +167,9 @@ async fn a_commit_that_comes_back_gets_a_new_attempt() {
     let forge = Forge::new().await;
     let first = queued(&forge.evaluate("main", A).await);
     let second = forge.evaluate("main", B).await;
-    assert_eq!(second, Requested::Queued { id: queued(&second), superseded: vec![first] });
+    assert_eq!(second, Requested::Queued { id: queued(&second), unfinished: vec![first] });
     let third = forge.evaluate("main", A).await;
-    assert_eq!(third, Requested::Queued { id: queued(&third), superseded: vec![queued(&second)] });
+    assert_eq!(third, Requested::Queued { id: queued(&third), unfinished: vec![queued(&second)] });
     assert_eq!(forge.attempts(A).await, [1, 2]);
     // Also when the first one had failed, and so was superseded by nothing.
     let eval = forge.claim().await;
@@ -262,11 +262,36 @@ async fn superseding_withdraws_jobs_and_lets_the_building_ones_finish() {
     forge.world.insert(&other, &graph, &[2]).await.expect("insert");
     let running = forge.world.claim(1).await.remove(0);
     let newer = forge.evaluate("main", B).await;
-    assert_eq!(newer, Requested::Queued { id: queued(&newer), superseded: vec![old.id] });
+    assert_eq!(newer, Requested::Queued { id: queued(&newer), unfinished: vec![old.id] });
     assert_eq!(forge.world.statuses().await, [(0, Building), (1, Cancelled), (2, Pending)]);
     assert!(!forge.db.evaluation_held(old.id, &old.token).await.expect("held"));
     forge.world.complete(&running).await.expect("complete");
     assert_eq!(forge.row(old.id).await, ("cancelled".to_owned(), false, Some(queued(&newer).0)));
+    forge.world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn only_what_had_not_come_to_an_end_is_said_to_be_replaced() {
+    let forge = Forge::new().await;
+    let graph = graph(&[&[]]);
+    let done = queued(&forge.evaluate("main", A).await);
+    let eval = forge.claim().await;
+    forge.world.insert(&eval, &graph, &[0]).await.expect("insert");
+    forge.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+    let job = forge.world.claim_only(0).await;
+    forge.world.complete(&job).await.expect("complete");
+    let second = forge.evaluate("main", B).await;
+    assert_eq!(second, Requested::Queued { id: queued(&second), unfinished: Vec::new() });
+    assert_eq!(forge.row(done).await, ("succeeded".to_owned(), false, Some(queued(&second).0)), "it is superseded");
+
+    // Evaluated, and its build still waits.
+    let eval = forge.claim().await;
+    forge.world.insert(&eval, &crate::world::graph(&[&[], &[]]), &[1]).await.expect("insert");
+    forge.db.finish_evaluation(eval.id, &eval.token).await.expect("finish");
+    let third = forge.evaluate("main", A).await;
+    assert_eq!(third, Requested::Queued { id: queued(&third), unfinished: vec![queued(&second)] });
+    let fourth = forge.evaluate("main", B).await;
+    assert_eq!(fourth, Requested::Queued { id: queued(&fourth), unfinished: vec![queued(&third)] }, "it was queued");
     forge.world.assert_sound().await;
 }
 
@@ -279,7 +304,7 @@ async fn unique_merge_states_never_supersede_each_other() {
     };
     let first = forge.db.request_evaluation(&merge(forge.request("staging", A).await)).await.expect("request");
     let second = forge.db.request_evaluation(&merge(forge.request("staging", B).await)).await.expect("request");
-    assert_eq!(second, Requested::Queued { id: queued(&second), superseded: Vec::new() });
+    assert_eq!(second, Requested::Queued { id: queued(&second), unfinished: Vec::new() });
     // Both are there, in whatever order they are told of again.
     let again = forge.db.request_evaluation(&merge(forge.request("staging", A).await)).await.expect("request");
     assert_eq!(again, Requested::Existing(queued(&first)));
@@ -294,7 +319,7 @@ async fn a_tag_and_a_branch_of_one_name_have_nothing_to_do_with_each_other() {
     request.wanted.is_tag = true;
     request.asked = None;
     let tag = forge.db.request_evaluation(&request).await.expect("request");
-    assert_eq!(tag, Requested::Queued { id: queued(&tag), superseded: Vec::new() });
+    assert_eq!(tag, Requested::Queued { id: queued(&tag), unfinished: Vec::new() });
     let key = BranchKey { is_tag: true, ..forge.branch("v1") };
     assert_eq!(forge.db.close_evaluations(&key, DeliveryRowId(9), "gone").await.expect("close"), 1);
     assert_eq!(forge.row(branch).await, ("queued".to_owned(), false, None));

@@ -26,5 +26,6 @@ mod schema;
 mod state;
 mod statuses;
 mod upstream;
+mod vanished;
 mod visibility;
 mod world;

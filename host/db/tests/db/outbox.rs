@@ -110,6 +110,21 @@ async fn a_dead_letter_lets_others_pass_and_can_be_replayed() {
 }
 
 #[tokio::test]
+async fn a_denied_notification_is_a_letter_at_once_and_still_tried() {
+    let it = Reported::new().await;
+    failing(&it).await;
+    compute(&it.db, &["chat", "mail"]).await;
+    let denied = Answer { next: Next::Denied { after: Duration::from_mins(10) }, error: "chat.invalid is not granted" };
+    it.db.notification_failed(&claim(&it.db, "chat").await[0], denied).await.expect("store");
+    it.db.notification_failed(&claim(&it.db, "mail").await[0], AWAY).await.expect("store");
+    let letters = it.db.dead_letters(10).await.expect("list");
+    let told: Vec<_> = letters.iter().map(|letter| (letter.target.as_str(), letter.attempts, letter.dead_at)).collect();
+    assert_eq!(told, [("chat", 1, None)], "what may pass by itself is none");
+    time_passes(&it.db, Duration::from_mins(11)).await;
+    assert_eq!(keys(&claim(&it.db, "chat").await), ["evaluation-1"]);
+}
+
+#[tokio::test]
 async fn projects_do_not_wait_for_each_other_and_need_no_forge() {
     let it = Reported::new().await;
     failing(&it).await;

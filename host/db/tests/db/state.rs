@@ -184,8 +184,11 @@ async fn an_attribute_without_a_job_is_green_only_while_its_outputs_are_availabl
     world.run("UPDATE upstream_paths SET expires_at = now() - interval '39 days'").await;
     world.db.delete_stale(Duration::from_hours(24)).await.expect("delete");
     assert_eq!(world.shown(eval).await, (vec![AttrState::Cached], Verdict::Succeeded));
-    // Found gone: it becomes a job.
+    // A builder of something else reports it, and it is found gone: it becomes a job.
     let (path, cache) = (out_path(0), crate::upstream::UPSTREAM);
+    world
+        .run("INSERT INTO upstream_reports (path, cache, roots, reason, attempt_id) SELECT path, cache, ARRAY[path], '', 0 FROM upstream_paths")
+        .await;
     world.db.confirm_upstream_fault(&world.node, world.run, &path, cache, "it is gone").await.expect("confirms");
     assert_eq!(world.shown(eval).await, (vec![AttrState::Pending], Verdict::Running));
     world.assert_sound().await;

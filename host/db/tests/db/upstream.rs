@@ -48,6 +48,13 @@ fn fault() -> UpstreamFault {
     }
 }
 
+/// The builder of 2 could not get the output of 1, and gives its job back.
+async fn reported(world: &World) {
+    let two = world.claim_only(2).await;
+    world.db.report_upstream_fault(two.attempt, &two.token, &fault()).await.expect("reports");
+    world.db.release_attempt(two.attempt, &two.token, "an input is not there").await.expect("released");
+}
+
 #[tokio::test]
 async fn what_a_cache_does_not_give_becomes_a_job_in_the_evaluations_that_run() {
     let (world, graph, eval) = leaning_on_upstream().await;
@@ -123,11 +130,28 @@ async fn a_report_that_nobody_can_confirm_changes_nothing() {
     world.assert_sound().await;
 }
 
+/// An evaluator alone has nothing built again.
+#[tokio::test]
+async fn what_no_builder_reported_cannot_be_confirmed() {
+    let (world, _, _) = leaning_on_upstream().await;
+    let confirm =
+        async || world.db.confirm_upstream_fault(&world.node, world.run, &out_path(1), UPSTREAM, "it is gone").await;
+    confirm().await.expect("nothing to confirm");
+    assert_eq!(world.statuses().await, [(2, Pending)]);
+    assert!(world.db.unavailable_references(&[out_path(1)]).await.expect("gate").is_empty());
+    reported(&world).await;
+    confirm().await.expect("confirms");
+    assert_eq!(world.statuses().await, [(1, Pending), (2, Pending)]);
+    confirm().await.expect("another evaluator was faster");
+    world.assert_sound().await;
+}
+
 #[tokio::test]
 async fn another_cache_that_has_it_is_enough() {
     let (world, _, eval) = leaning_on_upstream().await;
     let mirror = UpstreamAnswer { path: out_path(1), cache: "https://mirror.example/".to_owned(), present: true };
     world.db.remember_upstream(eval.id, &eval.token, &[mirror]).await.expect("remembers");
+    reported(&world).await;
     world
         .db
         .confirm_upstream_fault(&world.node, world.run, &out_path(1), UPSTREAM, "it is gone")
@@ -148,6 +172,7 @@ async fn another_cache_that_has_it_is_enough() {
 async fn a_walk_that_cannot_be_done_fails_with_its_reason_after_three_tries() {
     let (world, _, eval) = leaning_on_upstream().await;
     assert!(world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
+    reported(&world).await;
     world
         .db
         .confirm_upstream_fault(&world.node, world.run, &out_path(1), UPSTREAM, "it is gone")
@@ -171,6 +196,7 @@ async fn a_walk_that_cannot_be_done_fails_with_its_reason_after_three_tries() {
 async fn a_walk_is_for_the_node_that_evaluated_as_long_as_that_may_come_back() {
     let (world, _, eval) = leaning_on_upstream().await;
     assert!(world.db.finish_evaluation(eval.id, &eval.token).await.expect("finish").complete);
+    reported(&world).await;
     world
         .db
         .confirm_upstream_fault(&world.node, world.run, &out_path(1), UPSTREAM, "it is gone")

@@ -2,10 +2,10 @@
 
 use harmonia_core::Viewer;
 use harmonia_core::api::ProjectChanges;
-use harmonia_db::testing::pool;
-use harmonia_db::{NewProject, ProjectKind};
+use harmonia_db::testing::{checked, pool};
+use harmonia_db::{Db, NewProject, ProjectKind};
 
-use crate::world::{World, drv_path, graph, out_path};
+use crate::world::{World, batch, drv_path, graph, out_path};
 
 async fn turn(world: &World, name: &str, public: bool) {
     let changes = ProjectChanges { is_public: Some(public), ..ProjectChanges::default() };
@@ -70,6 +70,101 @@ async fn what_another_public_project_reaches_stays_open() {
     let hidden = world.evaluation_of(other, "hidden").await;
     world.insert(&hidden, &more, &[5, 6]).await.expect("insert");
     assert_eq!(public(&world, 7).await, [true, true, true, true, false, false, false]);
+}
+
+/// Until the task has ended, or waits for a lock.
+async fn ended_or_waits<T>(world: &World, task: &tokio::task::JoinHandle<T>) {
+    let waits = async || {
+        sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock') AS "waits!""#
+        )
+        .fetch_one(pool(&world.db))
+        .await
+    };
+    while !task.is_finished() && !waits().await.expect("asked") {}
+}
+
+/// What the first does is not committed yet when `local/p` turns private.
+async fn turned_meanwhile(world: &World, first: impl AsyncFnOnce(&Db)) {
+    let db = world.test.single_connection().await;
+    sqlx::query("BEGIN").execute(pool(&db)).await.expect("begin");
+    first(&db).await;
+    let turning = world.db.clone();
+    let turning = tokio::spawn(async move {
+        let changes = ProjectChanges { is_public: Some(false), ..ProjectChanges::default() };
+        turning.set_project("local/p", &changes, "me").await.expect("set");
+    });
+    ended_or_waits(world, &turning).await;
+    sqlx::query("COMMIT").execute(pool(&db)).await.expect("commit");
+    turning.await.expect("turned");
+    db.close().await;
+}
+
+/// A project and 1, which needs 0, both of `local/p` and public.
+async fn shared() -> (World, harmonia_core::ProjectId, Vec<crate::world::Drv>) {
+    let world = World::new().await;
+    let other = NewProject { name: "local/q".to_owned(), kind: ProjectKind::Local };
+    let other = world.db.ensure_project(&other).await.expect("a project");
+    let all = graph(&[&[], &[0], &[1]]);
+    let mine = world.evaluation("main").await;
+    world.insert(&mine, &all, &[1]).await.expect("insert");
+    assert_eq!(public(&world, 3).await, [true, true, false]);
+    (world, other, all)
+}
+
+#[tokio::test]
+async fn what_a_public_project_is_about_to_reach_is_not_closed_for_it() {
+    // An attribute, and what is above it.
+    for (numbers, roots) in [(&[][..], [1]), (&[2], [2])] {
+        let (world, other, all) = shared().await;
+        let theirs = world.evaluation_of(other, "main").await;
+        let batch = batch(&all, numbers, &roots);
+        let registered: Vec<_> = batch.derivations.iter().map(checked).collect();
+        world.db.register_derivations(&registered).await.expect("registered");
+        turned_meanwhile(&world, async |db| {
+            let outcome = db.insert_batch(theirs.id, &theirs.token, &batch).await.expect("insert");
+            assert!(outcome.missing.is_empty());
+        })
+        .await;
+        assert_eq!(public(&world, 3).await, [true, true, numbers == [2]], "{numbers:?}");
+        world.assert_sound().await;
+    }
+}
+
+/// Between an evaluator's look and its batch: it did not walk through what was public already.
+#[tokio::test]
+async fn what_was_closed_after_a_look_is_opened_by_the_batch() {
+    for roots in [[1], [2]] {
+        let (world, other, all) = shared().await;
+        publish(&world, 0, &[]).await;
+        let theirs = world.evaluation_of(other, "main").await;
+        let batch = world.walk(&theirs, &all, &roots).await.expect("walk");
+        turn(&world, "local/p", false).await;
+        assert_eq!(public(&world, 3).await, [false; 3]);
+        world.insert_batch(&theirs, &batch).await.expect("insert");
+        assert_eq!(public(&world, 3).await, [true, true, roots == [2]], "{roots:?}");
+        world.assert_sound().await;
+        turn(&world, "local/q", false).await;
+        assert_eq!(public(&world, 3).await, [false; 3]);
+    }
+}
+
+/// One opens what the other closes.
+#[tokio::test]
+async fn two_projects_turn_one_after_the_other() {
+    let (world, other, all) = shared().await;
+    let theirs = world.evaluation_of(other, "main").await;
+    world.insert(&theirs, &all, &[2]).await.expect("insert");
+    turn(&world, "local/q", false).await;
+    assert_eq!(public(&world, 3).await, [true, true, false]);
+    turned_meanwhile(&world, async |db| {
+        let changes = ProjectChanges { is_public: Some(true), ..ProjectChanges::default() };
+        db.set_project("local/q", &changes, "me").await.expect("set");
+    })
+    .await;
+    assert_eq!(public(&world, 3).await, [true; 3]);
+    world.assert_sound().await;
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! Attributes stand in environment variables, or, with `__structuredAttrs`, all together as JSON in `__json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bstr::{BStr, ByteSlice as _};
 use serde_json::value::RawValue;
@@ -51,6 +51,8 @@ struct StructuredAttrs<'a> {
     prefer_local_build: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "also_null")]
     allow_substitutes: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "also_null")]
+    unsafe_discard_references: Option<&'a RawValue>,
 }
 
 impl<'a> StructuredAttrs<'a> {
@@ -118,6 +120,15 @@ impl Derivation {
     /// Whether this is too small to be sent to another machine.
     pub fn prefer_local(&self) -> Result<bool, DerivationOptionsError> {
         Ok(self.options()?.prefer_local_build)
+    }
+
+    /// Whether Nix keeps no references of this output, whatever stands in it (`unsafeDiscardReferences`, which is read with
+    /// `__structuredAttrs` only). False when that cannot be read: Nix refuses to build such a derivation.
+    pub fn discards_references(&self, output: &str) -> bool {
+        let attributes = self.variable("__json").map(|json| StructuredAttrs::parse(json));
+        let Some(Ok(StructuredAttrs { unsafe_discard_references: Some(raw), .. })) = attributes else { return false };
+        let by_output: Result<BTreeMap<String, bool>, _> = serde_json::from_str(raw.get());
+        by_output.is_ok_and(|by_output| by_output.get(output) == Some(&true))
     }
 
     fn variable(&self, name: &str) -> Option<&BStr> {

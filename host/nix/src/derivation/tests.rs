@@ -235,6 +235,24 @@ fn options_of_a_wrong_type_are_named() {
 }
 
 #[test]
+fn references_are_discarded_of_outputs_that_say_so() {
+    let mut derivation = example();
+    derivation.env.insert("unsafeDiscardReferences".into(), "1".into());
+    assert!(!derivation.discards_references("out"), "of structured attributes only");
+    for (json, discards) in [
+        (r#"{"unsafeDiscardReferences":{"out":true,"dev":false}}"#, true),
+        (r#"{"unsafeDiscardReferences":{"dev":true}}"#, false),
+        (r#"{"unsafeDiscardReferences":true}"#, false),
+        (r#"{"unsafeDiscardReferences":null}"#, false),
+        ("{}", false),
+        ("", false),
+    ] {
+        derivation.env.insert("__json".into(), json.into());
+        assert_eq!(derivation.discards_references("out"), discards, "{json}");
+    }
+}
+
+#[test]
 fn resolving() {
     let mut derivation = example();
     let input = StorePath::from_parts(&[1; 20], "input.drv").expect("valid name");

@@ -105,7 +105,8 @@ impl Slot {
         let metrics = self.stats.metrics(&self.name);
         self.read(|state| {
             let plugin = state.plugin.as_ref();
-            let problem = state.problem.clone().or_else(|| plugin.and_then(|plugin| plugin.secret_problem()));
+            let secrets = plugin.map_or_else(Vec::new, |plugin| plugin.secret_problems());
+            let problem = state.problem.clone().or_else(|| secrets.first().map(|(_, problem)| problem.clone()));
             PluginStatus {
                 name: self.name.clone(),
                 kind: plugin.map(|plugin| plugin.kind()),
@@ -119,6 +120,7 @@ impl Slot {
                 last_error: problem.or_else(|| self.stats.last_error()),
                 last_failure: self.stats.last_failure(),
                 refused: state.problem.clone(),
+                unusable_secrets: secrets.into_iter().map(|(secret, _)| secret).collect(),
                 exports: plugin.map_or_else(Vec::new, |plugin| plugin.caller.program.contract.exports.clone()),
             }
         })

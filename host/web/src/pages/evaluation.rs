@@ -155,7 +155,7 @@ fn render(
         jobs.pending + jobs.building + jobs.uploading + jobs.succeeded + jobs.failed + jobs.dep_failed + jobs.cancelled;
     EvaluationPage {
         frame,
-        row: EvaluationRow::of(&evaluation, state.options().clock.now()),
+        row: EvaluationRow::of(&evaluation, &jobs, state.options().clock.now()),
         attempt: evaluation.attempt,
         status: evaluation.status,
         superseded_by: evaluation.superseded_by.map(|id| (id.0, evaluation_path(project, id))),

@@ -1,6 +1,6 @@
 //! How states, times, hashes and store paths read on pages. Every state has a symbol and a word, never a colour alone.
 
-use harmonia_core::api::{AttrState, Evaluation, Verdict};
+use harmonia_core::api::{AttrState, Evaluation, JobCounts, Verdict};
 use harmonia_core::{AttemptOutcome, EvalStatus, FailureKind, JobStatus, Timestamp};
 use time::format_description::well_known::Rfc3339;
 
@@ -50,13 +50,14 @@ pub(crate) fn attr(state: AttrState) -> Badge {
     }
 }
 
-/// What one evaluation says in a list.
-pub(crate) fn evaluation(evaluation: &Evaluation) -> Badge {
+/// How an evaluation is. It does not build while none of these jobs does: those that it reaches, or all.
+pub(crate) fn evaluation(evaluation: &Evaluation, jobs: &JobCounts) -> Badge {
     match (evaluation.status, evaluation.verdict) {
         (EvalStatus::Queued, _) => badge("idle", "○", "queued"),
         (EvalStatus::Running, _) => badge("busy", "▶", "evaluating"),
         (EvalStatus::Failed, _) => badge("bad", "✖", "evaluation failed"),
         (EvalStatus::Skipped, Verdict::Cancelled) => badge("idle", "⊘", "skipped"),
+        (_, Verdict::Running) if jobs.pending > 0 && jobs.building + jobs.uploading == 0 => PENDING,
         (_, Verdict::Running) => BUILDING,
         (_, Verdict::Succeeded) => SUCCEEDED,
         (_, Verdict::Failed) => FAILED,

@@ -14,8 +14,6 @@ use crate::error::WebError;
 use crate::extract::Reader;
 use crate::state::AppState;
 
-/// Newest evaluations shown.
-const EVALUATIONS: u32 = 15;
 /// While something runs, the page is fetched again this often, in seconds.
 const REFRESH_S: u32 = 5;
 
@@ -74,12 +72,13 @@ impl Bar {
 }
 
 impl EvaluationRow {
-    pub(super) fn of(evaluation: &Evaluation, now: Timestamp) -> Self {
+    /// `jobs`: those that it reaches, or all that there are.
+    pub(super) fn of(evaluation: &Evaluation, jobs: &JobCounts, now: Timestamp) -> Self {
         Self {
             page: evaluation_path(&evaluation.project, evaluation.id),
             id: evaluation.id.0,
             project: evaluation.project.clone(),
-            badge: format::evaluation(evaluation),
+            badge: format::evaluation(evaluation, jobs),
             title: evaluation.title.clone(),
             author: evaluation.author.clone(),
             branch: evaluation.branch.clone(),
@@ -135,12 +134,9 @@ struct HomePage {
 
 pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) -> Result<Response, WebError> {
     let (db, now) = (state.db_for(viewer), state.options().clock.now());
-    let (projects, evaluations, jobs, nodes) = tokio::try_join!(
-        db.view_projects(),
-        db.view_evaluations(None, None, EVALUATIONS),
-        db.view_job_counts(),
-        db.nodes(state.options().node_silent_after),
-    )?;
+    let overview = state.overview(viewer).await?;
+    let (projects, evaluations) = (&overview.projects, &overview.evaluations);
+    let (jobs, nodes) = tokio::try_join!(db.view_job_counts(), db.nodes(state.options().node_silent_after))?;
     let is_moving = jobs.building + jobs.uploading > 0 || evaluations.iter().any(|e| e.verdict == Verdict::Running);
     let mut frame = state.frame("Projects");
     frame.refresh_s = is_moving.then_some(REFRESH_S);
@@ -148,14 +144,14 @@ pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) 
     page(&HomePage {
         frame,
         projects: projects
-            .into_iter()
+            .iter()
             .map(|project| ProjectRow {
-                last: project.last_evaluation.as_ref().map(|last| EvaluationRow::of(last, now)),
-                name: project.name,
-                kind: project.kind,
+                last: project.last_evaluation.as_ref().map(|last| EvaluationRow::of(last, &jobs, now)),
+                name: project.name.clone(),
+                kind: project.kind.clone(),
             })
             .collect(),
-        evaluations: evaluations.iter().map(|evaluation| EvaluationRow::of(evaluation, now)).collect(),
+        evaluations: evaluations.iter().map(|evaluation| EvaluationRow::of(evaluation, &jobs, now)).collect(),
         jobs,
         nodes_online: online.len(),
         nodes_known: nodes.len(),

@@ -1,6 +1,7 @@
 //! `/ci/nodes`: who does the work, and how the plugins are.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::extract::State;
@@ -12,6 +13,7 @@ use harmonia_core::plugin::{PluginKind, PluginStatus};
 use super::format::{self, Badge, When};
 use super::{Frame, page};
 use crate::error::WebError;
+use crate::refusals::Lately;
 use crate::state::AppState;
 
 const REFRESH_S: u32 = 10;
@@ -77,7 +79,14 @@ pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebE
                 row(node, upstreams, now)
             })
             .collect(),
-        plugins: plugins.statuses().into_iter().map(plugin_row).collect(),
+        plugins: plugins
+            .statuses()
+            .into_iter()
+            .map(|plugin| {
+                let refused = state.refusals().lately(&plugin.name, Instant::now());
+                plugin_row(plugin, refused)
+            })
+            .collect(),
         refused_configuration: plugins.refused_configuration(),
     })
 }
@@ -108,11 +117,15 @@ fn row(node: Node, upstreams: Vec<(String, String)>, now: Timestamp) -> NodeRow 
 }
 
 /// Everybody may read the page, so it shows no more of an error than what every plugin could have done.
-fn plugin_row(plugin: PluginStatus) -> PluginRow {
+fn plugin_row(plugin: PluginStatus, refused: Option<Lately>) -> PluginRow {
     let (class, symbol, word) = match &plugin {
         PluginStatus { kind: None, .. } => ("bad", "✖", "not loaded"),
         PluginStatus { broken_for_s: Some(_), .. } => ("bad", "✖", "not called"),
+        PluginStatus { unusable_secrets, .. } if unusable_secrets.iter().any(|secret| secret.required) => {
+            ("bad", "✖", "cannot work")
+        }
         PluginStatus { refused: Some(_), .. } => ("warn", "!", "older one runs"),
+        PluginStatus { unusable_secrets, .. } if !unusable_secrets.is_empty() => ("warn", "!", "works in part"),
         _ => ("good", "●", "works"),
     };
     PluginRow {
@@ -124,7 +137,7 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
             None => "",
         },
         digest: plugin.sha256.chars().take(DIGEST_CHARS).collect(),
-        notes: notes(&plugin),
+        notes: notes(&plugin, refused),
         name: plugin.name,
         program: plugin.program,
         full_digest: plugin.sha256,
@@ -133,8 +146,14 @@ fn plugin_row(plugin: PluginStatus) -> PluginRow {
     }
 }
 
-fn notes(plugin: &PluginStatus) -> Vec<String> {
+fn notes(plugin: &PluginStatus, refused: Option<Lately>) -> Vec<String> {
     let mut notes = Vec::new();
+    for secret in &plugin.unusable_secrets {
+        let name = &secret.name;
+        notes.push(format!(
+            "Its secret {name} cannot be used; the log of this node says why. Until it can, calls that need it fail."
+        ));
+    }
     if let Some(seconds) = plugin.broken_for_s {
         let meanwhile = match plugin.kind {
             Some(PluginKind::Forge) => {
@@ -146,6 +165,18 @@ fn notes(plugin: &PluginStatus) -> Vec<String> {
         };
         let wait = format::duration(i64::try_from(seconds).unwrap_or(i64::MAX));
         notes.push(format!("It failed too often in a row and is called again in {wait}. Until then {meanwhile}."));
+    }
+    if let Some(Lately { count, began, ended }) = refused {
+        let time = |time: Duration| format::duration(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+        let which = match count {
+            1 => format!("One delivery was refused {} ago: its signature is missing or wrong", time(ended)),
+            _ => format!(
+                "{count} deliveries were refused in {}, the last one {} ago: their signatures are missing or wrong",
+                time(began),
+                time(ended)
+            ),
+        };
+        notes.push(format!("{which}. If that was the forge, its secret and the one in this configuration differ."));
     }
     if let Some(reason) = &plugin.refused {
         notes.push(match plugin.kind {
@@ -159,6 +190,8 @@ fn notes(plugin: &PluginStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use harmonia_core::plugin::UnusableSecret;
+
     use super::*;
 
     fn status() -> PluginStatus {
@@ -173,13 +206,14 @@ mod tests {
             last_error: None,
             last_failure: None,
             refused: None,
+            unusable_secrets: Vec::new(),
             exports: Vec::new(),
         }
     }
 
     #[test]
     fn a_plugin_that_works_needs_no_words() {
-        let row = plugin_row(status());
+        let row = plugin_row(status(), None);
         assert_eq!((row.badge.word, row.kind, row.digest.as_str()), ("works", "reporter", "abababababab"));
         assert_eq!(row.notes, Vec::<String>::new());
     }
@@ -193,19 +227,33 @@ mod tests {
             last_failure: Some("plugin chat answered nonsense in report".to_owned()),
             ..status()
         };
-        let row = plugin_row(broken);
+        let row = plugin_row(broken, None);
         assert_eq!((row.badge.class, row.badge.word), ("bad", "not called"));
         let text = row.notes.join("\n");
         assert!(text.contains("called again in 40 s") && text.contains("notifications wait"), "{text}");
         assert!(text.contains("nonsense in report") && !text.contains("secret"), "{text}");
 
         let stays = PluginStatus { refused: Some("no such file".to_owned()), ..status() };
-        let row = plugin_row(stays);
+        let row = plugin_row(stays, None);
         assert_eq!(row.badge.word, "older one runs");
         assert_eq!(row.notes, ["What is configured now was refused, so what ran before goes on: no such file"]);
 
+        let unusable = |required| PluginStatus {
+            last_error: Some("the secret `token` cannot be used: its file /etc/hidden/token cannot be read".to_owned()),
+            unusable_secrets: vec![UnusableSecret { name: "token".to_owned(), required }],
+            ..status()
+        };
+        let row = plugin_row(unusable(true), None);
+        assert_eq!((row.badge.class, row.badge.word), ("bad", "cannot work"));
+        let text = row.notes.join("\n");
+        assert!(text.contains("secret token cannot be used") && text.contains("calls that need it fail"), "{text}");
+        assert!(!text.contains("hidden"), "everybody reads it: {text}");
+        let row = plugin_row(unusable(false), None);
+        assert_eq!((row.badge.class, row.badge.word), ("warn", "works in part"));
+        assert_eq!(row.notes.len(), 1, "{:?}", row.notes);
+
         let never = PluginStatus { kind: None, refused: Some("no such file".to_owned()), ..status() };
-        let row = plugin_row(never);
+        let row = plugin_row(never, None);
         assert_eq!((row.badge.word, row.notes), ("not loaded", vec!["It does not run: no such file".to_owned()]));
     }
 }

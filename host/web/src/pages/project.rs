@@ -37,7 +37,8 @@ pub(super) async fn show(state: &AppState, viewer: Viewer, name: &str, raw_query
     if !db.is_project_visible(name).await? {
         return Err(WebError::not_found("there is no such project"));
     }
-    let evaluations = db.view_evaluations(Some(name), asked.before, EVALUATIONS).await?;
+    let (evaluations, jobs) =
+        tokio::try_join!(db.view_evaluations(Some(name), asked.before, EVALUATIONS), db.view_job_counts())?;
     let now = state.options().clock.now();
     let mut frame = state.frame(name);
     let is_moving = evaluations.iter().any(|evaluation| evaluation.verdict == Verdict::Running);
@@ -47,7 +48,7 @@ pub(super) async fn show(state: &AppState, viewer: Viewer, name: &str, raw_query
         frame,
         name: name.to_owned(),
         before: evaluations.last().filter(|_| is_full).map(|last| last.id.0),
-        evaluations: evaluations.iter().map(|evaluation| EvaluationRow::of(evaluation, now)).collect(),
+        evaluations: evaluations.iter().map(|evaluation| EvaluationRow::of(evaluation, &jobs, now)).collect(),
         is_first: asked.before.is_none(),
     })
 }

@@ -23,7 +23,8 @@ pub(crate) async fn projects(
     State(state): State<AppState>,
     Reader(viewer): Reader,
 ) -> Result<Json<Vec<Project>>, WebError> {
-    Ok(Json(state.db_for(viewer).view_projects().await?))
+    let db = state.db_for(viewer);
+    Ok(Json(state.costly(viewer, async { Ok(db.view_projects().await?) }).await?))
 }
 
 pub(crate) async fn queue(

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use futures_util::future::Either;
 use harmonia_core::api::ApiError;
+use harmonia_db::testing::HeldAttributes;
 use harmonia_web::{AppLimits, BodyLimits, ListenerLimits};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -213,5 +215,74 @@ async fn a_page_unpacks_no_whole_log() {
     assert_eq!(log.status(), StatusCode::SERVICE_UNAVAILABLE);
     let page = world.text(&format!("/ci/local/demo/build/{}", attempt.job)).await;
     assert!(page.contains("cannot be read"), "{page}");
+    world.stop().await;
+}
+
+/// Who asks what costs much waits for a turn and is told to come again; strangers' turns are none of those with a token.
+#[tokio::test]
+async fn costly_questions_of_strangers_take_turns_and_leave_others_alone() {
+    let limits = AppLimits { costly_max: 1, costly_patience: Duration::from_millis(300), ..AppLimits::default() };
+    let world = World::bounded(everything(), limits, ListenerLimits::default()).await;
+    let id = world.evaluate(&[&Drv::new("thing", &[])]).await;
+    let ask = |token: Option<&str>| {
+        let request = world.request(Method::GET, &format!("/api/v1/evaluations/{id}"));
+        let request = token.into_iter().fold(request, RequestBuilder::bearer_auth);
+        tokio::spawn(async move { request.send().await.expect("answered") })
+    };
+    let held = HeldAttributes::hold(world.db()).await;
+    // Of two, one has the turn, whichever it is.
+    let (refused, slow) = match futures_util::future::select(ask(None), ask(None)).await {
+        Either::Left((refused, slow)) | Either::Right((refused, slow)) => (refused.expect("no panic"), slow),
+    };
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key("retry-after"), "{:?}", refused.headers());
+    assert_eq!(refused.json::<ApiError>().await.expect("an ApiError").code, "busy");
+    let known = ask(Some(TOKEN));
+    // By the time that another stranger had no patience any more, the one with a token would have had none either.
+    assert_eq!(ask(None).await.expect("no panic").status(), StatusCode::SERVICE_UNAVAILABLE);
+    good_client(&world).await;
+    held.release().await;
+    for (who, answer) in [("a stranger in turn", slow), ("one with a token", known)] {
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("ended in time").expect("no panic");
+        assert_eq!(answer.status(), StatusCode::OK, "{who}");
+    }
+    world.stop().await;
+}
+
+/// The home page counts the attributes of all that it lists: once for all who look at the same time.
+#[tokio::test]
+async fn the_home_page_is_counted_once_for_all_who_look() {
+    let limits = AppLimits { overview_age_max: PATIENCE, ..AppLimits::default() };
+    let world = World::bounded(everything(), limits, ListenerLimits::default()).await;
+    world.evaluate(&[&Drv::new("thing", &[])]).await;
+    let look = |token: Option<&str>| {
+        let request = token.into_iter().fold(world.request(Method::GET, "/ci/"), RequestBuilder::bearer_auth);
+        tokio::spawn(async move { request.send().await.expect("answered").text().await.expect("text") })
+    };
+    let first = look(None).await.expect("no panic");
+    assert!(first.contains("local/demo") && first.contains("0/1, 1 waiting"), "{first}");
+    // Nobody could count now.
+    let held = HeldAttributes::hold(world.db()).await;
+    let again = tokio::time::timeout(PATIENCE, look(None)).await.expect("it was counted").expect("no panic");
+    assert!(again.contains("0/1, 1 waiting"), "{again}");
+    // Those with a token see more, so it is counted for them.
+    let mut known = look(Some(TOKEN));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut known).await.is_err(), "it waits");
+    held.release().await;
+    assert!(known.await.expect("no panic").contains("0/1, 1 waiting"));
+    world.stop().await;
+}
+
+/// What the operator bounds is bounded: one limit stands for all that are handed to the listener.
+#[tokio::test]
+async fn the_listener_has_the_limits_that_it_is_given() {
+    let limits = ListenerLimits { connections_max: 1, head_timeout: PATIENCE * 2, ..ListenerLimits::default() };
+    let world = World::bounded(everything(), AppLimits::default(), limits).await;
+    let first = Raw::send(&world, "GET /nix-cache-info HTTP/1.1\r\n").await;
+    let mut second = Raw::send(&world, "GET /nix-cache-info HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let early = tokio::time::timeout(Duration::from_millis(200), second.0.read(&mut [0; 1])).await;
+    assert!(early.is_err(), "one is there already: {early:?}");
+    drop(first);
+    assert_eq!(second.answer().await.0, 200);
     world.stop().await;
 }

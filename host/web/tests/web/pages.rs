@@ -115,3 +115,62 @@ async fn filters_and_reasons() {
     assert!(html.contains("Why it waits") && html.contains("blocked by 1 unfinished dependency"), "{html}");
     world.stop().await;
 }
+
+/// What others wrote is text on a page: it turns nothing around, and hides nothing.
+#[tokio::test]
+async fn foreign_text_turns_no_page_around() {
+    let world = World::start().await;
+    let odd = "\u{202e}gnp.exe\u{2066}\u{1b}[2J\u{7}";
+    let evaluation = world
+        .begin(NewEvaluation {
+            branch: &["b", odd].concat(),
+            title: &["t", odd].concat(),
+            author: &["a", odd].concat(),
+            ..NewEvaluation::default()
+        })
+        .await;
+    let drv = Drv::new("thing", &[]);
+    world.insert(&evaluation, &[&drv], &[(&["attr", odd].concat(), &["error: e", odd].concat())]).await;
+    world.finish(&evaluation).await;
+    let page = format!("/ci/local/demo/eval/{}", evaluation.id);
+    for (path, shown) in [
+        ("/ci/", &["bgnp.exe", "tgnp.exe", "agnp.exe"][..]),
+        ("/ci/local/demo/", &["bgnp.exe", "tgnp.exe", "agnp.exe"]),
+        (&page, &["bgnp.exe", "tgnp.exe", "agnp.exe", "attrgnp.exe", "egnp.exe"]),
+    ] {
+        let html = world.text(path).await;
+        for text in shown {
+            assert!(html.contains(text), "{path}: {text}: {html}");
+        }
+        assert!(!html.contains(['\u{202e}', '\u{2066}', '\u{1b}', '\u{7}']), "{path}: {html:?}");
+    }
+    world.stop().await;
+}
+
+/// Nothing of it is built as long as all of it waits, and then it says so, and why.
+#[tokio::test]
+async fn an_evaluation_whose_builds_all_wait_is_waiting() {
+    let world = World::start().await;
+    let below = Drv::new("below", &[]);
+    let above = Drv::new("above", &[&below]);
+    let id = world.evaluate(&[&below, &above]).await;
+    let page = format!("/ci/local/demo/eval/{id}");
+    let headed = async |class: &str, word: &str| {
+        let head = |html: &str| html.split("<dt>State</dt><dd>").nth(1).map(|rest| rest[..120].to_owned());
+        let html = world.text(&page).await;
+        let head = head(&html).expect("a state");
+        assert!(head.contains(class) && head.contains(&format!("</span>{word}</span>")), "{head}");
+        for list in ["/ci/", "/ci/local/demo/"] {
+            let html = world.text(list).await;
+            assert!(html.contains(&format!("</span>{word}</span>")), "{list}: {html}");
+        }
+        html
+    };
+    let html = headed("state idle", "waiting").await;
+    assert!(html.contains("below</a> waits: "), "{html}");
+    let attempt = world.claim(&below).await;
+    headed("state busy", "building").await;
+    world.db().release_attempt(attempt.id, &attempt.token, "later").await.expect("released");
+    headed("state idle", "waiting").await;
+    world.stop().await;
+}

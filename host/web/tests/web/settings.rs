@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use harmonia_core::forge::{Delivery, Event, ForgeRepository, Push, Reference, RepositoryRef};
-use harmonia_core::plugin::{PluginKind, PluginStatus};
+use harmonia_core::plugin::{PluginKind, PluginStatus, UnusableSecret};
 use harmonia_core::{Incarnation, NodeId};
 use harmonia_db::NewDelivery;
 
@@ -201,6 +201,7 @@ async fn the_nodes_page_shows_how_policies_and_plugins_are() {
         last_error: Some("plugin hub answered nonsense in webhook: about o/hidden".to_owned()),
         last_failure: Some("plugin hub answered nonsense in webhook".to_owned()),
         refused: None,
+        unusable_secrets: vec![],
         exports: vec![],
     };
     let older = PluginStatus {
@@ -212,7 +213,15 @@ async fn the_nodes_page_shows_how_policies_and_plugins_are() {
         refused: Some("the component is no plugin".to_owned()),
         ..broken.clone()
     };
-    *world.forge.statuses.lock().expect("lock") = vec![broken, older];
+    let locked_out = PluginStatus {
+        name: "tea".to_owned(),
+        last_error: Some("the secret `webhook` cannot be used: its file /etc/o/hidden cannot be read".to_owned()),
+        unusable_secrets: vec![UnusableSecret { name: "webhook".to_owned(), required: true }],
+        refused: None,
+        kind: Some(PluginKind::Forge),
+        ..older.clone()
+    };
+    *world.forge.statuses.lock().expect("lock") = vec![broken, older, locked_out];
     *world.forge.refused_configuration.lock().expect("lock") = Some("plugins[1].pth is unknown".to_owned());
     let html = world.text("/ci/nodes").await;
     for text in [
@@ -228,6 +237,8 @@ async fn the_nodes_page_shows_how_policies_and_plugins_are() {
         "plugin hub answered nonsense in webhook",
         "older one runs",
         "the component is no plugin",
+        "cannot work",
+        "Its secret webhook cannot be used",
         "The changed configuration was not taken",
         "plugins[1].pth is unknown",
     ] {

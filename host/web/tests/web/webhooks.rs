@@ -6,6 +6,7 @@ use harmonia_core::EvalId;
 use harmonia_core::api::{ApiError, Changed, DeliveryInfo, Source};
 use harmonia_core::forge::{Delivery, Event, ForgeError, Push, Reference, RepositoryRef};
 use harmonia_core::frontend_api::{CloneCredentialAnswer, CloneCredentialRequest};
+use harmonia_core::plugin::{PluginKind, PluginStatus};
 use harmonia_core::{ClaimToken, Incarnation, NodeId};
 use harmonia_db::NewEvaluationRow;
 use harmonia_db::testing::random_token;
@@ -120,8 +121,9 @@ async fn refusals_have_their_status_and_leave_nothing() {
     assert_eq!(refused("mute", Some("good"), body()).await, code(404, "not-found"));
     let broken = world.deliver("broken", Some("good"), body()).await;
     assert!(broken.headers().contains_key("retry-after"));
-    let text = broken.text().await.expect("text");
-    assert!(text.contains("plugin-failed") && !text.contains("42"), "{text}");
+    let told: ApiError = broken.json().await.expect("an ApiError");
+    assert_eq!(told.code, "plugin-failed");
+    assert!(!told.message.contains("42"), "what it said is for the log: {}", told.message);
     let long = serde_json::to_vec(&push(&"x".repeat(201), "1")).expect("JSON");
     assert_eq!(refused(FORGE, Some("good"), long).await, code(400, "bad-request"));
     let empty = serde_json::to_vec(&push("", "1")).expect("JSON");
@@ -131,6 +133,38 @@ async fn refusals_have_their_status_and_leave_nothing() {
     assert_eq!(world.deliveries("").await, []);
     // Still there for the next.
     assert_eq!(world.delivered(&push("d1", "1")).await, 202);
+    world.stop().await;
+}
+
+/// A secret that differs from the forge's is seen on a page, not in the log alone.
+#[tokio::test]
+async fn the_nodes_page_tells_of_deliveries_with_a_wrong_signature() {
+    let world = World::start().await;
+    let status = PluginStatus {
+        name: FORGE.to_owned(),
+        kind: Some(PluginKind::Forge),
+        program: "forge 1".to_owned(),
+        sha256: String::new(),
+        calls: 0,
+        failures: 0,
+        broken_for_s: None,
+        last_error: None,
+        last_failure: None,
+        refused: None,
+        unusable_secrets: Vec::new(),
+        exports: Vec::new(),
+    };
+    *world.forge.statuses.lock().expect("lock") = vec![status];
+    let body = || serde_json::to_vec(&push("d1", "1")).expect("JSON");
+    world.deliver(FORGE, Some(SIGNATURE.1), body()).await;
+    let html = world.text("/ci/nodes").await;
+    assert!(html.contains("works") && !html.contains("refused"), "{html}");
+    world.deliver(FORGE, Some("wrong"), body()).await;
+    let html = world.text("/ci/nodes").await;
+    assert!(html.contains("One delivery was refused") && html.contains("signature is missing or wrong"), "{html}");
+    world.deliver(FORGE, None, body()).await;
+    let html = world.text("/ci/nodes").await;
+    assert!(html.contains("2 deliveries were refused in "), "{html}");
     world.stop().await;
 }
 

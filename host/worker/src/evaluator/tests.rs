@@ -20,6 +20,7 @@ use harmonia_core::signer_api::{
 };
 use harmonia_core::{Capability, EvalId, EvalStatus, ProjectId};
 use harmonia_db::testing::TestDatabase;
+use harmonia_db::testing::way::Way;
 use harmonia_db::{CheckedDerivation, NewEvaluationRow, NewProject, NodeRegistration, ProjectKind};
 use harmonia_nix::{Derivation, StorePath};
 
@@ -27,7 +28,7 @@ use super::engine::tests::helper;
 use super::source::tests::Repositories;
 use super::*;
 use crate::signer_client::{SignerDirectory, SignerOptions};
-use crate::test_parts::{Answer, LossyDatabase, TestDaemon, TestServer};
+use crate::test_parts::{Answer, TestDaemon, TestServer};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const MAKE: &str = r#"mk = name: more: derivation ({ inherit name; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; } // more);"#;
@@ -290,14 +291,14 @@ const ENDLESS: &str = r"{ outputs = { self }: { checks.x86_64-linux.a = let
 async fn an_evaluation_claimed_by_a_lost_answer_is_queued_again_and_evaluated() {
     let mut lossy = None;
     let world = World::start_through(async |database| {
-        lossy.insert(LossyDatabase::new(database, "claim_evaluation(", 2).await).db.clone()
+        lossy.insert(Way::losing_answers(database, "claim_evaluation(", 2).await).db.clone()
     })
     .await;
     let flake = format!("{{ outputs = {{ self }}: let {MAKE} in {{ checks.x86_64-linux.a = mk \"a\" {{ }}; }}; }}");
     let id = world.queue("main", &[("flake.nix", &flake)], None).await;
     let view = world.ended(id).await;
     assert_eq!(view.evaluation.status, EvalStatus::Succeeded, "{:?}", view.evaluation.error);
-    assert_eq!(lossy.as_ref().map(LossyDatabase::lost), Some(2));
+    assert_eq!(lossy.as_ref().map(Way::lost), Some(2));
     world.stop().await;
 }
 

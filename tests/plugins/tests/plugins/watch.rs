@@ -59,11 +59,16 @@ impl Watch {
         answer
     }
 
+    /// What was logged until now.
+    pub(crate) fn logged(&self) -> String {
+        String::from_utf8_lossy(&log().lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
     /// Fails when one of these was anywhere, plain or as the password of basic authentication.
     pub(crate) fn assert_unseen(&self, secrets: &[String]) {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
-        let logged = String::from_utf8_lossy(&log().lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
+        let logged = self.logged();
         assert!(!logged.is_empty() && !said.is_empty(), "nothing was watched");
         for secret in secrets {
             for form in [secret.clone(), STANDARD.encode(secret)] {

@@ -43,6 +43,20 @@ async fn a_push_becomes_an_evaluation_and_others_say_why_not() {
 }
 
 #[tokio::test]
+async fn what_a_push_ended_is_named_and_what_had_ended_is_not() {
+    let world = World::new().await;
+    world.forge.head("main", A);
+    world.deliver("1", push("main", A)).await;
+    world.forge.head("main", B);
+    let outcome = world.deliver("2", push("main", B)).await;
+    assert!(outcome.ends_with("evaluation 2 is queued, in place of 1"), "{outcome}");
+    world.finish_evaluation().await;
+    world.forge.head("main", C);
+    let outcome = world.deliver("3", push("main", C)).await;
+    assert!(outcome.ends_with("evaluation 3 is queued"), "{outcome}");
+}
+
+#[tokio::test]
 async fn a_redelivery_changes_nothing_also_under_another_id() {
     let world = World::new().await;
     world.forge.head("main", A);

@@ -57,7 +57,7 @@ async fn head_and_base_are_recorded_and_a_new_base_is_evaluated_again() {
     // A branch of the same name has nothing to do with it.
     let branch = queued(&forge.evaluate("pull/7", A).await);
     let first = forge.evaluate_pull(&pull(A)).await;
-    assert_eq!(first, Requested::Queued { id: queued(&first), superseded: Vec::new() });
+    assert_eq!(first, Requested::Queued { id: queued(&first), unfinished: Vec::new() });
     let row = sqlx::query!(
         "SELECT commit_sha, pr_number, pr_author, pr_head_sha, pr_head_ref, pr_base_branch, pr_base_sha FROM evaluations
          WHERE id = $1",
@@ -78,7 +78,7 @@ async fn head_and_base_are_recorded_and_a_new_base_is_evaluated_again() {
         Requested::Existing(queued(&first))
     );
     let onto = forge.evaluate_pull(&PullRequest { base_branch: "next".to_owned(), ..pull(A) }).await;
-    assert_eq!(onto, Requested::Queued { id: queued(&onto), superseded: vec![queued(&first)] });
+    assert_eq!(onto, Requested::Queued { id: queued(&onto), unfinished: vec![queued(&first)] });
     // Closed, with all of its evaluations, and only those.
     assert_eq!(forge.db.close_evaluations(&forge.pull_key(), DeliveryRowId(1), "closed").await.expect("close"), 1);
     assert_eq!(forge.row(branch).await.0, "queued");

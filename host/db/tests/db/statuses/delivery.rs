@@ -14,6 +14,7 @@ use crate::world::graph;
 
 const AWAY: Answer<'static> =
     Answer { next: Next::Again { after: Duration::from_secs(40), is_ambiguous: true }, error: "away" };
+const DENIED: Answer<'static> = Answer { next: Next::Denied { after: Duration::from_mins(10) }, error: "refused" };
 const DEAD: Answer<'static> = Answer { next: Next::Dead, error: "makes no sense" };
 
 /// A running evaluation whose status waits to be sent.
@@ -160,17 +161,48 @@ async fn refused_for_good_is_dead_until_it_changes_or_is_replayed() {
 #[tokio::test]
 async fn what_is_refused_again_and_again_is_seen_and_still_tried() {
     let it = with_one_due().await;
-    let denied = Answer { next: Next::Again { after: Duration::from_mins(10), is_ambiguous: false }, error: "refused" };
-    for _ in 0..3 {
+    for failures in 1..=3 {
+        assert_eq!(it.db.dead_letters(10).await.expect("list"), [], "before failure {failures}: it may pass by itself");
         let due = it.claim("one").await;
-        it.db.status_failed(&due[0], denied).await.expect("store");
-        time_passes(&it.db, Duration::from_mins(11)).await;
+        it.db.status_failed(&due[0], AWAY).await.expect("store");
+        time_passes(&it.db, Duration::from_mins(1)).await;
     }
     let letters = it.db.dead_letters(10).await.expect("list");
     assert_eq!((letters.len(), letters[0].attempts, letters[0].dead_at), (1, 3, None));
     let due = it.claim("one").await;
     it.db.status_delivered(&due[0]).await.expect("store");
     assert_eq!(it.db.dead_letters(10).await.expect("list"), []);
+}
+
+/// Whoever has to give a grant or a credential sees at the first refusal that something waits for it.
+#[tokio::test]
+async fn what_is_denied_is_seen_at_once_until_it_is_taken_or_fails_otherwise() {
+    let it = with_one_due().await;
+    owe(&it, 7, "a").await;
+    let node = NodeId("one".to_owned());
+    let claim_comment = async || it.db.claim_comments(&node, "forge", 9, LEASE).await.expect("claim").remove(0);
+    let shown = async || {
+        let all = it.db.dead_letters(10).await.expect("list");
+        let letters = all.into_iter().map(|letter| (letter.kind, letter.attempts, letter.error.unwrap_or_default()));
+        letters.collect::<Vec<_>>()
+    };
+    let status = it.claim("one").await.remove(0);
+    it.db.status_failed(&status, DENIED).await.expect("store");
+    it.db.comment_failed(&claim_comment().await, DENIED).await.expect("store");
+    let mut letters = shown().await;
+    letters.sort_by_key(|(kind, ..)| kind.to_string());
+    let refused = || "refused".to_owned();
+    assert_eq!(letters, [(DeadLetterKind::Comment, 1, refused()), (DeadLetterKind::Status, 1, refused())]);
+
+    // Replayed, it is as if it was never tried; another failure is no denial.
+    time_passes(&it.db, Duration::from_mins(11)).await;
+    let comment = claim_comment().await;
+    assert!(it.db.replay_dead_letter(DeadLetterKind::Comment, comment.id, "me").await.expect("replay"));
+    assert_eq!(shown().await, [(DeadLetterKind::Status, 1, refused())]);
+    it.db.comment_failed(&comment, AWAY).await.expect("store");
+    assert_eq!(shown().await, [(DeadLetterKind::Status, 1, refused())]);
+    it.db.status_delivered(&it.claim("one").await[0]).await.expect("store");
+    assert_eq!(shown().await, []);
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ async fn a_tag_and_a_branch_of_one_name_are_two_things() {
     let forge = Forge::new().await;
     let branch = queued(&forge.evaluate("v1", A).await);
     let tag = forge.evaluate_tag("v1", A).await;
-    assert_eq!(tag, Requested::Queued { id: queued(&tag), superseded: Vec::new() });
+    assert_eq!(tag, Requested::Queued { id: queued(&tag), unfinished: Vec::new() });
     assert_eq!(forge.attempts(A).await, [1, 1]);
     // The branch's failure is not covered by the tag's success, nor the tag's by the branch's next word.
     let eval = forge.claim().await;
@@ -77,7 +77,7 @@ async fn a_tag_and_a_branch_of_one_name_are_two_things() {
     let by_hand = forge.db.create_evaluation(&newer).await.expect("create");
     assert_eq!(by_hand.superseded, [], "the tag stays");
     let pushed = forge.evaluate("v1", A).await;
-    assert_eq!(pushed, Requested::Queued { id: queued(&pushed), superseded: vec![by_hand.id] });
+    assert_eq!(pushed, Requested::Queued { id: queued(&pushed), unfinished: vec![by_hand.id] });
     assert_eq!(forge.row(queued(&tag)).await.2, None);
     assert_eq!(forge.attempts(A).await, [1, 1, 2]);
     forge.world.assert_sound().await;

@@ -7,20 +7,21 @@ use harmonia_core::api::ApiError;
 use harmonia_core::signer_api::BuildCompleteAnswer;
 use harmonia_core::{Capability, JobStatus};
 use harmonia_db::testing::forbid;
+use harmonia_db::testing::way::Way;
 use tokio_util::sync::CancellationToken;
 
 use super::super::{Builder, Slot, job};
 use super::whole::Running;
 use super::world::World;
 use super::*;
-use crate::test_parts::{Answer, LossyDatabase, Request};
+use crate::test_parts::{Answer, Request};
 
 #[tokio::test]
 async fn jobs_of_a_claim_whose_answer_was_lost_are_given_back_and_built() {
     let world = World::new().await;
     let drv = world.daemon.store.instantiate(&derivation("claimed-twice", "echo > $out"));
     let jobs = world.queue(&[&drv]).await;
-    let lossy = LossyDatabase::new(&world.database, "FROM claim_jobs(", 2).await;
+    let lossy = Way::losing_answers(&world.database, "FROM claim_jobs(", 2).await;
     let running = Running::start_with(&world, |options| options.db = lossy.db.clone()).await;
     until("it is complete", || !world.recorded().completed.is_empty()).await;
     running.drain().await.expect("drains");

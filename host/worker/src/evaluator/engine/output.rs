@@ -174,7 +174,11 @@ fn reason_first(error: &str) -> String {
     let found = error.split_once('\n').and_then(|(first, rest)| {
         let what = first.strip_prefix("error: Cannot build '")?.strip_suffix("'.")?;
         let (reason, rest) = rest.split_once('\n').unwrap_or((rest, ""));
-        let reason = reason.trim_start().strip_prefix("Reason: ")?;
+        let mut reason = reason.trim_start().strip_prefix("Reason: ")?.to_owned();
+        // Which system nobody here has.
+        if let Some(system) = rest.lines().find_map(|line| line.trim_start().strip_prefix("Required system: ")) {
+            reason = format!("{} (it requires {system})", reason.trim_end_matches('.'));
+        }
         Some(format!("error: Cannot build '{what}': {reason}\n{rest}").trim_end().to_owned())
     });
     found.unwrap_or_else(|| error.to_owned())
@@ -323,6 +327,17 @@ mod tests {
             ),
             "{shown}"
         );
+        let foreign = "error: Cannot build '/nix/store/x.drv'.\n       Reason: platform mismatch\n       \
+                       Required system: 'm68k-linux' with features {}\n       Current system: 'x86_64-linux'";
+        let said = reason_first(foreign);
+        let first = said.lines().next();
+        assert_eq!(
+            first,
+            Some(
+                "error: Cannot build '/nix/store/x.drv': platform mismatch (it requires 'm68k-linux' with features {})"
+            )
+        );
+        assert!(said.ends_with("Current system: 'x86_64-linux'"), "{said}");
         assert_eq!(reason_first("error: Cannot build it\n  Reason: none"), "error: Cannot build it\n  Reason: none");
     }
 

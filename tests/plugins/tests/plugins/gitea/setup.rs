@@ -7,7 +7,6 @@ use harmonia_core::Clock as _;
 use harmonia_core::forge::RepositoryRef;
 use harmonia_fake_forges::{FakeGitea, Hook, Permission};
 use harmonia_plugin_harness::{Harness, Running, component};
-use harmonia_plugin_host::SecretGrant;
 
 use crate::bench::{Bench, StoppedClock};
 use crate::watch::Watch;
@@ -39,22 +38,16 @@ impl Gitea {
         Self::of(FakeGitea::start_forgejo().await).await
     }
 
-    /// One whose configuration names a file for the webhooks' secret that is not there.
-    pub(super) async fn start_without_hook_secret() -> Self {
-        let missing = |harness: Harness| {
-            harness.configure(|spec| {
-                let file = "/no/such/hook-secret".into();
-                spec.secrets.insert("webhook".to_owned(), SecretGrant { file, hosts: None });
-            })
-        };
-        Self::configured(FakeGitea::start().await, missing).await
+    /// One whose configuration names a file for this secret that is not there.
+    pub(super) async fn start_with_secret_missing(name: &str) -> Self {
+        Self::configured(FakeGitea::start().await, |harness| harness.secret_file(name, "/no/such/hook-secret")).await
     }
 
     async fn of(fake: FakeGitea) -> Self {
-        Self::configured(fake, |harness| harness.secret("webhook", HOOK_SECRET)).await
+        Self::configured(fake, |harness| harness).await
     }
 
-    async fn configured(fake: FakeGitea, with_hook_secret: impl FnOnce(Harness) -> Harness) -> Self {
+    async fn configured(fake: FakeGitea, change: impl FnOnce(Harness) -> Harness) -> Self {
         let clock = StoppedClock::new();
         let forges = Arc::clone(&clock);
         fake.world().set_clock(move || forges.now());
@@ -64,10 +57,11 @@ impl Gitea {
             .setting("client_id", fake.client_id())
             .secret("token", fake.token())
             .secret("client_secret", fake.client_secret())
+            .secret("webhook", HOOK_SECRET)
             .allow_host(fake.url())
             .clock(clock.clone())
             .store(watch.clone());
-        let running = with_hook_secret(harness).start().await;
+        let running = change(harness).start().await;
         let bench = Bench { forge: running.forge(), watch };
         Self { fake, clock, running, bench }
     }

@@ -3,6 +3,7 @@
 use harmonia_core::forge::{
     Comment, CommentAction, Event, ForgeError, PullRequestAction as Action, Push, Reference, RepositoryRef,
 };
+use harmonia_core::plugin::UnusableSecret;
 use harmonia_fake_forges::{
     CommentAction as CommentDone, Event as Happened, Label, PullRequestAction, RepositoryAction,
 };
@@ -47,9 +48,14 @@ async fn only_what_was_signed_is_taken(gitea: Gitea, header: &str) {
 /// What the operator has to mend is no fault of the sender: the forge is to deliver again, and the operator is told.
 #[tokio::test]
 async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
-    let gitea = Gitea::start_without_hook_secret().await;
-    let problem = gitea.status().last_error.expect("it cannot work, and says so before anything is delivered");
+    let gitea = Gitea::start_with_secret_missing("webhook").await;
+    let status = gitea.status();
+    let problem = status.last_error.expect("it cannot work, and says so before anything is delivered");
     assert!(problem.contains("`webhook`") && problem.contains("/no/such/hook-secret"), "{problem}");
+    assert_eq!(status.unusable_secrets, [UnusableSecret { name: "webhook".to_owned(), required: true }]);
+    let log = gitea.watch.logged();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("cannot work until this is mended")).collect();
+    assert!(said.len() == 1 && said[0].contains("/no/such/hook-secret") && said[0].contains("ERROR"), "{said:?}");
     let (_, head) = gitea.add("acme/site");
     let reference = "refs/heads/main";
     let event = Happened::Push { repository: "acme/site", reference, before: NOTHING, after: &head, pusher: "alice" };
@@ -57,6 +63,19 @@ async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
     assert!(matches!(&answer, Err(ForgeError::Unavailable(why)) if why.contains("/no/such/hook-secret")), "{answer:?}");
     let failure = gitea.status().last_failure.expect("noted");
     assert!(failure.contains("secret") && !failure.contains("/no/such"), "for everybody: {failure}");
+    gitea.finish();
+}
+
+/// Login needs it, deliveries do not.
+#[tokio::test]
+async fn without_a_secret_that_is_not_required_the_rest_works() {
+    let gitea = Gitea::start_with_secret_missing("client_secret").await;
+    assert_eq!(gitea.status().unusable_secrets, [UnusableSecret { name: "client_secret".to_owned(), required: false }]);
+    let log = gitea.watch.logged();
+    assert!(log.contains("can work in part only") && !log.contains("cannot work until"), "{log}");
+    gitea.add("acme/site");
+    let ping = gitea.fake.delivery_signed_with(HOOK_SECRET, Happened::Ping { repository: "acme/site" });
+    gitea.webhook(&ping).await.expect("it is signed");
     gitea.finish();
 }
 

@@ -52,6 +52,11 @@ impl Github {
         Self { fake, clock, running, bench }
     }
 
+    /// How the plugin is.
+    pub(super) fn status(&self) -> harmonia_core::plugin::PluginStatus {
+        self.running.status()
+    }
+
     /// A new repository that the app sees, its owner's installation, and the head of `main`.
     pub(super) fn add(&self, full_name: &str) -> (RepositoryRef, u64, String) {
         let mut world = self.fake.world();

@@ -4,6 +4,7 @@ use harmonia_core::forge::{
     Comment, CommentAction, Event, ForgeError, MergeGroup, PullRequestAction as Action, Push, Reference, RepositoryRef,
     Rerun,
 };
+use harmonia_core::plugin::UnusableSecret;
 use harmonia_fake_forges::{
     CommentAction as CommentDone, Event as Happened, InstallationAction, Label, PullRequestAction, RepositoryAction,
 };
@@ -56,6 +57,26 @@ async fn only_what_github_signed_is_taken() {
     let strange = github.fake.delivery_of("star", b"{\"action\": \"created\"}".to_vec());
     assert_eq!(github.events(&strange).await, Vec::new());
     assert_eq!(github.fake.requests().len(), 0, "nothing is asked while the forge waits");
+    github.finish();
+}
+
+/// What the operator has to mend is no fault of the sender: GitHub is to deliver again, and the operator is told.
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
+    let github = Github::start_with(|harness| harness.secret_file("webhook", "/no/such/hook-secret")).await;
+    let status = github.status();
+    let problem = status.last_error.expect("it cannot work, and says so before anything is delivered");
+    assert!(problem.contains("`webhook`") && problem.contains("/no/such/hook-secret"), "{problem}");
+    assert_eq!(status.unusable_secrets, [UnusableSecret { name: "webhook".to_owned(), required: true }]);
+    let log = github.watch.logged();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("cannot work until this is mended")).collect();
+    assert!(said.len() == 1 && said[0].contains("/no/such/hook-secret") && said[0].contains("ERROR"), "{said:?}");
+
+    github.add("acme/site");
+    let answer = github.webhook(&github.fake.delivery(Happened::Ping { repository: "acme/site" })).await;
+    assert!(matches!(&answer, Err(ForgeError::Unavailable(why)) if why.contains("/no/such/hook-secret")), "{answer:?}");
+    let failure = github.status().last_failure.expect("noted");
+    assert!(failure.contains("secret") && !failure.contains("/no/such"), "for everybody: {failure}");
     github.finish();
 }
 
