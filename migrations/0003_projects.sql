@@ -142,8 +142,8 @@ CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_at, id) 
 CREATE INDEX webhook_deliveries_queued ON webhook_deliveries (starts_with(delivery_id, 'poll:'), id)
     WHERE state = 'queued';
 CREATE INDEX webhook_deliveries_recent ON webhook_deliveries (forge, id DESC);
-CREATE INDEX webhook_deliveries_received ON webhook_deliveries (received_at);
-CREATE INDEX webhook_deliveries_dead ON webhook_deliveries (id DESC) WHERE state = 'dead';
+CREATE INDEX webhook_deliveries_received ON webhook_deliveries (received_at) WHERE state || '' <> 'queued';
+CREATE INDEX webhook_deliveries_dead ON webhook_deliveries (id DESC) WHERE state || '' = 'dead';
 -- What was asked before such a delivery arrived is not to be relied on.
 CREATE INDEX webhook_deliveries_permissions ON webhook_deliveries (forge, received_at)
     WHERE jsonb_path_exists(events, '$[*]."permissions-changed"');

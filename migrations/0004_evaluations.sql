@@ -100,6 +100,7 @@ CREATE INDEX evaluations_running ON evaluations (claimed_by) WHERE status || '' 
 CREATE INDEX evaluations_project ON evaluations (project_id, id DESC);
 CREATE INDEX evaluations_served ON evaluations (project_id, claimed_at) WHERE claimed_at IS NOT NULL;
 CREATE INDEX evaluations_branch ON evaluations (project_id, branch, id DESC);
+CREATE INDEX evaluations_newest ON evaluations (project_id, branch, is_tag, id DESC);
 CREATE INDEX evaluations_commit ON evaluations (project_id, commit_sha);
 CREATE INDEX evaluations_head ON evaluations (project_id, pr_head_sha) WHERE pr_head_sha IS NOT NULL;
 CREATE INDEX evaluations_unsuperseded ON evaluations (project_id, branch)

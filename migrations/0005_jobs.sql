@@ -179,6 +179,7 @@ CREATE TABLE missing_path_reports (
     damaged boolean NOT NULL DEFAULT false, -- it is there, and its bytes are not what they should be
     reported_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX missing_path_reports_age ON missing_path_reports (reported_at);
 
 -- Pending jobs that an evaluator must walk below before they can be built: what they lean on was in an upstream cache (or a
 -- source was ours) and is gone. Each counts as one input that is not there. A table of its own, since claims pay for every
@@ -189,7 +190,7 @@ CREATE TABLE job_walks (
     tries integer NOT NULL DEFAULT 0,
     not_before timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX job_walks_eval ON job_walks (eval_id);
+CREATE INDEX job_walks_eval ON job_walks (eval_id, not_before);
 
 -- Who walks in the name of an evaluation, whether that runs or has ended.
 CREATE TABLE walk_claims (

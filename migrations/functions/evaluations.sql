@@ -253,7 +253,6 @@ BEGIN
     UPDATE evaluations SET status = 'succeeded', complete = true, attr_count = attrs, finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
-    DELETE FROM eval_expected_attrs e WHERE e.eval_id = p_eval; -- from now on the number says that all are there
     -- The attributes hold everything from now on.
     WITH gone AS (DELETE FROM eval_holds h WHERE h.eval_id = p_eval RETURNING h.drv_path)
     SELECT array_agg(drv_path) INTO v_holds FROM gone
@@ -288,7 +287,6 @@ BEGIN
         complete = true, allow_empty = v_reused.allow_empty, finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
-    DELETE FROM eval_expected_attrs WHERE eval_id = p_eval;
     -- What an earlier try inserted.
     PERFORM cancel_unwanted(release_holds(p_eval), false, 'no evaluation wants it any more');
     PERFORM pg_notify('evaluations', p_eval::text);
@@ -315,7 +313,6 @@ BEGIN
     UPDATE evaluations SET status = 'failed', error = left(p_error, 65536), finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
-    DELETE FROM eval_expected_attrs WHERE eval_id = p_eval;
     WITH attrs AS (DELETE FROM eval_attrs WHERE eval_id = p_eval RETURNING drv_path),
         holds AS (DELETE FROM eval_holds WHERE eval_id = p_eval RETURNING drv_path)
     SELECT array_agg(drv_path) INTO v_roots FROM (SELECT drv_path FROM attrs UNION SELECT drv_path FROM holds) r;
@@ -358,7 +355,6 @@ BEGIN
     SELECT DISTINCT eval_id, drv_path FROM eval_attrs WHERE eval_id = p_eval AND drv_path IS NOT NULL
     ON CONFLICT DO NOTHING;
     DELETE FROM eval_attrs WHERE eval_id = p_eval;
-    DELETE FROM eval_expected_attrs WHERE eval_id = p_eval;
     PERFORM pg_notify('evaluations', p_eval::text);
     RETURN true;
 END
@@ -377,7 +373,6 @@ BEGIN
         error = CASE WHEN p_by IS NULL OR status IN ('queued', 'running') THEN p_error ELSE error END,
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
     WHERE id = ANY (p_evals);
-    DELETE FROM eval_expected_attrs WHERE eval_id = ANY (p_evals);
     PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
     RETURN release_roots(p_evals);
 END

@@ -187,3 +187,14 @@ END
 $$;
 CREATE OR REPLACE TRIGGER store_paths_guard BEFORE UPDATE ON store_paths
     FOR EACH ROW EXECUTE FUNCTION guard_store_path();
+
+-- What an evaluation is to answer for is asked while it runs. Afterwards its attributes tell, and how many they were.
+CREATE OR REPLACE FUNCTION forget_expected_attrs() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    DELETE FROM eval_expected_attrs WHERE eval_id = NEW.id;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER evaluations_forget_expected AFTER UPDATE OF status ON evaluations
+    FOR EACH ROW WHEN (OLD.status = 'running' AND NEW.status <> 'running') EXECUTE FUNCTION forget_expected_attrs();

@@ -1,6 +1,14 @@
 -- From what a delivery says to an evaluation: asking for one, superseding, closing. Requests of one project go one after
 -- the other (its row is locked), so that deliveries on several frontends lead to one evaluation.
 
+-- The enabled projects of these repositories of a forge (as the forge calls them).
+CREATE OR REPLACE FUNCTION projects_of(p_forge text, p_repositories text[]) RETURNS SETOF bigint
+LANGUAGE sql STABLE AS $$
+    SELECT p.id FROM unnest(p_repositories) AS t(repository)
+    CROSS JOIN LATERAL (SELECT r.id FROM repositories r WHERE r.forge = p_forge AND r.external_id = t.repository OFFSET 0) r
+    CROSS JOIN LATERAL (SELECT p.id FROM projects p WHERE p.repository_id = r.id AND p.enabled OFFSET 0) p
+$$;
+
 -- Takes a delivery, once for each id. In the same transaction: the heads it tells of take their place in the order of
 -- arrival, and what it says of permissions makes us forget them. `recorded`: new, duplicate, or nothing (it concerns no
 -- enabled project, and says nothing of repositories or permissions).
@@ -12,8 +20,7 @@ CREATE OR REPLACE FUNCTION record_delivery(
 #variable_conflict use_column
 DECLARE
     v_concerned boolean := p_always OR EXISTS (
-        SELECT FROM repositories r JOIN projects p ON p.repository_id = r.id
-        WHERE r.forge = p_forge AND r.external_id = ANY (p_repositories) AND p.enabled);
+        SELECT FROM projects_of(p_forge, p_repositories));
 BEGIN
     INSERT INTO webhook_deliveries AS d (forge, delivery_id, events, duration_ms, repositories, concerned, state, outcome, finished_at)
     VALUES (p_forge, p_delivery, p_events, p_duration_ms, p_names, v_concerned,
@@ -33,8 +40,7 @@ BEGIN
     INSERT INTO pull_request_heads (project_id, number, head_commit, delivery_id)
     SELECT DISTINCT ON (p.id, t.number) p.id, t.number, t.head, record_delivery.id
     FROM unnest(p_pull_repositories, p_pull_numbers, p_pull_heads) WITH ORDINALITY AS t(repository, number, head, place)
-    JOIN repositories r ON r.forge = p_forge AND r.external_id = t.repository
-    JOIN projects p ON p.repository_id = r.id AND p.enabled
+    CROSS JOIN LATERAL projects_of(p_forge, ARRAY[t.repository]) AS p(id)
     WHERE (SELECT h.head_commit FROM pull_request_heads h WHERE h.project_id = p.id AND h.number = t.number
         ORDER BY h.delivery_id DESC LIMIT 1) IS DISTINCT FROM t.head
     ORDER BY p.id, t.number, t.place DESC;
@@ -52,7 +58,7 @@ DECLARE
     v_deleted bigint;
 BEGIN
     DELETE FROM webhook_deliveries WHERE id IN (
-        SELECT d.id FROM webhook_deliveries d WHERE d.received_at < now() - p_keep AND d.state <> 'queued'
+        SELECT d.id FROM webhook_deliveries d WHERE d.received_at < now() - p_keep AND d.state || '' <> 'queued'
         ORDER BY d.received_at LIMIT 10000);
     GET DIAGNOSTICS v_deleted = ROW_COUNT;
     IF v_deleted > 0 THEN
@@ -216,7 +222,8 @@ BEGIN
     PERFORM lock_withdrawals();
     SELECT array_agg(e.id) INTO v_evals FROM (
         SELECT id FROM evaluations
-        WHERE project_id = p_project AND branch = p_branch AND is_tag = p_is_tag AND pr_number IS NOT DISTINCT FROM p_pr_number
+        WHERE id = ANY (ARRAY(SELECT b.id FROM evaluations b WHERE b.project_id = p_project AND b.branch = p_branch
+                AND b.is_tag = p_is_tag AND b.pr_number IS NOT DISTINCT FROM p_pr_number AND b.superseded_by IS NULL AND b.closed_at IS NULL))
             AND superseded_by IS NULL AND closed_at IS NULL AND coalesce(delivery_id, 0) <= p_seen
         ORDER BY id FOR NO KEY UPDATE) e;
     IF v_evals IS NULL THEN

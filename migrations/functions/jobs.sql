@@ -25,7 +25,9 @@ $$;
 CREATE OR REPLACE FUNCTION jobs_below(p_drvs text[], p_states text[]) RETURNS TABLE (id bigint, drv_path text)
 LANGUAGE sql STABLE AS $$
     WITH RECURSIVE below(id, drv_path) AS (
-        SELECT j.id, j.drv_path FROM build_jobs j WHERE j.drv_path = ANY (p_drvs) AND j.status = ANY (p_states)
+        SELECT j.id, j.drv_path FROM unnest(p_drvs) AS u(drv)
+        CROSS JOIN LATERAL (SELECT j.id, j.drv_path FROM build_jobs j
+            WHERE j.drv_path = u.drv AND j.status = ANY (p_states) OFFSET 0) j
         UNION
         SELECT i.id, i.drv_path FROM below b
         CROSS JOIN LATERAL (SELECT d.input_drv FROM derivation_inputs d WHERE d.referrer = b.drv_path OFFSET 0) d

@@ -127,19 +127,17 @@ DECLARE
     v_above bigint[];
 BEGIN
     FOR v_drv IN
-        SELECT DISTINCT o.drv_path FROM derivation_outputs o
-        WHERE o.output_path = ANY (p_paths) AND NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = o.drv_path)
+        SELECT DISTINCT o.drv_path FROM unnest(p_paths) AS p(path)
+        CROSS JOIN LATERAL (SELECT drv_path FROM derivation_outputs WHERE output_path = p.path OFFSET 0) o
+        WHERE NOT EXISTS (SELECT FROM build_jobs j WHERE j.drv_path = o.drv_path OFFSET 0)
             AND NOT drv_available(o.drv_path, false)
-            AND (is_live_root(o.drv_path) OR EXISTS (
-                SELECT FROM derivation_inputs d JOIN build_jobs j ON j.drv_path = d.referrer
-                WHERE d.input_drv = o.drv_path AND j.status IN ('pending', 'building', 'uploading')))
+            AND (is_live_root(o.drv_path) OR EXISTS (SELECT FROM jobs_on(o.drv_path, '{pending,building,uploading}') OFFSET 0))
         ORDER BY o.drv_path
     LOOP
         v_eval := evaluation_above(v_drv);
         IF v_eval IS NULL THEN
             -- Nobody wants what is pending above it, which could not be built.
-            PERFORM await_walk(array_agg(j.id)) FROM derivation_inputs d JOIN build_jobs j ON j.drv_path = d.referrer
-            WHERE d.input_drv = v_drv AND j.status = 'pending' HAVING count(*) > 0;
+            PERFORM await_walk(array_agg(j.id)) FROM jobs_on(v_drv, '{pending}') j HAVING count(*) > 0;
             CONTINUE;
         END IF;
         SELECT p.* INTO v_project FROM evaluations e CROSS JOIN LATERAL project_with_limits(e.project_id) p WHERE e.id = v_eval;
@@ -158,10 +156,9 @@ BEGIN
         CONTINUE WHEN v_job IS NULL;
         PERFORM await_walk(ARRAY[v_job]);
         -- One that comes back at this moment either is seen, or sees the new job.
-        PERFORM FROM build_jobs WHERE drv_path IN (SELECT d.referrer FROM derivation_inputs d WHERE d.input_drv = v_drv)
-            AND status IN ('pending', 'building', 'uploading') ORDER BY id FOR NO KEY UPDATE;
-        SELECT array_agg(DISTINCT j.id) INTO v_above FROM derivation_inputs d JOIN build_jobs j ON j.drv_path = d.referrer
-        WHERE d.input_drv = v_drv AND j.status = 'pending';
+        PERFORM FROM build_jobs WHERE id = ANY (ARRAY(SELECT j.id FROM jobs_on(v_drv, '{pending,building,uploading}') j))
+        ORDER BY id FOR NO KEY UPDATE;
+        SELECT array_agg(DISTINCT j.id) INTO v_above FROM jobs_on(v_drv, '{pending}') j;
         IF v_above IS NOT NULL THEN
             PERFORM lock_jobs_with_inputs(v_above);
             PERFORM settle_jobs(v_above, false);
@@ -221,22 +218,40 @@ CREATE OR REPLACE FUNCTION claim_walk(
 #variable_conflict use_column
 DECLARE
     v_node nodes := current_node(p_node, p_incarnation, 'evaluator');
+    v_evals bigint[]; -- that have walks
+    v_ended bigint[];
     v_eval bigint;
 BEGIN
     IF v_node.draining THEN
         RETURN;
     END IF;
-    -- Evaluations that ended leave their walks to others that want the same.
-    UPDATE job_walks w SET eval_id = n.id
-    FROM build_jobs j CROSS JOIN LATERAL (SELECT evaluation_above(j.drv_path) AS id) n
-    WHERE j.id = w.job_id AND j.status = 'pending' AND n.id IS NOT NULL
-        AND NOT EXISTS (SELECT FROM live_evaluations l WHERE l.id = w.eval_id);
-    SELECT w.eval_id INTO v_eval FROM job_walks w JOIN build_jobs j ON j.id = w.job_id AND j.status = 'pending'
-    JOIN live_evaluations l ON l.id = w.eval_id
-    JOIN evaluations e ON e.id = l.attrs_of
-    WHERE w.not_before <= now()
-        AND NOT EXISTS (SELECT FROM nodes n WHERE n.id <> p_node AND walks_itself(n, e.evaluated_by))
-        AND NOT EXISTS (SELECT FROM walk_claims c WHERE c.eval_id = w.eval_id AND c.lease_until > now())
+    -- From one to the next, however many walks each has.
+    v_evals := ARRAY(
+        WITH RECURSIVE evals (id) AS (
+            SELECT min(w.eval_id) FROM job_walks w
+            UNION ALL
+            SELECT (SELECT min(w.eval_id) FROM job_walks w WHERE w.eval_id > e.id) FROM evals e WHERE e.id IS NOT NULL
+        ) SELECT id FROM evals WHERE id IS NOT NULL);
+    -- Those that ended leave their walks to others that want the same.
+    v_ended := ARRAY(SELECT e FROM unnest(v_evals) AS e WHERE NOT EXISTS (SELECT FROM live_evaluations l WHERE l.id = e OFFSET 0));
+    IF cardinality(v_ended) > 0 THEN
+        WITH moved AS (
+            UPDATE job_walks w SET eval_id = n.id
+            FROM (SELECT k.job_id, evaluation_above(j.drv_path) AS id FROM job_walks k
+                CROSS JOIN LATERAL (SELECT drv_path FROM build_jobs WHERE id = k.job_id AND status = 'pending' OFFSET 0) j
+                WHERE k.eval_id = ANY (v_ended) OFFSET 0) n
+            WHERE w.job_id = n.job_id AND n.id IS NOT NULL RETURNING w.eval_id
+        ) SELECT v_evals || array_agg(DISTINCT eval_id) INTO v_evals FROM moved;
+    END IF;
+    SELECT t.eval_id INTO v_eval FROM (SELECT DISTINCT e AS eval_id FROM unnest(v_evals) AS e) t
+    CROSS JOIN LATERAL (SELECT e.evaluated_by FROM live_evaluations l JOIN evaluations e ON e.id = l.attrs_of
+        WHERE l.id = t.eval_id OFFSET 0) e
+    CROSS JOIN LATERAL (SELECT w.not_before, w.job_id FROM job_walks w
+        WHERE w.eval_id = t.eval_id AND w.not_before <= now()
+            AND EXISTS (SELECT FROM build_jobs j WHERE j.id = w.job_id AND j.status = 'pending' OFFSET 0)
+        ORDER BY w.not_before, w.job_id LIMIT 1) w
+    WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.id = e.evaluated_by AND n.id <> p_node AND walks_itself(n, e.evaluated_by))
+        AND NOT EXISTS (SELECT FROM walk_claims c WHERE c.eval_id = t.eval_id AND c.lease_until > now())
     ORDER BY w.not_before, w.job_id LIMIT 1;
     IF v_eval IS NULL THEN
         RETURN;
@@ -250,7 +265,8 @@ BEGIN
     END IF;
     eval_id := v_eval;
     SELECT array_agg(t.drv_path) INTO drvs FROM (
-        SELECT j.drv_path FROM job_walks w JOIN build_jobs j ON j.id = w.job_id AND j.status = 'pending'
+        SELECT j.drv_path FROM job_walks w
+        CROSS JOIN LATERAL (SELECT drv_path FROM build_jobs WHERE id = w.job_id AND status = 'pending' OFFSET 0) j
         WHERE w.eval_id = v_eval AND w.not_before <= now() ORDER BY w.job_id LIMIT 1000) t;
 END
 $$;

@@ -111,7 +111,7 @@ impl Db {
             ("enable_mergejoin", "off"),
         ]);
         // One connection by hand first: a pool would retry a wrong address until its time is up.
-        let first = in_time(patience.connection, sqlx::PgConnection::connect_with(&connect));
+        let first = in_time(patience.connection, Box::pin(sqlx::PgConnection::connect_with(&connect)));
         let first = first.await.map_err(|source| match DbError::from_sqlx("connect", source) {
             DbError::Query { source, .. } => DbError::Unavailable { source },
             other => other,

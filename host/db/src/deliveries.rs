@@ -229,10 +229,16 @@ impl Db {
                            ARRAY(SELECT CASE jsonb_typeof(e) WHEN 'string' THEN e #>> '{}'
                                    ELSE (SELECT k FROM jsonb_object_keys(e) AS k LIMIT 1) END
                                FROM jsonb_array_elements(d.events) AS e LIMIT 20) AS "events!"
-                       FROM webhook_deliveries d
-                       WHERE ($1::text IS NULL OR d.forge = $1) AND (NOT $2 OR d.state = 'dead')
-                           AND ($3::bigint IS NULL OR d.id < $3)
-                       ORDER BY d.id DESC LIMIT $4"#,
+                       FROM (
+                           (SELECT w.id FROM webhook_deliveries w
+                            WHERE NOT $2 AND ($1::text IS NULL OR w.forge = $1) AND ($3::bigint IS NULL OR w.id < $3)
+                            ORDER BY w.id DESC LIMIT $4)
+                           UNION ALL
+                           (SELECT w.id FROM webhook_deliveries w
+                            WHERE $2 AND w.state || '' = 'dead' AND ($1 IS NULL OR w.forge = $1) AND ($3 IS NULL OR w.id < $3)
+                            ORDER BY w.id DESC LIMIT $4)
+                       ) l CROSS JOIN LATERAL (SELECT w.* FROM webhook_deliveries w WHERE w.id = l.id OFFSET 0) d
+                       ORDER BY d.id DESC"#,
                     forge,
                     dead_only,
                     before,
@@ -289,7 +295,7 @@ impl Db {
                 r#"WITH replayed AS (
                        UPDATE webhook_deliveries SET state = 'queued', attempts = 0, next_attempt_at = now(), outcome = NULL,
                            last_error = NULL, finished_at = NULL
-                       WHERE state = 'dead' AND ($1::text IS NULL OR forge = $1) RETURNING id
+                       WHERE state || '' = 'dead' AND ($1::text IS NULL OR forge || '' = $1) RETURNING id
                    ), counted AS (SELECT count(*) AS n, min(id) AS first, max(id) AS last FROM replayed
                    ), audit AS (
                        INSERT INTO audit_log (actor, action, subject, detail)

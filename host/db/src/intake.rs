@@ -116,10 +116,12 @@ impl Db {
     pub async fn branch_state(&self, key: &BranchKey) -> Result<BranchState, DbError> {
         let row = self
             .run("look at a branch", || {
+                // What is said twice keeps the planner to the one index that begins with the newest.
                 sqlx::query!(
-                    r#"SELECT (SELECT max(e.id) FROM evaluations e
-                               WHERE e.project_id = $1 AND e.branch = $2 AND e.is_tag = $3
-                                   AND e.pr_number IS NOT DISTINCT FROM $4) AS newest,
+                    r#"SELECT (SELECT e.id FROM evaluations e
+                               WHERE e.project_id = $1 AND e.branch = $2 AND e.is_tag >= $3 AND e.is_tag <= $3
+                                   AND coalesce(e.pr_number, 0) = coalesce($4::bigint, 0)
+                               ORDER BY e.is_tag, e.id DESC LIMIT 1) AS newest,
                            (SELECT coalesce(max(d.id), 0) FROM webhook_deliveries d) AS "seen!",
                            EXISTS (SELECT FROM projects p LEFT JOIN repositories r ON r.id = p.repository_id
                                WHERE p.id = $1 AND p.enabled AND r.removed_at IS NULL) AS "is_active!""#,

@@ -112,7 +112,7 @@ impl Db {
             // The task ends when nobody subscribes, so there is a first subscription before it begins.
             let mut first = None;
             if running.as_ref().is_none_or(|hub| hub.wanted.is_closed()) {
-                let (hub, notices) = Running::start(&self.connect, self.patience).await.map_err(failed)?;
+                let (hub, notices) = Box::pin(Running::start(&self.connect, self.patience)).await.map_err(failed)?;
                 (*running, first) = (Some(hub), Some(notices));
             }
             let Some(hub) = running.as_ref() else { continue };

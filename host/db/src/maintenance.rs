@@ -74,7 +74,7 @@ impl Db {
     /// Takes the right to run a chore; `None` while another node has it. Released when dropped or when the connection ends.
     pub async fn try_chore_lock(&self, name: &str) -> Result<Option<ChoreLock>, DbError> {
         let patience = self.patience;
-        let mut connection = in_time(patience.connection, PgConnection::connect_with(&self.connect))
+        let mut connection = in_time(patience.connection, Box::pin(PgConnection::connect_with(&self.connect)))
             .await
             .map_err(|source| DbError::from_sqlx("connect for a chore", source))?;
         let taken = sqlx::query_scalar!(

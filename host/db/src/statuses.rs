@@ -106,7 +106,7 @@ impl Db {
     ) -> Result<ReportOutcome, DbError> {
         let mut tries = 1;
         loop {
-            let report = self.try_report(target, reporters, progress_every, &compute);
+            let report = Box::pin(self.try_report(target, reporters, progress_every, &compute));
             let vanished = |_| Err(DbError::Unavailable { source: vanished() });
             match tokio::time::timeout(self.patience.answer, report).await.unwrap_or_else(vanished) {
                 Err(error) if tries < 12 && !matches!(error, DbError::Unavailable { .. }) && error.is_transient() => {

@@ -102,10 +102,11 @@ mod tests {
     #[test]
     fn the_hash_is_what_counts() {
         let (a, b) = (path(1, "a"), path(2, "b"));
+        let only_a = std::slice::from_ref(&a);
         let hash = a.hash_part().as_bytes();
-        assert_eq!(found(&[&a, &b], &[a.as_str().as_bytes()]), [a.clone()]);
-        assert_eq!(found(&[&a], &[hash]), [a.clone()], "nothing around it");
-        assert_eq!(found(&[&a], &[b"0123", hash, b"zzzz"]), [a.clone()], "other digits around it");
+        assert_eq!(found(&[&a, &b], &[a.as_str().as_bytes()]), only_a);
+        assert_eq!(found(&[&a], &[hash]), only_a, "nothing around it");
+        assert_eq!(found(&[&a], &[b"0123", hash, b"zzzz"]), only_a, "other digits around it");
         assert_eq!(found(&[&a], &[&hash[..31]]), []);
         assert_eq!(found(&[&a], &[&hash[..31], b"-", &hash[31..]]), []);
         assert_eq!(found(&[&a], &[&hash.to_ascii_uppercase()]), []);
@@ -117,10 +118,11 @@ mod tests {
     #[test]
     fn a_hash_is_found_across_pieces() {
         let a = path(1, "a");
+        let only_a = std::slice::from_ref(&a);
         let text = format!("before /nix/store/{}/bin after", a.base_name());
         for size in 1..text.len() {
             let pieces: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
-            assert_eq!(found(&[&a], &pieces), [a.clone()], "pieces of {size} bytes");
+            assert_eq!(found(&[&a], &pieces), only_a, "pieces of {size} bytes");
         }
     }
 

@@ -59,7 +59,7 @@ impl Db {
         let rows = self
             .run("read the upstream memo", || {
                 sqlx::query!(
-                    "SELECT path, cache, present FROM upstream_paths WHERE path = ANY ($1) AND expires_at > now()",
+                    "SELECT path, cache, present FROM upstream_paths WHERE path = ANY ($1) AND expires_at + '0 s' > now()",
                     &wanted
                 )
                 .fetch_all(&self.pool)

@@ -55,7 +55,7 @@ impl Db {
                                ORDER BY forge, id DESC LIMIT $4)
                            UNION ALL
                            (SELECT id FROM webhook_deliveries
-                               WHERE $2 AND state = 'dead' AND ($1 IS NULL OR forge = $1) AND id < $3
+                               WHERE $2 AND state || '' = 'dead' AND ($1 IS NULL OR forge = $1) AND id < $3
                                ORDER BY id DESC LIMIT $4)
                        )
                        SELECT l.looked_at AS "looked_at!", l.last, v.id AS "id?", v.forge AS "forge?",

@@ -6,6 +6,8 @@
 //! asked about.
 
 mod calls;
+mod forges;
+mod lost;
 
 use std::fmt::Write as _;
 
@@ -125,6 +127,8 @@ async fn cost_follows_what_is_asked() {
             let when = format!("{statistics:?}, {}", plans.rsplit(' ').next().unwrap_or_default());
             let mut meter = Meter { db, when, report: String::new(), exceeded: Vec::new() };
             calls::all(&mut meter, world.project).await;
+            forges::all(&mut meter).await;
+            lost::all(&mut meter, world.project).await;
             report.push_str(&meter.report);
             exceeded.extend(meter.exceeded);
             meter.db.close().await;

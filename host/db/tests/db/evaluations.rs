@@ -5,7 +5,10 @@ use std::time::Duration;
 use harmonia_core::JobStatus::{Building, Cancelled, Pending, Succeeded};
 use harmonia_core::{Capability, EvalStatus, Incarnation, NodeId, reuse};
 use harmonia_db::testing::{pool, random_token, time_passes};
-use harmonia_db::{AttrResult, CommitFacts, DbError, GraphAttr, GraphBatch, NewProject, NodeRegistration, ProjectKind};
+use harmonia_db::{
+    AttrResult, BranchKey, CommitFacts, DbError, DeliveryRowId, GraphAttr, GraphBatch, NewProject, NodeRegistration,
+    ProjectKind,
+};
 
 use crate::world::{Eval, World, batch, drv_path, graph, new_evaluation, registration};
 
@@ -101,10 +104,14 @@ async fn what_an_evaluation_was_to_answer_for_is_forgotten_when_it_ends() {
     world.db.fail_evaluation(failed.id, &failed.token, "boom").await.expect("fail");
     let cancelled = begun("cancelled").await;
     world.db.cancel_evaluation(cancelled.id, "me").await.expect("cancel");
+    let closed = begun("closed").await;
+    let branch = BranchKey { project: world.project, branch: "closed".to_owned(), is_tag: false, pull_request: None };
+    let closing = world.db.close_evaluations(&branch, DeliveryRowId(i64::MAX), "its branch is gone").await;
+    assert_eq!(closing.expect("close"), 1);
     let superseded = begun("superseded").await;
     let newer = world.evaluation("superseded").await;
     world.db.release_evaluation(newer.id, &newer.token).await.expect("release");
-    for eval in [&finished, &skipped, &failed, &cancelled, &superseded, &newer] {
+    for eval in [&finished, &skipped, &failed, &cancelled, &closed, &superseded, &newer] {
         assert_eq!(expected(eval).await, 0, "{:?}", status(&world, eval).await);
     }
     world.assert_sound().await;

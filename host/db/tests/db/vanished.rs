@@ -8,13 +8,14 @@ use harmonia_db::testing::{TestDatabase, pool};
 use harmonia_db::{Channel, ComputedReport, DbError, DbOptions, Notice, Patience, ReportTarget};
 
 /// Longer than anything here takes, and shorter than what is not to be waited for.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(300);
 
 const PATIENT: Patience = Patience { answer: LONG, connection: LONG, ping: LONG, idle: LONG, silence: LONG };
 
-async fn in_time<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG / 3, what).await.expect("it ends long before that")
+fn in_time<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
+    let ended = tokio::time::timeout(LONG / 3, Box::pin(what));
+    async { ended.await.expect("it ends long before that") }
 }
 
 /// The driver has its connection back, and asked whether it works.
@@ -71,7 +72,7 @@ async fn a_listener_looks_again_after_a_silence_that_nobody_announced() {
     let mut listener = way.db.listen(&[Channel::Nodes]).await.expect("listens");
 
     way.fall_silent();
-    assert_unavailable(in_time(way.db.listen(&[Channel::Claims])).await);
+    assert_unavailable(in_time(Box::pin(way.db.listen(&[Channel::Claims]))).await);
     in_time(way.connected_again()).await;
     way.speak();
     assert_eq!(in_time(listener.next()).await, Notice::Rescan);

@@ -15,6 +15,9 @@ CREATE FUNCTION pg_temp.store_path(p_key text, p_name text) RETURNS text LANGUAG
     SELECT '/nix/store/' || translate(md5(p_key), 'e', 'z') || '-' || p_name
 $$;
 INSERT INTO projects (name, kind, is_public) SELECT 'local/old-' || g, 'local', true FROM generate_series(1, 40) g;
+INSERT INTO repositories (forge, external_id, owner, name, full_name, clone_url, default_branch, is_private)
+SELECT 'forge', 'r' || g, 'o', 'r' || g, 'o/r' || g, 'https://forge.invalid/o/r' || g, 'main', false FROM generate_series(1, 40) g;
+UPDATE projects p SET kind = 'forge', repository_id = r.id FROM repositories r WHERE p.name = 'local/old-' || substr(r.external_id, 2);
 INSERT INTO nodes (id, incarnation, secret_hash, capabilities, version, systems, max_jobs, max_evals)
 VALUES ('old', 1, sha256('old'), '{builder,evaluator}', '0', '{x86_64-linux}', 100, 100);
 
@@ -71,8 +74,26 @@ FROM old_jobs WHERE status = 'succeeded' ORDER BY id;
 INSERT INTO eval_attrs (eval_id, attr, drv_path, cached)
 SELECT e.id, format('a%s-%s', j.step % 2, j.i), j.drv_path, j.eval_id <> e.id
 FROM old_evals e JOIN old_jobs j ON j.eval_id IN (e.id, e.id - 40) ORDER BY e.id;
-INSERT INTO eval_expected_attrs SELECT eval_id, attr FROM eval_attrs;
 INSERT INTO upstream_paths (path, cache, present, expires_at)
 SELECT pg_temp.store_path('upstream ' || g, 'upstream'), 'https://up.example/', true, now() + interval '1 day'
 FROM generate_series(1, 20000) g;
 INSERT INTO audit_log (actor, action, subject) SELECT 'somebody', 'cancel', 'job ' || g FROM generate_series(1, 20000) g;
+-- A month of deliveries, a hundredth of them dead letters, and what they told of: a hundred pull requests of each repository.
+INSERT INTO webhook_deliveries (forge, delivery_id, received_at, events, repositories, state, outcome, finished_at)
+SELECT 'forge', 'old ' || g, at, jsonb_build_array(jsonb_build_object('push', jsonb_build_object('repository',
+        jsonb_build_object('id', 'r' || 1 + g % 40, 'full_name', 'o/r' || 1 + g % 40), 'reference', jsonb_build_object('branch', 'main'),
+        'commit', md5(g::text) || '00000000', 'deleted', false, 'author', 'a', 'message', 'm'))),
+    ARRAY['o/r' || 1 + g % 40], CASE WHEN g % 100 = 0 THEN 'dead' ELSE 'done' END, 'evaluation', at
+FROM generate_series(1, 30000) g CROSS JOIN LATERAL (SELECT now() - (30001 - g) * interval '80 seconds' AS at) t;
+INSERT INTO pull_requests (project_id, number, title, author, head_commit, head_branch, head_ref, base_branch, base_commit, is_open, is_draft)
+SELECT p.id, g, 't', 'a', md5(g::text) || '00000000', 'b' || g, format('refs/pull/%s/head', g), 'main', md5('base') || '00000000', g % 10 = 0, false
+FROM projects p CROSS JOIN generate_series(1, 100) g WHERE p.repository_id IS NOT NULL;
+INSERT INTO pull_request_heads (project_id, number, head_commit, delivery_id)
+SELECT r.project_id, r.number, md5(g::text) || '00000000', g * 10000 - r.number FROM pull_requests r CROSS JOIN generate_series(1, 3) g;
+INSERT INTO pull_request_approvals (project_id, number, head_commit, approved_by, comment_id)
+SELECT project_id, number, head_commit, 'a', 'c' || number FROM pull_requests;
+INSERT INTO pull_request_commands (project_id, comment_id, delivery_id) SELECT project_id, 'c' || number, number FROM pull_requests;
+INSERT INTO forge_permissions (repository_id, user_login, permission, asked_at)
+SELECT r.id, 'u' || g, 'write', now() - interval '1 minute' FROM repositories r CROSS JOIN generate_series(1, 100) g;
+INSERT INTO forge_comments (repository_id, number, key, body, delivered_at)
+SELECT r.id, g, 'k', 'b', now() FROM repositories r CROSS JOIN generate_series(1, 100) g;

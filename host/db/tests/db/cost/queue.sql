@@ -42,7 +42,19 @@ INSERT INTO build_attempts (id, job_id, token_hash, node, incarnation, timeout_s
 OVERRIDING SYSTEM VALUE
 SELECT id, id, sha256(id::text::bytea), 'old', 1, 14400, 1800, 4294967296 FROM build_jobs WHERE status = 'building';
 INSERT INTO eval_attrs (eval_id, attr, drv_path) SELECT eval_id, 'n' || i, drv_path FROM new_jobs WHERE place = 0;
-INSERT INTO eval_expected_attrs SELECT eval_id, attr FROM eval_attrs WHERE eval_id > 100000;
+INSERT INTO eval_expected_attrs SELECT a.eval_id, a.attr FROM eval_attrs a JOIN new_evals e ON e.id = a.eval_id WHERE e.is_running;
+-- Deliveries that others process, that are put off, and that are due: a hundred each.
+INSERT INTO webhook_deliveries (forge, delivery_id, events, next_attempt_at, leased_by, leased_until)
+SELECT 'forge', 'new ' || g, '["ping"]', now() + CASE WHEN g BETWEEN 101 AND 200 THEN interval '1 hour' ELSE '0' END,
+    CASE WHEN g <= 100 THEN 'other' END, CASE WHEN g <= 100 THEN now() + interval '1 hour' END
+FROM generate_series(1, 300) g;
+-- Paths that builders missed, here and upstream, and walks that were tried and are put off: what others look at.
+INSERT INTO missing_path_reports (path) SELECT output_path FROM old_jobs WHERE status = 'succeeded' AND i = 3 AND eval_id > 2700;
+INSERT INTO upstream_caches (node, cache, keys_digest) VALUES ('old', 'https://up.example/', 'k'), ('n', 'https://near.example/', 'k');
+INSERT INTO upstream_reports (path, cache, roots, reason, attempt_id)
+SELECT path, cache, ARRAY[path], 'gone', 1 FROM upstream_paths ORDER BY path LIMIT 300;
+INSERT INTO job_walks (job_id, eval_id, tries, not_before)
+SELECT id, eval_id, 1, now() + interval '1 hour' FROM new_jobs WHERE place = 0 AND eval_id BETWEEN 100011 AND 100016;
 SELECT setval(pg_get_serial_sequence(t, 'id'), 1000000) FROM unnest('{evaluations,build_jobs,build_attempts}'::text[]) AS t;
 INSERT INTO job_totals SELECT counted_as(status), public, count(*) FROM build_jobs GROUP BY 1, 2;
 SET session_replication_role = origin;
