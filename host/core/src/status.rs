@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{AttrState, Verdict};
 use crate::clock::Timestamp;
+use crate::foreign_text::is_unshown;
 use crate::forge::{Annotation, CommitStatus, RepositoryRef, StatusState};
 use crate::ids::{EvalId, JobId};
 use crate::state::{EvalStatus, FailureKind};
@@ -256,11 +257,12 @@ impl StatusContext {
             Self::Evaluation => format!("{prefix}/nix-eval"),
             Self::Builds => format!("{prefix}/nix-build"),
             Self::Attribute(attr) => {
-                let name = format!("{prefix}/nix-build/{attr}");
-                if name.len() <= CONTEXT_BYTES_MAX {
+                let shown: String = attr.chars().filter(|c| !is_unshown(*c)).collect();
+                let name = format!("{prefix}/nix-build/{shown}");
+                if name.len() <= CONTEXT_BYTES_MAX && shown.len() == attr.len() {
                     return name;
                 }
-                // Two long names that begin alike must not become one context.
+                // Two names that are shown alike, or begin alike and are long, must not become one context.
                 let digest = hex_of(&Sha256::digest(attr.as_bytes())[..4]);
                 let end = name.floor_char_boundary(CONTEXT_BYTES_MAX - digest.len() - '…'.len_utf8());
                 format!("{}…{digest}", &name[..end])

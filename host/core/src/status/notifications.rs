@@ -3,6 +3,7 @@
 use crate::api::Verdict;
 use crate::clock::Timestamp;
 use crate::ids::EvalId;
+use crate::limits::ATTR_BYTES_MAX;
 use crate::reporter::{Notification, NotificationKind, NotifiedFailure};
 use crate::state::EvalStatus;
 
@@ -92,7 +93,7 @@ fn notification(
         let failed = evaluation.failed.iter().take(FAILURES_LISTED_MAX);
         failed
             .map(|attr| NotifiedFailure {
-                attr: attr.attr.clone(),
+                attr: cut(&attr.attr, ATTR_BYTES_MAX),
                 message: line(&failure(attr)),
                 url: options.failure_url(report, evaluation, attr),
             })

@@ -459,6 +459,12 @@ fn contexts_are_read_back_and_stay_apart() {
     }
     let long = |last: char| StatusContext::Attribute(format!("{}{last}", "ä".repeat(300))).name("harmonia-ci");
     assert!(long('a').len() <= CONTEXT_BYTES_MAX && long('a') != long('b'));
+    let odd = |attr: &str| StatusContext::Attribute(attr.to_owned()).name("x");
+    assert!(
+        odd("a\u{202e}b").starts_with("x/nix-build/ab…") && odd("a\u{202e}b") != odd("a\u{202d}b"),
+        "{}",
+        odd("a\u{202e}b")
+    );
 }
 
 #[test]
@@ -510,9 +516,10 @@ fn reporters_are_told_once_and_again_when_a_rebuild_changes_it() {
     step(&mut report, &[("evaluation-1", NotificationKind::EvaluationSucceeded)]);
     step(&mut report, &[]);
     report.evaluations[0].facts.counts = AttrCounts { failed: 1, ..counts(2, 1) };
-    report.evaluations[0].failed = vec![attr("x", AttrState::Failed)];
+    report.evaluations[0].failed = vec![attr("x\u{202e}", AttrState::Failed)];
     let told = notifications(&report, &options());
     let told = &told[0].notifications[0];
+    assert_eq!(told.failures[0].attr, "x");
     assert_eq!((told.succeeded, told.failed, told.failures.len()), (1, 1, 1));
     assert_eq!(told.failures[0].message, "failed: builder failed");
     step(&mut report, &[("builds-1-1", NotificationKind::BuildsFailed)]);

@@ -92,8 +92,8 @@ impl Db {
             text(answer.error),
             i32::from(then.counts),
             interval(then.after),
-            then.is_dead,
-            then.is_denied,
+            then.is_dead(),
+            then.is_denied(),
         )
     }
 }

@@ -58,25 +58,40 @@ impl PauseKind {
     }
 }
 
-/// What an answer means for a row: delay of the next try, whether it counts as failed try, whether it may have happened,
-/// whether somebody has to change something first, whether it is given up.
+/// What an answer means for a row: delay of the next try, whether it counts as failed try, whether it may have happened, and
+/// how it stands.
 pub(crate) struct Consequence {
     pub(crate) after: Duration,
     pub(crate) counts: bool,
     pub(crate) is_ambiguous: bool,
-    pub(crate) is_denied: bool,
-    pub(crate) is_dead: bool,
+    stands: Standing,
+}
+
+#[derive(PartialEq)]
+enum Standing {
+    Tried,
+    /// Somebody has to change something first.
+    Denied,
+    GivenUp,
 }
 
 impl Consequence {
     pub(crate) fn of(next: Next) -> Self {
-        let no = Self { after: Duration::ZERO, counts: true, is_ambiguous: false, is_denied: false, is_dead: false };
+        let no = Self { after: Duration::ZERO, counts: true, is_ambiguous: false, stands: Standing::Tried };
         match next {
             Next::Again { after, is_ambiguous } => Self { after, is_ambiguous, ..no },
-            Next::Denied { after } => Self { after, is_denied: true, ..no },
+            Next::Denied { after } => Self { after, stands: Standing::Denied, ..no },
             Next::Pause { during } => Self { after: during, counts: false, ..no },
-            Next::Dead => Self { is_dead: true, ..no },
+            Next::Dead => Self { stands: Standing::GivenUp, ..no },
         }
+    }
+
+    pub(crate) fn is_denied(&self) -> bool {
+        self.stands == Standing::Denied
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.stands == Standing::GivenUp
     }
 }
 
@@ -165,9 +180,9 @@ impl Db {
             i32::from(then.counts),
             then.is_ambiguous,
             interval(then.after),
-            then.is_dead,
+            then.is_dead(),
             due.digest,
-            then.is_denied,
+            then.is_denied(),
         )?;
         if !stored {
             self.status_doubtful(due).await?;

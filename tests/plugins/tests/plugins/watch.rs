@@ -60,7 +60,7 @@ impl Watch {
     }
 
     /// What was logged until now.
-    pub(crate) fn logged(&self) -> String {
+    pub(crate) fn logged() -> String {
         String::from_utf8_lossy(&log().lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
@@ -68,7 +68,7 @@ impl Watch {
     pub(crate) fn assert_unseen(&self, secrets: &[String]) {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
-        let logged = self.logged();
+        let logged = Self::logged();
         assert!(!logged.is_empty() && !said.is_empty(), "nothing was watched");
         for secret in secrets {
             for form in [secret.clone(), STANDARD.encode(secret)] {

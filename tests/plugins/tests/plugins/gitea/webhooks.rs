@@ -10,6 +10,7 @@ use harmonia_fake_forges::{
 
 use super::setup::{Gitea, HOOK_SECRET};
 use crate::bench::HOOK_URL;
+use crate::watch::Watch;
 
 const NOTHING: &str = "0000000000000000000000000000000000000000";
 
@@ -53,7 +54,7 @@ async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
     let problem = status.last_error.expect("it cannot work, and says so before anything is delivered");
     assert!(problem.contains("`webhook`") && problem.contains("/no/such/hook-secret"), "{problem}");
     assert_eq!(status.unusable_secrets, [UnusableSecret { name: "webhook".to_owned(), required: true }]);
-    let log = gitea.watch.logged();
+    let log = Watch::logged();
     let said: Vec<&str> = log.lines().filter(|line| line.contains("cannot work until this is mended")).collect();
     assert!(said.len() == 1 && said[0].contains("/no/such/hook-secret") && said[0].contains("ERROR"), "{said:?}");
     let (_, head) = gitea.add("acme/site");
@@ -71,7 +72,7 @@ async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
 async fn without_a_secret_that_is_not_required_the_rest_works() {
     let gitea = Gitea::start_with_secret_missing("client_secret").await;
     assert_eq!(gitea.status().unusable_secrets, [UnusableSecret { name: "client_secret".to_owned(), required: false }]);
-    let log = gitea.watch.logged();
+    let log = Watch::logged();
     assert!(log.contains("can work in part only") && !log.contains("cannot work until"), "{log}");
     gitea.add("acme/site");
     let ping = gitea.fake.delivery_signed_with(HOOK_SECRET, Happened::Ping { repository: "acme/site" });

@@ -10,6 +10,7 @@ use harmonia_fake_forges::{
 };
 
 use super::setup::Github;
+use crate::watch::Watch;
 
 const NOTHING: &str = "0000000000000000000000000000000000000000";
 
@@ -68,7 +69,7 @@ async fn a_secret_that_cannot_be_read_is_no_wrong_signature() {
     let problem = status.last_error.expect("it cannot work, and says so before anything is delivered");
     assert!(problem.contains("`webhook`") && problem.contains("/no/such/hook-secret"), "{problem}");
     assert_eq!(status.unusable_secrets, [UnusableSecret { name: "webhook".to_owned(), required: true }]);
-    let log = github.watch.logged();
+    let log = Watch::logged();
     let said: Vec<&str> = log.lines().filter(|line| line.contains("cannot work until this is mended")).collect();
     assert!(said.len() == 1 && said[0].contains("/no/such/hook-secret") && said[0].contains("ERROR"), "{said:?}");
 
