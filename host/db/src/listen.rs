@@ -41,11 +41,13 @@ pub enum Channel {
     Deliveries,
     /// A project was enabled, disabled or changed, or a sync was asked for.
     Projects,
+    /// There are jobs that perhaps nobody wants any more. Call `finish_withdrawals`.
+    Withdrawals,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Evaluations,
         Self::BuildJobs,
         Self::BuildLog,
@@ -54,6 +56,7 @@ impl Channel {
         Self::MissingPaths,
         Self::Deliveries,
         Self::Projects,
+        Self::Withdrawals,
     ];
 
     /// The name in PostgreSQL.
@@ -67,6 +70,7 @@ impl Channel {
             Self::MissingPaths => "missing_paths",
             Self::Deliveries => "deliveries",
             Self::Projects => "projects",
+            Self::Withdrawals => "withdrawals",
         }
     }
 }

@@ -350,6 +350,8 @@ impl History {
     }
 
     async fn check(&self) {
+        // As chores do for what became wanted by one less on the way.
+        self.world.db.finish_withdrawals().await.expect("withdraw");
         let jobs = self.world.jobs().await;
         let found: BTreeMap<usize, _> = jobs
             .iter()
