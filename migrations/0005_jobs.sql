@@ -207,7 +207,7 @@ CREATE TABLE withdrawals (
 CREATE INDEX withdrawals_eval ON withdrawals (eval_id);
 -- What nobody wanted when somebody looked, and what is above it. It goes from the top down, a batch at a time.
 CREATE TABLE withdrawn_jobs (
-    withdrawal_id bigint NOT NULL REFERENCES withdrawals ON DELETE CASCADE,
+    withdrawal_id bigint NOT NULL,
     job_id bigint NOT NULL,
     place bigint NOT NULL, -- dependents come first
     ended_at timestamptz, -- of one that failed: when it did

@@ -76,13 +76,13 @@ BEGIN
     IF EXISTS (SELECT FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal AND NOT forsaken) THEN
         RETURN;
     END IF;
+    DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal;
     IF v_withdrawal.job_id IS NULL THEN
         DELETE FROM withdrawals WHERE id = p_withdrawal;
         is_over := true;
         RETURN;
     END IF;
     -- The job is cancelled, with what waited for it. What it waited for may have lost the last who wanted it.
-    DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal;
     UPDATE withdrawals SET job_id = NULL, looked = false, running = false, message = 'no evaluation wants it any more',
         roots = ARRAY(SELECT i.input_drv FROM build_jobs j JOIN derivation_inputs i ON i.referrer = j.drv_path
             WHERE j.id = v_withdrawal.job_id AND j.status = 'cancelled')
@@ -108,20 +108,23 @@ BEGIN
             SELECT a.drv_path FROM evaluations e JOIN eval_attrs a ON a.eval_id = coalesce(e.reuses_eval_id, e.id)
             WHERE e.id = p_withdrawal.eval_id AND a.drv_path IS NOT NULL
             UNION SELECT h.drv_path FROM eval_holds h WHERE h.eval_id = p_withdrawal.eval_id));
-        v_unwanted := ARRAY(
-            SELECT j.id FROM jobs_below(v_roots, open_states()) b
-            CROSS JOIN LATERAL (SELECT c.id, c.status, c.started_at FROM build_jobs c WHERE c.id = b.id OFFSET 0) j
-            WHERE j.status = 'pending' OR (j.status IN ('building', 'uploading')
-                -- What was claimed after nobody wanted it stops in any case.
-                AND (p_withdrawal.running OR j.started_at > p_withdrawal.asked_at)));
-        v_around := ARRAY(SELECT unnest(v_unwanted) UNION SELECT id FROM jobs_above(v_unwanted, open_states()));
+        -- (Nothing is looked for by nothing: to the planner an index of a part is as good as any for that.)
+        IF v_roots <> '{}' THEN
+            v_unwanted := ARRAY(
+                SELECT j.id FROM jobs_below(v_roots, open_states()) b
+                CROSS JOIN LATERAL (SELECT c.id, c.status, c.started_at FROM build_jobs c WHERE c.id = b.id OFFSET 0) j
+                WHERE j.status = 'pending' OR (j.status IN ('building', 'uploading')
+                    -- What was claimed after nobody wanted it stops in any case.
+                    AND (p_withdrawal.running OR j.started_at > p_withdrawal.asked_at)));
+        END IF;
+        v_around := and_above(v_unwanted);
         v_wanting := ARRAY(
             SELECT j.drv_path FROM unnest(v_around) AS a(id)
             CROSS JOIN LATERAL (SELECT c.drv_path, c.priority FROM build_jobs c WHERE c.id = a.id OFFSET 0) j
             WHERE (p_withdrawal.spares_boosted AND j.priority > 0) OR EXISTS (SELECT FROM live_naming(j.drv_path)));
         IF v_wanting <> '{}' THEN
             v_unwanted := ARRAY(SELECT unnest(v_unwanted) EXCEPT SELECT id FROM jobs_below(v_wanting, open_states()));
-            v_around := ARRAY(SELECT unnest(v_unwanted) UNION SELECT id FROM jobs_above(v_unwanted, open_states()));
+            v_around := and_above(v_unwanted);
         END IF;
     END IF;
     -- (Ids follow dependencies, mostly; what comes too early is put off.)
@@ -136,17 +139,36 @@ BEGIN
 END
 $$;
 
+-- These jobs and what has not ended above them.
+CREATE OR REPLACE FUNCTION and_above(p_jobs bigint[]) RETURNS bigint[]
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
+BEGIN
+    IF coalesce(p_jobs, '{}') = '{}' THEN
+        RETURN '{}';
+    END IF;
+    -- Mostly they are above each other, and little else is.
+    RETURN p_jobs || ARRAY(
+        WITH RECURSIVE above(id, drv_path) AS (
+            SELECT u.id, u.drv_path FROM (SELECT j.drv_path FROM build_jobs j WHERE j.id = ANY (p_jobs) OFFSET 0) s
+            CROSS JOIN LATERAL jobs_on(s.drv_path, open_states()) u WHERE u.id NOT IN (SELECT unnest(p_jobs))
+            UNION
+            SELECT u.id, u.drv_path FROM above a CROSS JOIN LATERAL jobs_on(a.drv_path, open_states()) u
+            WHERE u.id NOT IN (SELECT unnest(p_jobs))
+        ) SELECT id FROM above);
+END
+$$;
+
 -- The next jobs of a withdrawal. Each is cancelled, or is wanted by now (as is what is below it), or comes too early, or stays as it
 -- is since it is built or failed: then it is remembered as one that holds nothing. Returns how many were cancelled.
 CREATE OR REPLACE FUNCTION withdraw_batch(p_withdrawal withdrawals, p_limit integer) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
-    v_jobs bigint[] := ARRAY(SELECT job_id FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal.id AND NOT forsaken
-        ORDER BY place LIMIT p_limit);
+    v_jobs bigint[] := next_withdrawn(p_withdrawal.id, p_limit);
     v_ordered constant boolean := p_withdrawal.job_id IS NOT NULL;
     v_wanted bigint[];
     v_early bigint[];
     v_new bigint[]; -- what has come above since somebody looked
+    v_left bigint[]; -- what stays as it is
     v_cancelled bigint;
 BEGIN
     PERFORM lock_withdrawals();
@@ -170,26 +192,49 @@ BEGIN
         array_agg(DISTINCT above_id) FILTER (WHERE v_ordered AND is_pending AND forsaken IS NOT FALSE)
     INTO v_wanted, v_early, v_new FROM above;
     IF NOT v_ordered THEN
-        v_wanted := within_below(v_wanted || ARRAY(SELECT b.id FROM build_jobs b
+        v_wanted := v_wanted || ARRAY(SELECT b.id FROM build_jobs b
             WHERE b.id = ANY (v_jobs) AND b.status = ANY (open_states())
-                AND ((p_withdrawal.spares_boosted AND b.priority > 0) OR EXISTS (SELECT FROM live_naming(b.drv_path)))), v_jobs);
-        DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal.id AND job_id = ANY (v_wanted);
+                AND ((p_withdrawal.spares_boosted AND b.priority > 0) OR EXISTS (SELECT FROM live_naming(b.drv_path))));
+    END IF;
+    IF v_wanted <> '{}' THEN
+        v_wanted := within_below(v_wanted, v_jobs);
+        DELETE FROM withdrawn_jobs WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_wanted));
         v_jobs := ARRAY(SELECT unnest(v_jobs) EXCEPT SELECT unnest(v_wanted));
     END IF;
     IF v_early IS NOT NULL THEN
         v_early := within_below(v_early, v_jobs);
         UPDATE withdrawn_jobs SET place = 1 + (SELECT max(w.place) FROM withdrawn_jobs w
             WHERE w.withdrawal_id = p_withdrawal.id AND NOT w.forsaken)
-        WHERE withdrawal_id = p_withdrawal.id AND job_id = ANY (v_early);
+        WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_early));
         INSERT INTO withdrawn_jobs (withdrawal_id, job_id, place) SELECT p_withdrawal.id, n, -n FROM unnest(v_new) AS n
         ON CONFLICT (withdrawal_id, job_id) DO UPDATE SET forsaken = false, place = excluded.place;
         v_jobs := ARRAY(SELECT unnest(v_jobs) EXCEPT SELECT unnest(v_early));
     END IF;
     v_cancelled := cancel_jobs(v_jobs, p_withdrawal.running, p_withdrawal.asked_at, p_withdrawal.message);
-    UPDATE withdrawn_jobs SET forsaken = true WHERE withdrawal_id = p_withdrawal.id AND job_id = ANY (ARRAY(
-        SELECT id FROM build_jobs WHERE id = ANY (v_jobs) AND status = ANY (open_states())));
-    DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal.id AND job_id = ANY (v_jobs) AND NOT forsaken;
+    v_left := ARRAY(SELECT id FROM build_jobs WHERE id = ANY (v_jobs) AND status = ANY (open_states()));
+    UPDATE withdrawn_jobs SET forsaken = true WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_left));
+    v_jobs := ARRAY(SELECT unnest(v_jobs) EXCEPT SELECT unnest(v_left));
+    DELETE FROM withdrawn_jobs WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_jobs));
     RETURN v_cancelled;
+END
+$$;
+
+-- The first in their order, read along an index and no further.
+CREATE OR REPLACE FUNCTION next_withdrawn(p_withdrawal bigint, p_limit integer) RETURNS bigint[]
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp SET enable_sort = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN ARRAY(SELECT job_id FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal AND NOT forsaken
+        ORDER BY place LIMIT p_limit);
+END
+$$;
+
+-- Where the rows of these jobs are, looked for by their keys: there may be many more of the withdrawal.
+CREATE OR REPLACE FUNCTION rows_of_withdrawn(p_withdrawal bigint, p_jobs bigint[]) RETURNS tid[]
+LANGUAGE plpgsql STABLE SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(SELECT w.at FROM unnest(p_jobs) AS j(id)
+        CROSS JOIN LATERAL (SELECT k.ctid AS at FROM withdrawn_jobs k
+            WHERE k.withdrawal_id = p_withdrawal AND k.job_id = j.id OFFSET 0) w);
 END
 $$;
 
@@ -243,13 +288,16 @@ CREATE OR REPLACE FUNCTION let_succeed(p_jobs bigint[], p_message text) RETURNS 
 LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
     v_there bigint[];
-BEGIN
     -- Of most, nothing is known to be anywhere: that is cheaper to see.
-    SELECT array_agg(j.id) INTO v_there FROM build_jobs j
-    WHERE j.id = ANY (p_jobs) AND EXISTS (SELECT FROM derivation_outputs o WHERE o.drv_path = j.drv_path
-            AND (EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path)
-                OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path)))
-        AND drv_available(j.drv_path, true);
+    v_known constant bigint[] := ARRAY(
+        SELECT j.id FROM (SELECT b.id, b.drv_path FROM build_jobs b WHERE b.id = ANY (p_jobs) OFFSET 0) j
+        CROSS JOIN LATERAL (SELECT o.output_path FROM derivation_outputs o WHERE o.drv_path = j.drv_path OFFSET 0) o
+        WHERE EXISTS (SELECT FROM store_paths s WHERE s.path = o.output_path)
+            OR EXISTS (SELECT FROM upstream_paths u WHERE u.path = o.output_path));
+BEGIN
+    IF v_known <> '{}' THEN
+        SELECT array_agg(id) INTO v_there FROM build_jobs WHERE id = ANY (v_known) AND drv_available(drv_path, true);
+    END IF;
     IF v_there IS NOT NULL THEN
         PERFORM let_go(v_there, p_message);
         UPDATE build_jobs SET status = 'pending' WHERE id = ANY (v_there) AND status <> 'pending';

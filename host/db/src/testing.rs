@@ -17,6 +17,9 @@ use crate::error::DbError;
 use crate::migrate::{self, MIGRATOR};
 use crate::{BatchOutcome, CheckedDerivation, GraphBatch, GraphDerivation};
 
+/// Jobs that one transaction of a withdrawal looks at.
+pub const WITHDRAWAL_BATCH: usize = crate::withdrawals::BATCH;
+
 /// The variable that names the cluster.
 pub const POSTGRES_URL_VARIABLE: &str = "HARMONIA_TEST_POSTGRES_URL";
 
