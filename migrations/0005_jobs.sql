@@ -202,7 +202,9 @@ CREATE TABLE withdrawals (
     spares_boosted boolean NOT NULL DEFAULT false, -- what somebody asked to rebuild stays
     message text NOT NULL,
     asked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    looked boolean NOT NULL DEFAULT false -- what nobody wants any more is in withdrawn_jobs
+    looked boolean NOT NULL DEFAULT false, -- what nobody wants any more is in withdrawn_jobs
+    done_to bigint, -- up to this place nothing is left of that
+    forsakes boolean NOT NULL DEFAULT false -- but for jobs that stay as they are
 );
 CREATE INDEX withdrawals_eval ON withdrawals (eval_id);
 -- What nobody wanted when somebody looked, and what is above it. It goes from the top down, a batch at a time.

@@ -73,17 +73,20 @@ BEGIN
     ELSE
         PERFORM look_for_unwanted(v_withdrawal);
     END IF;
-    IF EXISTS (SELECT FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal AND NOT forsaken) THEN
+    SELECT * INTO v_withdrawal FROM withdrawals WHERE id = p_withdrawal;
+    IF next_withdrawn(v_withdrawal, 1) <> '{}' THEN
         RETURN;
     END IF;
-    DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal;
+    IF v_withdrawal.forsakes THEN
+        DELETE FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal;
+    END IF;
     IF v_withdrawal.job_id IS NULL THEN
         DELETE FROM withdrawals WHERE id = p_withdrawal;
         is_over := true;
         RETURN;
     END IF;
     -- The job is cancelled, with what waited for it. What it waited for may have lost the last who wanted it.
-    UPDATE withdrawals SET job_id = NULL, looked = false, running = false, message = 'no evaluation wants it any more',
+    UPDATE withdrawals SET job_id = NULL, looked = false, done_to = NULL, forsakes = false, running = false, message = 'no evaluation wants it any more',
         roots = ARRAY(SELECT i.input_drv FROM build_jobs j JOIN derivation_inputs i ON i.referrer = j.drv_path
             WHERE j.id = v_withdrawal.job_id AND j.status = 'cancelled')
     WHERE id = p_withdrawal;
@@ -163,7 +166,9 @@ $$;
 CREATE OR REPLACE FUNCTION withdraw_batch(p_withdrawal withdrawals, p_limit integer) RETURNS bigint
 LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
 DECLARE
-    v_jobs bigint[] := next_withdrawn(p_withdrawal.id, p_limit);
+    v_jobs bigint[] := next_withdrawn(p_withdrawal, p_limit);
+    v_last constant bigint := (SELECT place FROM withdrawn_jobs
+        WHERE withdrawal_id = p_withdrawal.id AND job_id = v_jobs[cardinality(v_jobs)]);
     v_ordered constant boolean := p_withdrawal.job_id IS NOT NULL;
     v_wanted bigint[];
     v_early bigint[];
@@ -203,8 +208,9 @@ BEGIN
     END IF;
     IF v_early IS NOT NULL THEN
         v_early := within_below(v_early, v_jobs);
-        UPDATE withdrawn_jobs SET place = 1 + (SELECT max(w.place) FROM withdrawn_jobs w
-            WHERE w.withdrawal_id = p_withdrawal.id AND NOT w.forsaken)
+        -- (There is always a last one: it may be one of these.)
+        UPDATE withdrawn_jobs SET place = 1 + (SELECT w.place FROM withdrawn_jobs w
+            WHERE w.withdrawal_id = p_withdrawal.id AND NOT w.forsaken ORDER BY w.place DESC LIMIT 1)
         WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_early));
         INSERT INTO withdrawn_jobs (withdrawal_id, job_id, place) SELECT p_withdrawal.id, n, -n FROM unnest(v_new) AS n
         ON CONFLICT (withdrawal_id, job_id) DO UPDATE SET forsaken = false, place = excluded.place;
@@ -215,15 +221,18 @@ BEGIN
     UPDATE withdrawn_jobs SET forsaken = true WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_left));
     v_jobs := ARRAY(SELECT unnest(v_jobs) EXCEPT SELECT unnest(v_left));
     DELETE FROM withdrawn_jobs WHERE ctid = ANY (rows_of_withdrawn(p_withdrawal.id, v_jobs));
+    UPDATE withdrawals SET done_to = CASE WHEN v_new IS NULL THEN v_last END, forsakes = forsakes OR v_left <> '{}'
+    WHERE id = p_withdrawal.id;
     RETURN v_cancelled;
 END
 $$;
 
--- The first in their order, read along an index and no further.
-CREATE OR REPLACE FUNCTION next_withdrawn(p_withdrawal bigint, p_limit integer) RETURNS bigint[]
+-- The first in their order, read along an index from where the last ones were, and no further.
+CREATE OR REPLACE FUNCTION next_withdrawn(p_withdrawal withdrawals, p_limit integer) RETURNS bigint[]
 LANGUAGE plpgsql STABLE SET search_path = public, pg_temp SET enable_sort = off SET enable_bitmapscan = off AS $$
 BEGIN
-    RETURN ARRAY(SELECT job_id FROM withdrawn_jobs WHERE withdrawal_id = p_withdrawal AND NOT forsaken
+    RETURN ARRAY(SELECT job_id FROM withdrawn_jobs
+        WHERE withdrawal_id = p_withdrawal.id AND NOT forsaken AND place > coalesce(p_withdrawal.done_to, '-9223372036854775808')
         ORDER BY place LIMIT p_limit);
 END
 $$;

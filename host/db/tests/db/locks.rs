@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use harmonia_core::JobStatus::{Cancelled, Pending};
+use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{EvalId, Incarnation, JobId, JobStatus, NodeId};
 use harmonia_db::testing::{WITHDRAWAL_BATCH, pool, random_token};
 use harmonia_db::{Db, DbError, GraphBatch};
 use harmonia_nix::store_path::StorePath;
 use sqlx::Row as _;
 
-use crate::world::{Drv, World, attr, derivation, failure, graph, new_evaluation};
+use crate::world::{Drv, World, attr, derivation, graph, new_evaluation, new_paths};
 
 const A: EvalId = EvalId(1001);
 /// Batches that somebody may have to wait for: one that holds a row it needs, and one that holds another.
@@ -77,6 +78,16 @@ async fn say_cancelled(db: &Db, eval: EvalId) -> i64 {
     *withdrawals(db).await.last().expect("one")
 }
 
+impl World {
+    /// Cancels an evaluation a job at a time. All invariants hold after each.
+    pub(crate) async fn cancel_step_by_step(&self, eval: EvalId) {
+        let withdrawal = say_cancelled(&self.db, eval).await;
+        while go_on(&self.db, withdrawal, 1).await == Left::Some {
+            self.assert_sound().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_transaction_changes_more_than_a_batch() {
     let world = many().await;
@@ -123,8 +134,8 @@ async fn a_batch_reads_what_it_is_about_however_much_is_withdrawn() {
 /// Something that goes on beside a withdrawal, time and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Beside {
-    /// A node claims a job and gives it back.
-    Claim,
+    /// A node claims a job and builds it.
+    Build,
     /// An evaluation is asked for, evaluated and fails.
     Evaluate,
     /// An evaluation inserts jobs above some that are being cancelled.
@@ -133,19 +144,24 @@ enum Beside {
     Count,
 }
 
-const BESIDE: [Beside; 4] = [Beside::Claim, Beside::Evaluate, Beside::Insert, Beside::Count];
+const BESIDE: [Beside; 4] = [Beside::Build, Beside::Evaluate, Beside::Insert, Beside::Count];
 
 /// Whether what is missing or refused is due to what goes on.
 async fn beside(db: Db, what: Beside, project: harmonia_core::ProjectId, round: usize) -> Result<(), DbError> {
     let node = NodeId("n".to_owned());
     match what {
-        Beside::Claim => {
+        Beside::Build => {
             let classes = db.resolve_classes(&["x86_64-linux".to_owned()], &[]).await?;
             let heads = db.queue_heads(&classes, 1).await?;
             let order: Vec<JobId> = heads.candidates.iter().map(|candidate| candidate.job).collect();
             for claimed in db.claim_jobs(&node, Incarnation(1), &order, &[random_token()]).await? {
-                let failed = failure(None);
-                match db.fail_attempt(claimed.attempt, &claimed.token, &failed, &Default::default(), None).await {
+                let outputs = new_paths(&db, &claimed, 1).await;
+                let paths: Vec<StorePath> = outputs.iter().map(|output| output.path.clone()).collect();
+                let built = async {
+                    db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await?;
+                    db.publish_outputs(claimed.job, &paths, &AttemptUsage::default(), None).await
+                };
+                match built.await {
                     Ok(_) | Err(DbError::StaleClaim) => {}
                     Err(error) => return Err(error),
                 }
@@ -165,18 +181,22 @@ async fn beside(db: Db, what: Beside, project: harmonia_core::ProjectId, round: 
             let created = db.create_evaluation(&new_evaluation(project, "above")).await?;
             let token = random_token();
             let Some(claimed) = db.claim_evaluation(&node, Incarnation(1), &token).await? else { return Ok(()) };
-            // In the middle of the ids: on both sides of what is being cancelled, sooner or later.
-            let below: Vec<String> =
-                sqlx::query("SELECT drv_path FROM build_jobs WHERE id / 100000 = 1001 AND id % 997 = 0 ORDER BY id")
-                    .fetch_all(pool(&db))
-                    .await
-                    .expect("read")
-                    .into_iter()
-                    .map(|row| row.get(0))
-                    .collect();
+            // On those that are being cancelled, and on some of the next batches and of the last.
+            let leans = "(SELECT drv_path FROM build_jobs WHERE id / 100000 = 1001 AND status = 'pending' ORDER BY id DESC LIMIT 600)
+                 UNION ALL (SELECT drv_path FROM build_jobs WHERE id / 100000 = 1001 AND status = 'pending' ORDER BY id LIMIT 10)";
+            let below: Vec<String> = sqlx::query(leans)
+                .fetch_all(pool(&db))
+                .await
+                .expect("read")
+                .into_iter()
+                .map(|row| row.get(0))
+                .collect();
             let mut above = derivation(round, &Drv::new(round, &[]));
-            above.inputs =
-                below.iter().map(|drv| (drv.parse::<StorePath>().expect("a path"), vec!["out".to_owned()])).collect();
+            above.inputs = below
+                .iter()
+                .step_by(100)
+                .map(|drv| (drv.parse::<StorePath>().expect("a path"), vec!["out".to_owned()]))
+                .collect();
             let batch = GraphBatch { derivations: vec![above], attrs: vec![attr(round)], ..GraphBatch::default() };
             if claimed.id == created.id {
                 harmonia_db::testing::insert_graph(&db, claimed.id, &token, &batch).await?;
@@ -243,11 +263,13 @@ async fn whoever_meets_a_withdrawal_waits_for_no_more_than_two_batches() {
     assert_eq!(done.len(), BESIDE.len(), "{done:?}");
     assert!(waited > 0, "nobody ever waited: then this shows nothing");
     world.db.finish_withdrawals().await.expect("the rest");
-    let left: i64 = sqlx::query("SELECT count(*) FROM build_jobs WHERE id / 100000 = 1001 AND status <> 'cancelled'")
-        .fetch_one(pool(&look))
-        .await
-        .expect("read")
-        .get(0);
+    let left: i64 = sqlx::query(
+        "SELECT count(*) FROM build_jobs WHERE id / 100000 = 1001 AND status NOT IN ('cancelled', 'succeeded')",
+    )
+    .fetch_one(pool(&look))
+    .await
+    .expect("read")
+    .get(0);
     assert_eq!(left, 0, "what an evaluation held for a moment went when that failed");
 }
 
