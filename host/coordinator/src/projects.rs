@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::in_flight::keep_working;
+use crate::in_flight::{keep_working, wake_on};
 use crate::{hooks, poll, sync};
 
 /// Longest that one call of a forge is waited for.

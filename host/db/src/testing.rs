@@ -173,6 +173,15 @@ pub async fn falls_silent(db: &Db, node: &str, since: std::time::Duration) {
     .expect("time passes");
 }
 
+/// Cancels an evaluation as somebody who crashes before any of its jobs is cancelled.
+///
+/// # Panics
+/// When the database does not answer, or the evaluation was over.
+pub async fn cancel_and_crash(db: &Db, eval: EvalId) {
+    let said = sqlx::query("SELECT 1 WHERE cancel_evaluation($1, 'who crashed')").bind(eval.0).fetch_optional(&db.pool);
+    said.await.expect("cancel").expect("it was live");
+}
+
 /// Until it is dropped, nobody gets through a sweep of the invariants.
 ///
 /// # Panics

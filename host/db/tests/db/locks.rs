@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use harmonia_core::JobStatus::{Cancelled, Pending};
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{EvalId, Incarnation, JobId, JobStatus, NodeId};
-use harmonia_db::testing::{WITHDRAWAL_BATCH, pool, random_token};
+use harmonia_db::testing::{WITHDRAWAL_BATCH, cancel_and_crash, pool, random_token};
 use harmonia_db::{Db, DbError, GraphBatch};
 use harmonia_nix::store_path::StorePath;
 use sqlx::Row as _;
@@ -72,9 +72,7 @@ async fn withdrawals(db: &Db) -> Vec<i64> {
 
 /// Says that an evaluation is cancelled, and no more: whoever should go on with it has crashed.
 async fn say_cancelled(db: &Db, eval: EvalId) -> i64 {
-    let said =
-        sqlx::query("SELECT cancel_evaluation($1, 'me')").bind(eval.0).fetch_one(pool(db)).await.expect("cancel");
-    assert!(said.get::<bool, _>(0), "it was live");
+    cancel_and_crash(db, eval).await;
     *withdrawals(db).await.last().expect("one")
 }
 
