@@ -192,6 +192,33 @@ CREATE TABLE job_walks (
 );
 CREATE INDEX job_walks_eval ON job_walks (eval_id, not_before);
 
+-- Interest that was withdrawn, until all jobs were looked at that it held (functions/withdrawals.sql). Whoever withdraws says so
+-- here in the transaction that does it, so that nothing is forgotten if nobody comes back to it.
+CREATE TABLE withdrawals (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    eval_id bigint, -- whose it was; null: of no evaluation
+    roots text[], -- derivations that are wanted by one less; null: all that the evaluation names
+    job_id bigint, -- a job that somebody cancels: it goes with what waits for it, and then the roots are looked at
+    running boolean NOT NULL, -- what is being built stops, too
+    spares_boosted boolean NOT NULL DEFAULT false, -- what somebody asked to rebuild stays
+    message text NOT NULL,
+    asked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    looked boolean NOT NULL DEFAULT false, -- what nobody wants any more is in withdrawn_jobs
+    done_to bigint, -- up to this place nothing is left of that
+    forsakes boolean NOT NULL DEFAULT false -- but for jobs that stay as they are
+);
+CREATE INDEX withdrawals_eval ON withdrawals (eval_id);
+-- What nobody wanted when somebody looked, and what is above it. It goes from the top down, a batch at a time.
+CREATE TABLE withdrawn_jobs (
+    withdrawal_id bigint NOT NULL,
+    job_id bigint NOT NULL,
+    place bigint NOT NULL, -- dependents come first
+    ended_at timestamptz, -- of one that failed: when it did
+    forsaken boolean NOT NULL DEFAULT false, -- it stays as it is, and holds nothing
+    PRIMARY KEY (withdrawal_id, job_id)
+);
+CREATE INDEX withdrawn_jobs_next ON withdrawn_jobs (withdrawal_id, place) WHERE NOT forsaken;
+
 -- Who walks in the name of an evaluation, whether that runs or has ended.
 CREATE TABLE walk_claims (
     eval_id bigint PRIMARY KEY,

@@ -34,7 +34,7 @@ BEGIN
     FOREACH v_table IN ARRAY ARRAY['schema_info', 'derivations', 'derivation_outputs', 'derivation_inputs', 'derivation_sources',
         'store_paths', 'upstream_paths', 'upstream_caches', 'upstream_reports', 'job_walks', 'signer_keys', 'projects', 'eval_attrs',
         'eval_expected_attrs', 'eval_holds', 'job_classes', 'live_evaluations', 'missing_path_reports', 'default_limits',
-        'builder_systems', 'derivation_findings']
+        'builder_systems', 'derivation_findings', 'withdrawals']
     LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator,builder,signer,frontend}');
     END LOOP;
@@ -130,6 +130,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('fail_evaluation', '{evaluator}'),
     ('release_evaluation', '{evaluator}'),
     ('defer_evaluation', '{evaluator}'),
+    -- What an evaluation wanted and nobody does any more; it is told of nothing but that, so whoever may end one may go on.
+    ('withdraw_some', '{evaluator,frontend}'),
     -- Signers. A frontend asks whether an evaluator that wants a clone credential holds the evaluation.
     ('evaluation_held', '{evaluator,signer,frontend}'),
     ('attempt_job', '{signer}'),
@@ -174,7 +176,10 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('mark_unsupported', '{frontend}'),
     ('revive_unsupported', '{frontend}'),
     ('sweep_invariants', '{frontend}'),
+    ('jobs_to_repair', '{frontend}'),
     ('repair_jobs', '{frontend}'),
+    ('withdraw_unwanted', '{frontend}'),
+    ('recount_jobs', '{frontend}'),
     ('delete_stale', '{frontend}'),
     ('set_plugin_kv', '{frontend}')
 ) AS g(f, r);

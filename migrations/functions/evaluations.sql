@@ -6,8 +6,6 @@ CREATE OR REPLACE FUNCTION create_evaluation(
     OUT id bigint, OUT superseded bigint[]
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
-DECLARE
-    v_roots text[];
 BEGIN
     PERFORM FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE; -- attempts of one commit are counted under this lock
     IF NOT FOUND THEN
@@ -29,9 +27,7 @@ BEGIN
         AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status || '' IN ('queued', 'running', 'succeeded', 'skipped');
     superseded := coalesce(superseded, '{}');
     IF cardinality(superseded) > 0 THEN
-        PERFORM lock_withdrawals();
-        v_roots := end_evaluations(superseded, id, 'superseded by a newer evaluation of its branch');
-        PERFORM cancel_unwanted(v_roots, false, 'no evaluation wants it any more');
+        PERFORM end_evaluations(superseded, id, 'superseded by a newer evaluation of its branch');
     END IF;
     PERFORM pg_notify('evaluations', id::text);
 END
@@ -236,8 +232,6 @@ DECLARE
     v_eval evaluations;
     v_holds text[];
 BEGIN
-    -- Taken first, since what is reset below locks jobs.
-    PERFORM lock_withdrawals();
     v_eval := held_evaluation(p_eval, p_token_hash);
     SELECT coalesce(array_agg(x.attr ORDER BY x.attr), '{}') INTO missing FROM (
         SELECT e.attr FROM eval_expected_attrs e WHERE e.eval_id = p_eval
@@ -257,9 +251,7 @@ BEGIN
     WITH gone AS (DELETE FROM eval_holds h WHERE h.eval_id = p_eval RETURNING h.drv_path)
     SELECT array_agg(drv_path) INTO v_holds FROM gone
     WHERE drv_path NOT IN (SELECT a.drv_path FROM eval_attrs a WHERE a.eval_id = p_eval AND a.drv_path IS NOT NULL);
-    IF v_holds IS NOT NULL THEN
-        PERFORM cancel_unwanted(v_holds, false, 'no evaluation wants it any more');
-    END IF;
+    PERFORM withdraw(p_eval, v_holds);
     PERFORM pg_notify('evaluations', p_eval::text);
 END
 $$;
@@ -271,8 +263,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_eval evaluations;
     v_reused evaluations;
+    v_holds text[];
 BEGIN
-    PERFORM lock_withdrawals(); -- what it wants must not be withdrawn meanwhile
     v_eval := held_evaluation(p_eval, p_token_hash);
     SELECT e.* INTO v_reused FROM evaluations e
     WHERE e.id = p_reuses AND e.project_id = v_eval.project_id AND e.pr_number IS NULL AND e.status = 'succeeded' AND e.complete;
@@ -280,6 +272,7 @@ BEGIN
         SELECT FROM eval_attrs a LEFT JOIN build_jobs j USING (drv_path)
         WHERE a.eval_id = p_reuses AND a.error IS NULL
             AND NOT coalesce(j.status <> 'cancelled', drv_available(a.drv_path, false)))
+        OR NOT stays_wanted(p_reuses)
     THEN
         RETURN false;
     END IF;
@@ -288,7 +281,9 @@ BEGIN
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
     -- What an earlier try inserted.
-    PERFORM cancel_unwanted(release_holds(p_eval), false, 'no evaluation wants it any more');
+    WITH gone AS (DELETE FROM eval_holds WHERE eval_id = p_eval RETURNING drv_path)
+    SELECT array_agg(drv_path) INTO v_holds FROM gone;
+    PERFORM withdraw(p_eval, v_holds);
     PERFORM pg_notify('evaluations', p_eval::text);
     RETURN true;
 END
@@ -298,25 +293,20 @@ $$;
 CREATE OR REPLACE FUNCTION fail_evaluation(p_eval bigint, p_token_hash bytea, p_error text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    PERFORM lock_withdrawals();
     PERFORM held_evaluation(p_eval, p_token_hash);
     PERFORM evaluation_failed(p_eval, p_error);
 END
 $$;
 
--- Call under lock_withdrawals, with the evaluation locked.
+-- Call with the evaluation locked.
 CREATE OR REPLACE FUNCTION evaluation_failed(p_eval bigint, p_error text) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    v_roots text[];
 BEGIN
     UPDATE evaluations SET status = 'failed', error = left(p_error, 65536), finished_at = now(),
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL
     WHERE id = p_eval;
-    WITH attrs AS (DELETE FROM eval_attrs WHERE eval_id = p_eval RETURNING drv_path),
-        holds AS (DELETE FROM eval_holds WHERE eval_id = p_eval RETURNING drv_path)
-    SELECT array_agg(drv_path) INTO v_roots FROM (SELECT drv_path FROM attrs UNION SELECT drv_path FROM holds) r;
-    PERFORM cancel_unwanted(v_roots, false, 'no evaluation wants it any more');
+    PERFORM hold_attrs(p_eval); -- until they were looked at
+    PERFORM withdraw_all(ARRAY[p_eval], false, 'no evaluation wants it any more');
     PERFORM pg_notify('evaluations', p_eval::text);
 END
 $$;
@@ -351,18 +341,24 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    INSERT INTO eval_holds (eval_id, drv_path)
-    SELECT DISTINCT eval_id, drv_path FROM eval_attrs WHERE eval_id = p_eval AND drv_path IS NOT NULL
-    ON CONFLICT DO NOTHING;
-    DELETE FROM eval_attrs WHERE eval_id = p_eval;
+    PERFORM hold_attrs(p_eval);
     PERFORM pg_notify('evaluations', p_eval::text);
     RETURN true;
 END
 $$;
 
--- Takes liveness from evaluations and returns the roots they held: their own, or those they reused. `p_by` null: they were
--- cancelled.
-CREATE OR REPLACE FUNCTION end_evaluations(p_evals bigint[], p_by bigint, p_error text) RETURNS text[]
+-- An evaluation's attributes become holds.
+CREATE OR REPLACE FUNCTION hold_attrs(p_eval bigint) RETURNS void
+LANGUAGE sql SET search_path = public, pg_temp AS $$
+    INSERT INTO eval_holds (eval_id, drv_path)
+    SELECT DISTINCT eval_id, drv_path FROM eval_attrs WHERE eval_id = p_eval AND drv_path IS NOT NULL
+    ON CONFLICT DO NOTHING;
+    DELETE FROM eval_attrs WHERE eval_id = p_eval
+$$;
+
+-- Takes liveness from evaluations, and says which jobs are to be looked at. `p_by` null: they were cancelled, and what is built
+-- for them stops.
+CREATE OR REPLACE FUNCTION end_evaluations(p_evals bigint[], p_by bigint, p_error text) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM FROM evaluations WHERE id = ANY (p_evals) ORDER BY id FOR NO KEY UPDATE;
@@ -374,24 +370,25 @@ BEGIN
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
     WHERE id = ANY (p_evals);
     PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
-    RETURN release_roots(p_evals);
+    PERFORM withdraw_all(p_evals, p_by IS NULL, CASE WHEN p_by IS NULL THEN p_error ELSE 'no evaluation wants it any more' END);
 END
 $$;
 
-CREATE OR REPLACE FUNCTION cancel_evaluation(p_eval bigint, p_by text) RETURNS bigint
+-- False: it was over. Its jobs go batch by batch afterwards (`withdraw_some`).
+CREATE OR REPLACE FUNCTION cancel_evaluation(p_eval bigint, p_by text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_status text;
 BEGIN
-    PERFORM lock_withdrawals();
     SELECT status INTO v_status FROM evaluations WHERE id = p_eval FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'evaluation %', p_eval USING ERRCODE = 'HC002';
     END IF;
     IF v_status NOT IN ('queued', 'running', 'succeeded', 'skipped') THEN
-        RETURN 0;
+        RETURN false;
     END IF;
     INSERT INTO audit_log (actor, action, subject) VALUES (p_by, 'cancel', 'evaluation ' || p_eval);
-    RETURN 1 + cancel_unwanted(end_evaluations(ARRAY[p_eval], NULL, 'cancelled by ' || p_by), true, 'cancelled by ' || p_by);
+    PERFORM end_evaluations(ARRAY[p_eval], NULL, 'cancelled by ' || p_by);
+    RETURN true;
 END
 $$;

@@ -107,8 +107,7 @@ BEGIN
     WHERE id = ANY (v_jobs);
     IF v_stopped IS NOT NULL THEN
         v_reset := reset_jobs(v_stopped, 0);
-        PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
-        FROM build_jobs WHERE id = ANY (v_reset) AND id <> ALL (v_stopped);
+        PERFORM withdraw(p_eval, array_agg(drv_path)) FROM build_jobs WHERE id = ANY (v_reset) AND id <> ALL (v_stopped);
     END IF;
 END
 $$;
@@ -389,9 +388,7 @@ BEGIN
     ON CONFLICT DO NOTHING;
     -- What was dep-failed above a revived job came back with it; what of that nobody wants goes.
     IF cardinality(v_reset) > coalesce(cardinality(v_reopen), 0) THEN
-        PERFORM lock_withdrawals();
-        PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
-        FROM build_jobs WHERE id = ANY (v_reset) AND id <> ALL (v_reopen);
+        PERFORM withdraw(p_eval, array_agg(drv_path)) FROM build_jobs WHERE id = ANY (v_reset) AND id <> ALL (v_reopen);
     END IF;
     PERFORM pg_notify('evaluations', p_eval::text);
 END

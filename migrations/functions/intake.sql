@@ -97,13 +97,13 @@ $$;
 -- moved      the branch is not as it was when the forge was asked (`p_newest`, `p_seen`): ask again
 -- late       nothing was asked, and a later delivery was evaluated
 -- inactive   the project is disabled, or its repository is gone
--- `unfinished`: those of the branch that it replaced and that had not come to an end, they or their builds.
+-- `superseded`: those of the branch that it replaced; `unfinished`: those of them that had not come to an end, they or their builds.
 CREATE OR REPLACE FUNCTION request_evaluation(
     p_project bigint, p_url text, p_commit text, p_branch text, p_is_tag boolean,
     p_pr_number bigint, p_pr_author text, p_pr_head_ref text, p_pr_base_branch text, p_pr_base text,
     p_title text, p_author text, p_tree_hash text, p_reuse_key text, p_delivery bigint,
     p_supersede boolean, p_new_attempt boolean, p_was_asked boolean, p_newest bigint, p_seen bigint,
-    OUT outcome text, OUT id bigint, OUT unfinished bigint[]
+    OUT outcome text, OUT id bigint, OUT superseded bigint[], OUT unfinished bigint[]
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -111,9 +111,8 @@ DECLARE
     v_existing evaluations;
     v_newest bigint;
     v_reused bigint;
-    v_superseded bigint[];
-    v_roots text[];
 BEGIN
+    superseded := '{}';
     unfinished := '{}';
     SELECT p.enabled AND NOT EXISTS (SELECT FROM repositories r WHERE r.id = p.repository_id AND r.removed_at IS NOT NULL)
     INTO v_enabled FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE OF p;
@@ -165,7 +164,6 @@ BEGIN
     END IF;
 
     IF p_tree_hash IS NOT NULL AND p_reuse_key IS NOT NULL AND p_pr_number IS NULL AND NOT p_new_attempt THEN
-        PERFORM lock_withdrawals(); -- what it wants must not be withdrawn meanwhile
         SELECT e.id INTO v_reused FROM evaluations e
         WHERE e.project_id = p_project AND e.tree_hash = p_tree_hash AND e.status = 'succeeded' AND e.complete
             AND e.embeds_commit = false AND e.reuse_key = p_reuse_key
@@ -175,6 +173,9 @@ BEGIN
                 WHERE a.eval_id = e.id AND (a.error IS NOT NULL OR NOT coalesce(
                     j.status IN ('pending', 'building', 'uploading', 'succeeded'), drv_available(a.drv_path, false))))
         ORDER BY e.id DESC LIMIT 1;
+        IF v_reused IS NOT NULL AND NOT stays_wanted(v_reused) THEN
+            v_reused := NULL;
+        END IF;
     END IF;
 
     INSERT INTO evaluations (project_id, source_kind, flake_url, commit_sha, branch, is_tag, tree_hash,
@@ -192,16 +193,15 @@ BEGIN
     SELECT array_agg(e.id), array_agg(e.id ORDER BY e.id) FILTER (WHERE e.status IN ('queued', 'running') OR EXISTS (
             SELECT FROM eval_attrs a JOIN build_jobs j ON j.drv_path = a.drv_path
             WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id) AND j.status IN ('pending', 'building', 'uploading')))
-    INTO v_superseded, unfinished FROM evaluations e
+    INTO superseded, unfinished FROM evaluations e
     WHERE e.project_id = p_project AND e.branch = p_branch AND e.is_tag = p_is_tag AND e.id <> request_evaluation.id
         AND e.pr_number IS NOT DISTINCT FROM p_pr_number
         AND (p_supersede OR e.commit_sha = p_commit)
         AND e.superseded_by IS NULL AND e.closed_at IS NULL AND e.status || '' IN ('queued', 'running', 'succeeded', 'skipped');
     unfinished := coalesce(unfinished, '{}');
-    IF v_superseded IS NOT NULL THEN
-        PERFORM lock_withdrawals();
-        v_roots := end_evaluations(v_superseded, id, 'superseded by a newer evaluation of its branch');
-        PERFORM cancel_unwanted(v_roots, false, 'no evaluation wants it any more');
+    superseded := coalesce(superseded, '{}');
+    IF cardinality(superseded) > 0 THEN
+        PERFORM end_evaluations(superseded, id, 'superseded by a newer evaluation of its branch');
     END IF;
     UPDATE pull_requests r SET waiting = NULL
     WHERE r.project_id = p_project AND r.number = p_pr_number AND r.head_commit = p_commit AND r.waiting IS NOT NULL;
@@ -210,16 +210,15 @@ END
 $$;
 
 -- A branch, tag or pull request is gone: what of its evaluations has not ended is cancelled, and none of them wants jobs any
--- more. Those that a delivery after `p_seen` asked for know better and stay.
+-- more. Those that a delivery after `p_seen` asked for know better and stay. Returns which were closed.
 CREATE OR REPLACE FUNCTION close_evaluations(
     p_project bigint, p_branch text, p_is_tag boolean, p_pr_number bigint, p_seen bigint, p_reason text
-) RETURNS bigint
+) RETURNS bigint[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_evals bigint[];
 BEGIN
     PERFORM FROM projects p WHERE p.id = p_project FOR NO KEY UPDATE;
-    PERFORM lock_withdrawals();
     SELECT array_agg(e.id) INTO v_evals FROM (
         SELECT id FROM evaluations
         WHERE id = ANY (ARRAY(SELECT b.id FROM evaluations b WHERE b.project_id = p_project AND b.branch = p_branch
@@ -227,9 +226,9 @@ BEGIN
             AND superseded_by IS NULL AND closed_at IS NULL AND coalesce(delivery_id, 0) <= p_seen
         ORDER BY id FOR NO KEY UPDATE) e;
     IF v_evals IS NULL THEN
-        RETURN 0;
+        RETURN '{}';
     END IF;
     PERFORM close_these(v_evals, p_reason, 'no evaluation wants it any more');
-    RETURN cardinality(v_evals);
+    RETURN v_evals;
 END
 $$;

@@ -276,9 +276,7 @@ BEGIN
     END IF;
     IF v_above IS NOT NULL THEN
         v_above := reset_jobs(v_above, NULL);
-        PERFORM lock_withdrawals();
-        PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
-        FROM build_jobs WHERE id = ANY (v_above);
+        PERFORM withdraw(NULL, array_agg(drv_path)) FROM build_jobs WHERE id = ANY (v_above);
     END IF;
     RETURN v_readied;
 END

@@ -9,46 +9,51 @@ LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
         (SELECT b.last_seen FROM builder_systems b WHERE b.system = c.system AND c.features = '{}'))
 $$;
 
--- Pending jobs of a class that nobody offered within `p_within`, and that is known for longer than `p_after`, fail.
-CREATE OR REPLACE FUNCTION mark_unsupported(p_after interval, p_within interval) RETURNS bigint
+-- Pending jobs of a class that nobody offered within `p_within`, and that is known for longer than `p_after`, fail: at most
+-- `p_limit` of them, with what waits for them. `looked` is how many were found; of these, some may have changed meanwhile.
+CREATE OR REPLACE FUNCTION mark_unsupported(p_after interval, p_within interval, p_limit integer, OUT looked bigint, OUT failed bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_job record;
-    v_count bigint := 0;
 BEGIN
+    looked := 0;
+    failed := 0;
     FOR v_job IN
         SELECT j.id, format('no node offers %s%s', c.system,
             CASE WHEN c.features <> '{}' THEN ' with ' || array_to_string(c.features, ', ') ELSE '' END) AS message
         FROM job_classes c JOIN build_jobs j ON j.class_id = c.id
         WHERE '' || j.status = 'pending' AND c.last_seen < now() - p_after AND (last_offered(c) >= now() - p_within) IS NOT TRUE
-        ORDER BY j.id
+        ORDER BY j.id LIMIT p_limit
     LOOP
+        looked := looked + 1;
         PERFORM FROM build_jobs WHERE id = v_job.id AND status = 'pending' FOR NO KEY UPDATE;
         CONTINUE WHEN NOT FOUND;
         PERFORM fail_job(v_job.id, 'unsupported', v_job.message, NULL);
-        v_count := v_count + 1;
+        failed := failed + 1;
     END LOOP;
-    RETURN v_count;
 END
 $$;
 
--- A capable node was seen since: pending again, unless nobody wants them any more.
-CREATE OR REPLACE FUNCTION revive_unsupported() RETURNS bigint
+-- A capable node was seen since: at most `p_limit` of them are pending again, with what is dep-failed above, unless nobody wants
+-- them any more.
+CREATE OR REPLACE FUNCTION revive_unsupported(p_limit integer, OUT looked bigint, OUT revived bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_jobs bigint[];
     v_reset bigint[];
 BEGIN
-    SELECT array_agg(j.id) INTO v_jobs FROM build_jobs j JOIN job_classes c ON c.id = j.class_id
-    WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND j.root_cause IS NULL AND c.last_seen > j.finished_at;
+    SELECT array_agg(f.id) INTO v_jobs FROM (
+        SELECT j.id FROM build_jobs j JOIN job_classes c ON c.id = j.class_id
+        WHERE j.status = 'failed' AND j.failure_kind = 'unsupported' AND j.root_cause IS NULL AND c.last_seen > j.finished_at
+        LIMIT p_limit) f;
+    looked := coalesce(cardinality(v_jobs), 0);
+    revived := 0;
     IF v_jobs IS NULL THEN
-        RETURN 0;
+        RETURN;
     END IF;
     v_reset := reset_jobs(v_jobs, NULL);
-    PERFORM lock_withdrawals();
-    PERFORM cancel_unwanted(array_agg(drv_path), false, 'no evaluation wants it any more')
-    FROM build_jobs WHERE id = ANY (v_reset);
-    RETURN cardinality(v_reset);
+    PERFORM withdraw(NULL, array_agg(drv_path)) FROM build_jobs WHERE id = ANY (v_reset);
+    revived := cardinality(v_reset);
 END
 $$;
 
@@ -117,21 +122,17 @@ SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
     ) s WHERE NOT drv_available(s.drv_path, false) LIMIT 100)
 $$;
 
--- Corrects what a sweep finds of invariants 2 and 3, and cancels pending jobs that nobody wants (an evaluation that ended
--- while they were building leaves some). Returns how many jobs were wrong, and how many of their totals.
-CREATE OR REPLACE FUNCTION repair_jobs(OUT settled bigint, OUT cancelled bigint, OUT recounted bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+-- Jobs that a repair is to correct: those that are dep-failed without a failure below (`revives`), and pending ones that wait for
+-- more or less than they say, or for what will not come. Looked for without a lock, since it reads all that waits.
+CREATE OR REPLACE FUNCTION jobs_to_repair() RETURNS TABLE (job_id bigint, revives boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
-DECLARE
-    v_wrong bigint[];
-    v_orphans bigint[];
-BEGIN
-    SELECT array_agg(id) INTO v_orphans FROM build_jobs j
+    SELECT j.id, true FROM build_jobs j
     WHERE j.status || '' = 'dep-failed' AND NOT EXISTS (
         SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
-        WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed'));
-    settled := coalesce(cardinality(reset_jobs(v_orphans, NULL)), 0);
-    SELECT array_agg(w.id) INTO v_wrong FROM (
+        WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed'))
+    UNION ALL
+    SELECT w.id, false FROM (
         SELECT j.id FROM build_jobs j
         LEFT JOIN derivation_inputs d ON d.referrer = j.drv_path
         LEFT JOIN build_jobs i ON i.drv_path = d.input_drv
@@ -139,25 +140,50 @@ BEGIN
         HAVING j.unmet_deps <> count(i.id) FILTER (WHERE i.status <> 'succeeded')
                 + (SELECT count(*) FROM job_walks k WHERE k.job_id = j.id)
             OR count(i.id) FILTER (WHERE i.status IN ('failed', 'dep-failed', 'cancelled')) > 0
-    ) w;
-    IF v_wrong IS NOT NULL THEN
-        PERFORM lock_jobs_with_inputs(v_wrong);
-        -- Only those still pending; settle_jobs looks again under the locks.
-        PERFORM settle_jobs(v_wrong, true);
-        settled := settled + cardinality(v_wrong);
-    END IF;
-    -- Looked for without the lock: that takes long, and mostly there are none.
+    ) w
+$$;
+
+-- Corrects a batch of them, as they are by now. Returns how many it settled.
+CREATE OR REPLACE FUNCTION repair_jobs(p_jobs bigint[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = off AS $$
+DECLARE
+    v_orphans bigint[];
+    v_waiting bigint[];
+    v_settled bigint;
+BEGIN
     SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
-    WHERE '' || j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
-    IF v_orphans IS NOT NULL THEN
-        PERFORM lock_withdrawals();
-        -- An evaluation may be inserting above one of them: look again once it is locked.
-        PERFORM FROM build_jobs WHERE id = ANY (v_orphans) ORDER BY id FOR NO KEY UPDATE;
-        SELECT array_agg(j.id) INTO v_orphans FROM build_jobs j
-        WHERE j.id = ANY (v_orphans) AND j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
+    WHERE j.id = ANY (p_jobs) AND j.status = 'dep-failed' AND NOT EXISTS (
+        SELECT FROM derivation_inputs d JOIN build_jobs i ON i.drv_path = d.input_drv
+        WHERE d.referrer = j.drv_path AND i.status IN ('failed', 'dep-failed'));
+    v_settled := coalesce(cardinality(reset_jobs(v_orphans, NULL)), 0);
+    SELECT array_agg(id) INTO v_waiting FROM build_jobs
+    WHERE id = ANY (p_jobs) AND status = 'pending' AND id <> ALL (coalesce(v_orphans, '{}'));
+    IF v_waiting IS NOT NULL THEN
+        PERFORM lock_jobs_with_inputs(v_waiting);
+        -- Only those still pending; settle_jobs looks again under the locks.
+        PERFORM settle_jobs(v_waiting, true);
+        v_settled := v_settled + cardinality(v_waiting);
     END IF;
-    cancelled := coalesce(cancel_jobs(v_orphans, false, 'no evaluation wants it any more'), 0);
-    recounted := recount_jobs();
+    RETURN v_settled;
+END
+$$;
+
+-- Says that pending jobs are to be looked at that nobody wants (an evaluation that ended while they were building leaves some).
+-- Returns the withdrawal; null: there are none. Looked for without a lock, since it reads all that waits.
+CREATE OR REPLACE FUNCTION withdraw_unwanted() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
+DECLARE
+    v_drvs text[];
+    v_withdrawal bigint;
+BEGIN
+    SELECT array_agg(j.drv_path) INTO v_drvs FROM build_jobs j
+    WHERE '' || j.status = 'pending' AND j.id NOT IN (SELECT wanted_jobs());
+    IF v_drvs IS NOT NULL THEN
+        INSERT INTO withdrawals (roots, running, spares_boosted, message)
+        VALUES (v_drvs, false, true, 'no evaluation wants it any more') RETURNING id INTO v_withdrawal;
+    END IF;
+    RETURN v_withdrawal;
 END
 $$;
 

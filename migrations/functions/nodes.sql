@@ -61,7 +61,7 @@ BEGIN
     FROM release_holdings(p_node, p_incarnation, 'lost', 'its node ended without stopping, and was started again',
         CASE WHEN v_old.stopped THEN 0 ELSE p_lost_max END) r;
     IF 'builder' = ANY (p_capabilities) THEN
-        PERFORM revive_unsupported();
+        PERFORM revive_unsupported(250); -- the chores see to the others
     END IF;
     PERFORM pg_notify('nodes', left(p_node, 200));
 END
@@ -199,9 +199,6 @@ BEGIN
         AND (p_incarnation IS NULL OR j.claim_incarnation <> p_incarnation);
     jobs := 0;
     evaluations := 0;
-    IF v_lost > 0 AND EXISTS (SELECT FROM public.evaluations e WHERE e.claimed_by = p_node AND e.status || '' = 'running') THEN
-        PERFORM lock_withdrawals(); -- before any job is locked
-    END IF;
     IF v_jobs IS NOT NULL THEN
         PERFORM lock_jobs_with_inputs(v_jobs);
         FOR v_held IN

@@ -31,22 +31,22 @@ BEGIN
 END
 $$;
 
--- Cancels a job and what waits for it, unless evaluations of several branches, tags, pull requests or projects want it.
+-- Cancels a job and what waits for it, unless evaluations of several branches, tags, pull requests or projects want it. Returns
+-- the withdrawal in which that is done batch by batch (`withdraw_some`); null: there is nothing to cancel. What was asked is
+-- looked at without a lock, since as much may lean on the job as there is.
 CREATE OR REPLACE FUNCTION cancel_job(p_job bigint, p_by text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_job build_jobs;
     v_wanting text[];
-    v_inputs text[];
-    v_count bigint;
+    v_withdrawal bigint;
 BEGIN
-    PERFORM lock_withdrawals();
-    SELECT * INTO v_job FROM build_jobs WHERE id = p_job FOR NO KEY UPDATE;
+    SELECT * INTO v_job FROM build_jobs WHERE id = p_job;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'job %', p_job USING ERRCODE = 'HC002';
     END IF;
     IF v_job.status NOT IN ('pending', 'building', 'uploading') THEN
-        RETURN 0;
+        RETURN NULL;
     END IF;
     SELECT array_agg(DISTINCT p.name || CASE WHEN e.pr_number IS NOT NULL THEN ' pull request ' || e.pr_number
         WHEN e.is_tag THEN ' tag ' || e.branch ELSE ' ' || e.branch END) INTO v_wanting
@@ -58,12 +58,16 @@ BEGIN
         RAISE EXCEPTION 'job % is also wanted elsewhere (%): cancel those evaluations instead', p_job,
             array_to_string(v_wanting[1:5], ', ') USING ERRCODE = 'HC003';
     END IF;
-    v_count := cancel_jobs(ARRAY[p_job], true, 'cancelled by ' || p_by);
-    IF v_count > 0 THEN
-        INSERT INTO audit_log (actor, action, subject) VALUES (p_by, 'cancel', 'job ' || p_job);
-        SELECT array_agg(input_drv) INTO v_inputs FROM derivation_inputs WHERE referrer = v_job.drv_path;
-        v_count := v_count + cancel_unwanted(v_inputs, false, 'no evaluation wants it any more');
+    -- It is as good as done.
+    IF v_job.status = 'uploading' AND outputs_claimed(v_job.drv_path) THEN
+        RETURN NULL;
     END IF;
-    RETURN v_count;
+    PERFORM FROM build_jobs WHERE id = p_job AND status IN ('pending', 'building', 'uploading') FOR NO KEY UPDATE;
+    IF NOT FOUND OR let_succeed(ARRAY[p_job], 'cancelled by ' || p_by) IS NOT NULL THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO audit_log (actor, action, subject) VALUES (p_by, 'cancel', 'job ' || p_job);
+    INSERT INTO withdrawals (job_id, running, message) VALUES (p_job, true, 'cancelled by ' || p_by) RETURNING id INTO v_withdrawal;
+    RETURN v_withdrawal;
 END
 $$;

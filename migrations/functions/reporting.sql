@@ -158,28 +158,27 @@ BEGIN
 END
 $$;
 
--- Counts all jobs, and corrects the totals where they differ from that. Returns how many did. Nobody takes marks meanwhile, so
--- that each change is either in a total or in a mark.
+-- Counts all jobs, and corrects the totals by what they are off. Returns how many were. Each change is either in a total or in a
+-- mark, in whatever moment one looks: so what they are off is found without keeping anybody from taking marks meanwhile, and is
+-- the same afterwards.
 CREATE OR REPLACE FUNCTION recount_jobs() RETURNS bigint
-LANGUAGE plpgsql SET search_path = public, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 DECLARE
     v_wrong bigint;
 BEGIN
-    LOCK TABLE job_totals IN SHARE ROW EXCLUSIVE MODE;
-    -- A statement of its own, which sees what was committed before the lock.
-    WITH counted AS (
+    -- Two that count at once would correct twice. Nobody else waits for this.
+    PERFORM pg_advisory_xact_lock(hashtext('harmonia-ci recount'));
+    WITH off AS (
         SELECT c.status, c.public, sum(c.jobs) AS jobs FROM (
             SELECT counted_as(j.status) AS status, j.public, count(*) AS jobs FROM build_jobs j GROUP BY 1, 2
             UNION ALL SELECT m.became, m.public, -m.jobs FROM job_marks m
             UNION ALL SELECT m.was, m.public, m.jobs FROM job_marks m
-            UNION ALL SELECT t.status, t.public, 0 FROM job_totals t
+            UNION ALL SELECT t.status, t.public, -t.jobs FROM job_totals t
         ) c WHERE c.status IS NOT NULL GROUP BY c.status, c.public
     ), corrected AS (
-        INSERT INTO job_totals AS t (status, public, jobs)
-        SELECT c.status, c.public, c.jobs FROM counted c
-        WHERE c.jobs <> coalesce((SELECT o.jobs FROM job_totals o WHERE o.status = c.status AND o.public = c.public), 0)
-        ON CONFLICT (status, public) DO UPDATE SET jobs = excluded.jobs
+        INSERT INTO job_totals AS t (status, public, jobs) SELECT o.status, o.public, o.jobs FROM off o WHERE o.jobs <> 0
+        ON CONFLICT (status, public) DO UPDATE SET jobs = t.jobs + excluded.jobs
         RETURNING 1
     ) SELECT count(*) INTO v_wrong FROM corrected;
     RETURN v_wrong;

@@ -85,8 +85,8 @@ BEGIN
 END
 $$;
 
--- Closes these: what has not ended is cancelled, results stay to be seen, none of them wants jobs any more. Call under
--- lock_withdrawals. `p_message` is for the jobs that nobody else wants.
+-- Closes these: what has not ended is cancelled, results stay to be seen, none of them wants jobs any more. `p_message` is for the
+-- jobs that nobody else wants.
 CREATE OR REPLACE FUNCTION close_these(p_evals bigint[], p_reason text, p_message text) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
@@ -96,7 +96,7 @@ BEGIN
         status = CASE WHEN status IN ('queued', 'running') THEN 'cancelled' ELSE status END,
         claimed_by = NULL, claim_incarnation = NULL, claim_token_hash = NULL, finished_at = coalesce(finished_at, now())
     WHERE id = ANY (p_evals);
-    PERFORM cancel_unwanted(release_roots(p_evals), false, p_message);
+    PERFORM withdraw_all(p_evals, false, p_message);
     PERFORM pg_notify('evaluations', e::text) FROM unnest(p_evals) AS e;
 END
 $$;
@@ -111,23 +111,25 @@ DECLARE
     v_evals bigint[];
     v_reason constant text := 'its repository is gone at the forge, or not ours to see any more';
 BEGIN
-    SELECT array_agg(p.id) INTO v_projects FROM (
-        SELECT p.id FROM projects p JOIN repositories r ON r.id = p.repository_id
-        WHERE r.forge = p_forge AND r.removed_at IS NOT NULL
-        ORDER BY p.id FOR NO KEY UPDATE OF p) p;
+    SELECT array_agg(p.id) INTO v_projects FROM projects p JOIN repositories r ON r.id = p.repository_id
+    WHERE r.forge = p_forge AND r.removed_at IS NOT NULL;
     IF v_projects IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM lock_withdrawals();
+    -- Looked for before anything is locked: that takes as long as there are attributes.
+    SELECT array_agg(id) INTO v_evals FROM evaluations e
+    WHERE project_id = ANY (v_projects) AND superseded_by IS NULL AND closed_at IS NULL
+        AND source_kind = 'git' -- a commit that somebody sent needs no forge
+        AND (status IN ('queued', 'running') OR (status IN ('succeeded', 'skipped') AND EXISTS (
+            SELECT FROM eval_attrs a JOIN build_jobs j USING (drv_path)
+            WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id)
+                -- What waits for nothing any more may still have inputs that are built.
+                AND j.status IN ('pending', 'building', 'uploading', 'dep-failed'))));
+    PERFORM FROM projects WHERE id = ANY (v_projects) ORDER BY id FOR NO KEY UPDATE;
     SELECT array_agg(e.id) INTO v_evals FROM (
-        SELECT id FROM evaluations e
-        WHERE project_id = ANY (v_projects) AND superseded_by IS NULL AND closed_at IS NULL
-            AND source_kind = 'git' -- a commit that somebody sent needs no forge
-            AND (status IN ('queued', 'running') OR (status IN ('succeeded', 'skipped') AND EXISTS (
-                SELECT FROM eval_attrs a JOIN build_jobs j USING (drv_path)
-                WHERE a.eval_id = coalesce(e.reuses_eval_id, e.id)
-                    -- What waits for nothing any more may still have inputs that are built.
-                    AND j.status IN ('pending', 'building', 'uploading', 'dep-failed'))))
+        SELECT id FROM evaluations
+        WHERE id = ANY (v_evals) AND superseded_by IS NULL AND closed_at IS NULL
+            AND status IN ('queued', 'running', 'succeeded', 'skipped')
         ORDER BY id FOR NO KEY UPDATE) e;
     -- A hook that may be there is out of our reach.
     UPDATE projects SET hook_wanted = false, hook_installed = false, hook_url = NULL, hook_error = NULL, hook_attempts = 0

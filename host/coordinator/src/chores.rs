@@ -1,5 +1,5 @@
 //! The chores: reap silent nodes, fail what no node can run and take it back when one can, sweep the invariants, cancel
-//! what nobody wants, throw away what was never used. One live frontend does them, chosen by an advisory lock that goes with
+//! what nobody wants (at once where somebody says so, else with the sweep), throw away what was never used. One live frontend does them, chosen by an advisory lock that goes with
 //! its connection; when it dies, another takes over. Reaping is the round itself; the others run beside it, so that none
 //! delays another.
 
@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use harmonia_core::chain;
 use harmonia_core::policy::Policy;
-use harmonia_db::{ChoreLock, Db, DbError};
+use harmonia_db::{Channel, ChoreLock, Db, DbError};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::health::Health;
+use crate::in_flight::wake_on;
 
 /// Name of the lock.
 const LOCK: &str = "chores";
@@ -53,14 +55,30 @@ async fn chores(options: CoordinatorOptions, shutdown: CancellationToken) {
         lock: None,
         round: 0,
         classes: Beside::new("look after systems that no node offers"),
+        withdrawals: Beside::new("cancel what nobody wants any more"),
         sweep: Beside::new("sweep the invariants"),
     };
+    let (wake, woken) = watch::channel(());
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = wake_on(&options.db, Channel::Withdrawals, &wake, options.every) => {}
+        () = rounds(&options, &mut state, woken) => {}
+    }
+}
+
+async fn rounds(options: &CoordinatorOptions, state: &mut State, mut woken: watch::Receiver<()>) {
+    let mut next = Instant::now() + options.every;
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(options.every) => {}
+            () = tokio::time::sleep_until(next.into()) => next = Instant::now() + options.every,
+            Ok(()) = woken.changed() => {
+                if state.lock.is_some() {
+                    state.withdrawals.start(finish_withdrawals(options.db.clone()));
+                }
+                continue;
+            }
         }
-        match round(&options, &mut state).await {
+        match round(options, state).await {
             Ok(()) => state.health.answered(Instant::now(), options.every * 3),
             Err(error) => {
                 state.health.failed();
@@ -76,6 +94,7 @@ struct State {
     lock: Option<ChoreLock>,
     round: u32,
     classes: Beside,
+    withdrawals: Beside,
     sweep: Beside,
 }
 
@@ -131,11 +150,21 @@ async fn round(options: &CoordinatorOptions, state: &mut State) -> Result<(), Db
             );
         }
     }
+    state.withdrawals.start(finish_withdrawals(options.db.clone()));
     state.classes.start(look_after_classes(options.db.clone(), options.unsupported_after));
     if state.round.is_multiple_of(SWEEP_EVERY_ROUNDS) {
         state.sweep.start(sweep(options.db.clone()));
     }
     state.round = state.round.wrapping_add(1);
+    Ok(())
+}
+
+/// Whoever withdrew something goes on with it, unless it crashed; what turned out to be wanted by nobody on the way is left to us.
+async fn finish_withdrawals(db: Db) -> Result<(), DbError> {
+    let cancelled = db.finish_withdrawals().await?;
+    if cancelled > 0 {
+        info!(jobs = cancelled, "Cancelled jobs that no evaluation wants any more");
+    }
     Ok(())
 }
 

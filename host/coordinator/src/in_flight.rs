@@ -6,10 +6,24 @@ use std::future::Future;
 use std::time::Duration;
 
 use harmonia_core::chain;
-use harmonia_db::DbError;
+use harmonia_db::{Channel, Db, DbError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, warn};
+
+/// Wakes loops when something happens on a channel. Never ends.
+pub(crate) async fn wake_on(db: &Db, channel: Channel, wake: &watch::Sender<()>, every: Duration) {
+    let mut listener = loop {
+        match db.listen(&[channel]).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(every).await,
+        }
+    };
+    loop {
+        listener.next().await;
+        wake.send_replace(());
+    }
+}
 
 /// A kind of work that is leased from the database, piece by piece.
 pub(crate) trait Due {

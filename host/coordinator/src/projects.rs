@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::in_flight::keep_working;
+use crate::in_flight::{keep_working, wake_on};
 use crate::{hooks, poll, sync};
 
 /// Longest that one call of a forge is waited for.
@@ -88,7 +88,7 @@ pub async fn run(options: ProjectsOptions, shutdown: CancellationToken) {
     let every = options.every;
     let work = async {
         tokio::join!(
-            listen(&options.db, &wake, every),
+            wake_on(&options.db, Channel::Projects, &wake, every),
             keep_working(sync::Syncs(&options), "discovery", woken.clone(), every),
             keep_working(hooks::Hooks(&options), "webhooks at forges", woken.clone(), every),
             keep_working(poll::Polls(&options), "polling", woken, every),
@@ -98,20 +98,6 @@ pub async fn run(options: ProjectsOptions, shutdown: CancellationToken) {
         () = shutdown.cancelled() => {}
         // Neither ends. What is dropped half-way goes on with the next holder of its lease.
         _ = work => {}
-    }
-}
-
-/// Wakes the loops when projects change.
-async fn listen(db: &Db, wake: &watch::Sender<()>, every: Duration) {
-    let mut listener = loop {
-        match db.listen(&[Channel::Projects]).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::time::sleep(every).await,
-        }
-    };
-    loop {
-        listener.next().await;
-        wake.send_replace(());
     }
 }
 

@@ -8,7 +8,7 @@ use harmonia_core::JobStatus;
 use harmonia_core::policy::FirstInFirstOut;
 use harmonia_db::Db;
 use harmonia_db::testing::fake_node::FakeNode;
-use harmonia_db::testing::{TestDatabase, falls_silent, hold_up_sweeps};
+use harmonia_db::testing::{TestDatabase, cancel_and_crash, falls_silent, hold_up_sweeps};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,6 +69,24 @@ async fn what_nobody_wants_any_more_is_cancelled_without_any_violation() {
     assert_eq!(test.db.view_job_counts().await.expect("count").pending, 1);
     let (stop, running) = chores(&test.db, Duration::from_hours(1));
     until("it is cancelled", async || test.db.view_job_counts().await.expect("count").cancelled == 1).await;
+    stop.cancel();
+    running.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn what_somebody_began_to_cancel_and_crashed_goes_while_a_sweep_takes_long() {
+    let test = TestDatabase::new().await;
+    let node = FakeNode::register(&test.db).await;
+    node.queue("local/p").await;
+    let evaluation = node.claim_evaluation().await.expect("one is queued");
+    node.insert(&evaluation, &[1, 2], |number| format!("d{number}")).await.expect("insert");
+    let held_up = hold_up_sweeps(&test.db).await;
+    cancel_and_crash(&test.db, evaluation.claimed.id).await;
+    let now = || async { test.db.view_job_counts().await.expect("count") };
+    assert_eq!(now().await.pending, 2);
+    let (stop, running) = chores(&test.db, Duration::from_hours(1));
+    until("its jobs are cancelled", async || now().await.cancelled == 2).await;
+    drop(held_up);
     stop.cancel();
     running.await.expect("no panic");
 }

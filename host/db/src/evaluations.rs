@@ -197,7 +197,9 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
-        Ok(CreatedEvaluation { id: EvalId(row.id), superseded: row.superseded.into_iter().map(EvalId).collect() })
+        let superseded: Vec<EvalId> = row.superseded.into_iter().map(EvalId).collect();
+        self.finish_withdrawals_of(&superseded).await;
+        Ok(CreatedEvaluation { id: EvalId(row.id), superseded })
     }
 
     /// Takes the oldest queued evaluation. Nothing while the node drains; refused when another process took its name.
@@ -396,6 +398,7 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
+        self.finish_withdrawals_of(&[eval]).await;
         Ok(FinishedEvaluation { complete: row.missing.is_empty(), missing: row.missing, attrs: row.attrs as u64 })
     }
 
@@ -404,8 +407,9 @@ impl Db {
         self.run("fail an evaluation", || {
             sqlx::query!("SELECT fail_evaluation($1, $2, $3)", eval.0, hash(token), text(error)).execute(&self.pool)
         })
-        .await
-        .map(|_| ())
+        .await?;
+        self.finish_withdrawals_of(&[eval]).await;
+        Ok(())
     }
 
     /// Back to the queue (the node stops). The jobs it reached stay wanted.

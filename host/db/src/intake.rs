@@ -145,7 +145,7 @@ impl Db {
         let row = self
             .run("ask for an evaluation", || {
                 sqlx::query!(
-                    r#"SELECT outcome AS "outcome!", id, unfinished AS "unfinished!"
+                    r#"SELECT outcome AS "outcome!", id, superseded AS "superseded!", unfinished AS "unfinished!"
                        FROM request_evaluation($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
                            $18, $19, $20)"#,
                     request.project.0,
@@ -172,6 +172,8 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
+        let superseded: Vec<EvalId> = row.superseded.into_iter().map(EvalId).collect();
+        self.finish_withdrawals_of(&superseded).await;
         let unfinished = row.unfinished.into_iter().map(EvalId).collect();
         match (row.outcome.as_str(), row.id.map(EvalId)) {
             ("existing", Some(id)) => Ok(Requested::Existing(id)),
@@ -188,20 +190,23 @@ impl Db {
     /// and jobs that nobody else wants are withdrawn. Evaluations that a delivery later than `seen` asked for stay.
     /// Returns how many were closed.
     pub async fn close_evaluations(&self, key: &BranchKey, seen: DeliveryRowId, reason: &str) -> Result<u64, DbError> {
-        self.run("close evaluations", || {
-            sqlx::query_scalar!(
-                r#"SELECT close_evaluations($1, $2, $3, $4, $5, $6) AS "closed!""#,
-                key.project.0,
-                text(&key.branch),
-                key.is_tag,
-                key.number(),
-                seen.0,
-                text(reason),
-            )
-            .fetch_one(&self.pool)
-        })
-        .await
-        .map(|closed| closed as u64)
+        let closed = self
+            .run("close evaluations", || {
+                sqlx::query_scalar!(
+                    r#"SELECT close_evaluations($1, $2, $3, $4, $5, $6) AS "closed!""#,
+                    key.project.0,
+                    text(&key.branch),
+                    key.is_tag,
+                    key.number(),
+                    seen.0,
+                    text(reason),
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        let closed: Vec<EvalId> = closed.into_iter().map(EvalId).collect();
+        self.finish_withdrawals_of(&closed).await;
+        Ok(closed.len() as u64)
     }
 
     /// The newest evaluation of a commit on each of its branches, unless superseded or closed.

@@ -30,6 +30,7 @@ mod statuses;
 pub mod testing;
 mod tokens;
 pub mod views;
+mod withdrawals;
 
 pub use connection::{Db, DbOptions, Patience};
 pub use deliveries::{ClaimedDelivery, DeliveryRowId, NewDelivery, Recorded};

@@ -36,11 +36,13 @@ pub enum Channel {
     Deliveries,
     /// A project was enabled, disabled or changed, or a sync was asked for.
     Projects,
+    /// There are jobs that perhaps nobody wants any more. Call `finish_withdrawals`.
+    Withdrawals,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Evaluations,
         Self::BuildJobs,
         Self::BuildLog,
@@ -49,6 +51,7 @@ impl Channel {
         Self::MissingPaths,
         Self::Deliveries,
         Self::Projects,
+        Self::Withdrawals,
     ];
 
     /// The name in PostgreSQL.
@@ -62,6 +65,7 @@ impl Channel {
             Self::MissingPaths => "missing_paths",
             Self::Deliveries => "deliveries",
             Self::Projects => "projects",
+            Self::Withdrawals => "withdrawals",
         }
     }
 }

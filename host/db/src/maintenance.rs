@@ -7,6 +7,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::connection::{Db, Patience, in_time, interval};
 use crate::error::DbError;
+use crate::withdrawals::BATCH;
 
 /// The right to run one chore, held as long as its connection lives. Dropping it gives it back.
 #[derive(Debug)]
@@ -106,31 +107,57 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
+        if row.evaluations > 0 {
+            self.go_on_with_withdrawals().await;
+        }
         Ok(Reaped { nodes: row.nodes as u64, jobs: row.jobs as u64, evaluations: row.evaluations as u64 })
     }
 
-    /// Fails pending jobs of classes that are known for `after` and that no node offered within [`SYSTEMS_KNOWN_FOR`]. Returns how
-    /// many.
+    /// Fails pending jobs of classes that are known for `after` and that no node offered within [`SYSTEMS_KNOWN_FOR`], in batches.
+    /// Returns how many.
     pub async fn mark_unsupported(&self, after: Duration) -> Result<u64, DbError> {
-        self.run("mark unsupported jobs", || {
-            sqlx::query_scalar!(
-                r#"SELECT mark_unsupported($1, $2) AS "jobs!""#,
-                interval(after),
-                interval(SYSTEMS_KNOWN_FOR)
-            )
-            .fetch_one(&self.pool)
-        })
-        .await
-        .map(|jobs| jobs as u64)
+        let mut failed = 0;
+        loop {
+            let row = self
+                .run("mark unsupported jobs", || {
+                    sqlx::query!(
+                        r#"SELECT looked AS "looked!", failed AS "failed!" FROM mark_unsupported($1, $2, $3)"#,
+                        interval(after),
+                        interval(SYSTEMS_KNOWN_FOR),
+                        BATCH as i32
+                    )
+                    .fetch_one(&self.pool)
+                })
+                .await?;
+            failed += row.failed as u64;
+            if row.looked < BATCH as i64 {
+                return Ok(failed);
+            }
+        }
     }
 
-    /// Makes unsupported jobs pending again whose class some node was seen to offer since. Returns how many came back.
+    /// Makes unsupported jobs pending again whose class some node was seen to offer since, in batches. Returns how many came back.
     pub async fn revive_unsupported(&self) -> Result<u64, DbError> {
-        self.run("revive unsupported jobs", || {
-            sqlx::query_scalar!(r#"SELECT revive_unsupported() AS "jobs!""#).fetch_one(&self.pool)
-        })
-        .await
-        .map(|jobs| jobs as u64)
+        let mut revived = 0;
+        loop {
+            let row = self
+                .run("revive unsupported jobs", || {
+                    sqlx::query!(
+                        r#"SELECT looked AS "looked!", revived AS "revived!" FROM revive_unsupported($1)"#,
+                        BATCH as i32
+                    )
+                    .fetch_one(&self.pool)
+                })
+                .await?;
+            revived += row.revived as u64;
+            if row.looked < BATCH as i64 {
+                break;
+            }
+        }
+        if revived > 0 {
+            self.finish_withdrawals().await?;
+        }
+        Ok(revived)
     }
 
     /// Looks whether invariants 1 to 3 and 5 hold, in one snapshot (4 is a trigger). Empty when all is well.
@@ -144,17 +171,41 @@ impl Db {
         Ok(rows.into_iter().map(|row| Violation { invariant: row.invariant as u8, detail: row.detail }).collect())
     }
 
-    /// Corrects counters, totals and blocked states, and cancels pending jobs that nobody wants.
+    /// Corrects counters, totals and blocked states, and cancels pending jobs that nobody wants. What is wrong is looked for without
+    /// locks, and mended in batches.
     pub async fn repair(&self) -> Result<Repaired, DbError> {
-        let row = self
-            .run("repair the queue", || {
-                sqlx::query!(
-                    r#"SELECT settled AS "settled!", cancelled AS "cancelled!", recounted AS "recounted!" FROM repair_jobs()"#
-                )
-                .fetch_one(&self.pool)
+        // Somebody may not have come to the end.
+        let mut cancelled = self.finish_withdrawals().await?;
+        let found = self
+            .run("look for jobs to repair", || {
+                sqlx::query!(r#"SELECT job_id AS "job!", revives AS "revives!" FROM jobs_to_repair()"#)
+                    .fetch_all(&self.pool)
             })
             .await?;
-        Ok(Repaired { settled: row.settled as u64, cancelled: row.cancelled as u64, recounted: row.recounted as u64 })
+        let (revived, counted): (Vec<_>, Vec<_>) = found.into_iter().partition(|row| row.revives);
+        let mut settled = 0;
+        for jobs in [revived, counted] {
+            let jobs: Vec<i64> = jobs.into_iter().map(|row| row.job).collect();
+            for batch in jobs.chunks(BATCH) {
+                settled += self
+                    .run("repair jobs", || {
+                        sqlx::query_scalar!(r#"SELECT repair_jobs($1) AS "settled!""#, batch).fetch_one(&self.pool)
+                    })
+                    .await?;
+            }
+        }
+        let withdrawal = self
+            .run("look for jobs that nobody wants", || {
+                sqlx::query_scalar!("SELECT withdraw_unwanted()").fetch_one(&self.pool)
+            })
+            .await?;
+        if let Some(withdrawal) = withdrawal {
+            cancelled += self.finish_withdrawal(withdrawal).await?;
+        }
+        let recounted = self
+            .run("count jobs", || sqlx::query_scalar!(r#"SELECT recount_jobs() AS "recounted!""#).fetch_one(&self.pool))
+            .await?;
+        Ok(Repaired { settled: settled as u64, cancelled, recounted: recounted as u64 })
     }
 
     /// Deletes bundles of ended evaluations or older than `bundle_age`, tails of ended logs, and old memo rows.

@@ -86,6 +86,9 @@ impl Db {
                 .fetch_one(&self.pool)
             })
             .await?;
+        if row.evaluations > 0 {
+            self.go_on_with_withdrawals().await;
+        }
         Ok(Released { jobs: row.jobs as u64, evaluations: row.evaluations as u64 })
     }
 

@@ -145,7 +145,10 @@ impl Db {
             .await?;
         match (saved.held, saved.removed) {
             (false, _) => Ok(PageSaved::LeaseLost),
-            (true, Some(removed)) => Ok(PageSaved::Complete { removed: removed as u64 }),
+            (true, Some(removed)) => {
+                self.go_on_with_withdrawals().await;
+                Ok(PageSaved::Complete { removed: removed as u64 })
+            }
             (true, None) => {
                 sync.cursor = next.map(text);
                 Ok(PageSaved::More)
@@ -196,6 +199,7 @@ impl Db {
                     .fetch_one(&self.pool)
             })
             .await?;
+        self.go_on_with_withdrawals().await;
         Ok(gone as u64)
     }
 

@@ -18,6 +18,9 @@ use crate::error::DbError;
 use crate::migrate::{self, MIGRATOR};
 use crate::{BatchOutcome, CheckedDerivation, GraphBatch, GraphDerivation};
 
+/// Jobs that one transaction of a withdrawal looks at.
+pub const WITHDRAWAL_BATCH: usize = crate::withdrawals::BATCH;
+
 /// The variable that names the cluster.
 pub const POSTGRES_URL_VARIABLE: &str = "HARMONIA_TEST_POSTGRES_URL";
 
@@ -202,6 +205,15 @@ pub async fn falls_silent(db: &Db, node: &str, since: std::time::Duration) {
 pub async fn forbid(db: &Db, capability: Capability, function: &str) {
     let statement = format!("REVOKE EXECUTE ON FUNCTION {function} FROM harmonia_{}", capability.as_str());
     sqlx::query(AssertSqlSafe(statement)).execute(&db.pool).await.expect("revoked");
+}
+
+/// Cancels an evaluation as somebody who crashes before any of its jobs is cancelled.
+///
+/// # Panics
+/// When the database does not answer, or the evaluation was over.
+pub async fn cancel_and_crash(db: &Db, eval: EvalId) {
+    let said = sqlx::query("SELECT 1 WHERE cancel_evaluation($1, 'who crashed')").bind(eval.0).fetch_optional(&db.pool);
+    said.await.expect("cancel").expect("it was live");
 }
 
 /// Until it is dropped, nobody gets through a sweep of the invariants.

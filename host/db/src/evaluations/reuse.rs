@@ -97,16 +97,19 @@ impl Db {
         reuses: EvalId,
         reason: &str,
     ) -> Result<bool, DbError> {
-        self.run("skip an evaluation", || {
-            sqlx::query_scalar!(
-                r#"SELECT skip_evaluation($1, $2, $3, $4) AS "skipped!""#,
-                eval.0,
-                hash(token),
-                reuses.0,
-                text(reason)
-            )
-            .fetch_one(&self.pool)
-        })
-        .await
+        let skipped = self
+            .run("skip an evaluation", || {
+                sqlx::query_scalar!(
+                    r#"SELECT skip_evaluation($1, $2, $3, $4) AS "skipped!""#,
+                    eval.0,
+                    hash(token),
+                    reuses.0,
+                    text(reason)
+                )
+                .fetch_one(&self.pool)
+            })
+            .await?;
+        self.finish_withdrawals_of(&[eval]).await;
+        Ok(skipped)
     }
 }

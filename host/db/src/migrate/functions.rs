@@ -26,6 +26,7 @@ macro_rules! files {
 const FILES: &[(&str, &str)] = files! {
     "accounts" "builders" "claims" "evaluations" "graph" "guards" "healing" "intake" "jobs" "maintenance" "nodes"
     "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "states" "store_paths" "upstream" "visibility" "wanted"
+    "withdrawals"
 };
 
 const GRANTS: &str = include_str!("../../../../migrations/grants.sql");

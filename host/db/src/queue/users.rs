@@ -34,24 +34,29 @@ impl Db {
         .map(|jobs| jobs as u64)
     }
 
-    /// Cancels an unfinished job, what waits for it, and what was only needed for it. Refused when evaluations of more
-    /// than one branch or project want it. Returns how many jobs changed.
+    /// Cancels an unfinished job, what waits for it, and what was only needed for it, in batches from the top down. Refused when
+    /// evaluations of more than one branch or project want it. Returns how many jobs changed.
     pub async fn cancel_job(&self, job: JobId, by: &str) -> Result<u64, DbError> {
-        self.run("cancel a job", || {
-            sqlx::query_scalar!(r#"SELECT cancel_job($1, $2) AS "jobs!""#, job.0, by).fetch_one(&self.pool)
-        })
-        .await
-        .map(|jobs| jobs as u64)
+        let withdrawal = self
+            .run("cancel a job", || {
+                sqlx::query_scalar!(r#"SELECT cancel_job($1, $2) AS withdrawal"#, job.0, by).fetch_one(&self.pool)
+            })
+            .await?;
+        match withdrawal {
+            Some(withdrawal) => self.finish_withdrawal(withdrawal).await,
+            None => Ok(0),
+        }
     }
 
-    /// Cancels an evaluation and every unfinished job that no other live evaluation wants. Returns how many rows changed
-    /// (the evaluation counts as one); 0 when it was over.
+    /// Cancels an evaluation, at once, and then every unfinished job that no other live evaluation wants, in batches. Returns how
+    /// many rows changed (the evaluation counts as one); 0 when it was over.
     pub async fn cancel_evaluation(&self, evaluation: EvalId, by: &str) -> Result<u64, DbError> {
-        self.run("cancel an evaluation", || {
-            sqlx::query_scalar!(r#"SELECT cancel_evaluation($1, $2) AS "rows!""#, evaluation.0, by)
-                .fetch_one(&self.pool)
-        })
-        .await
-        .map(|rows| rows as u64)
+        let was_live = self
+            .run("cancel an evaluation", || {
+                sqlx::query_scalar!(r#"SELECT cancel_evaluation($1, $2) AS "was_live!""#, evaluation.0, by)
+                    .fetch_one(&self.pool)
+            })
+            .await?;
+        Ok(if was_live { 1 + self.finish_withdrawals_of(&[evaluation]).await } else { 0 })
     }
 }

@@ -12,6 +12,7 @@ mod intake;
 mod kept;
 mod limits;
 mod listen;
+mod locks;
 mod migrate;
 mod model;
 mod nodes;

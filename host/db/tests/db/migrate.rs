@@ -66,7 +66,8 @@ const OTHER_SIGNATURES: &str = "
     DROP FUNCTION wanted_jobs();
     CREATE FUNCTION wanted_jobs() RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint';
     DROP FUNCTION cancel_jobs;
-    CREATE FUNCTION cancel_jobs(p_ids bigint[], p_running boolean, p_message text) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint';
+    CREATE FUNCTION cancel_jobs(p_ids bigint[], p_running boolean, p_since timestamptz, p_message text) RETURNS bigint
+        LANGUAGE sql AS 'SELECT 1::bigint';
     DROP FUNCTION set_draining;
     CREATE FUNCTION set_draining(p_node text) RETURNS void LANGUAGE sql AS '';
     UPDATE schema_info SET functions_digest = 'older', functions = array_remove(functions || '{set_draining(text)}',

@@ -154,7 +154,12 @@ impl History {
     async fn cancel_evaluation(&mut self) {
         let Some(id) = self.an_eval(|_| true) else { return };
         self.log.push(format!("cancel evaluation {id}"));
-        self.world.db.cancel_evaluation(self.evals[&id].id, "me").await.expect("cancel");
+        if self.rng.random_bool(0.5) {
+            self.world.db.cancel_evaluation(self.evals[&id].id, "me").await.expect("cancel");
+        } else {
+            // A job at a time; it could end after each.
+            self.world.cancel_step_by_step(self.evals[&id].id).await;
+        }
         self.model.withdraw(&[id], true);
         self.model.evals.remove(&id);
         self.drop_void_claims();
@@ -350,6 +355,8 @@ impl History {
     }
 
     async fn check(&self) {
+        // As chores do for what became wanted by one less on the way.
+        self.world.db.finish_withdrawals().await.expect("withdraw");
         let jobs = self.world.jobs().await;
         let found: BTreeMap<usize, _> = jobs
             .iter()

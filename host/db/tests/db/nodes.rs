@@ -171,6 +171,7 @@ async fn what_nobody_wants_any_more_does_not_come_back_with_a_node() {
     world.db.cancel_evaluation(eval.id, "me").await.expect("cancel");
     let arm = NodeRegistration { systems: vec!["aarch64-linux".to_owned()], ..registration("arm", 1) };
     world.db.register_node(&arm).await.expect("register");
+    world.db.finish_withdrawals().await.expect("the chores are woken");
     assert!(world.statuses().await.iter().all(|(_, status)| *status == harmonia_core::JobStatus::Cancelled));
     world.assert_sound().await;
 }

@@ -40,7 +40,7 @@ async fn evaluators_and_builders_write_no_table_and_read_no_token() {
             "read tokens of evaluations",
         );
         denied(sqlx::query!("SELECT fail_job(1, 'build', '', NULL)").fetch_one(pool).await, "call an inner function");
-        denied(sqlx::query!("SELECT cancel_unwanted('{}', true, '')").fetch_one(pool).await, "call an inner function");
+        denied(sqlx::query!("SELECT withdraw(NULL, '{}')").fetch_one(pool).await, "call an inner function");
         if capability != Capability::Frontend {
             denied(sqlx::query!("SELECT token_hash FROM api_tokens").fetch_all(pool).await, "read API tokens");
             denied(sqlx::query!("SELECT value FROM settings").fetch_all(pool).await, "read settings");

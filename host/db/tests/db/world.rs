@@ -192,6 +192,7 @@ impl World {
         self.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await?;
         let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
         let finished = self.db.publish_outputs(claimed.job, &paths, &AttemptUsage::default(), Some("log/x")).await?;
+        self.db.finish_withdrawals().await?; // as the chores do
         Ok(finished.readied)
     }
 
