@@ -241,7 +241,7 @@ async fn whoever_meets_a_withdrawal_waits_for_no_more_than_two_batches() {
         for (place, (what, db, pid)) in others.iter().enumerate() {
             let task =
                 tasks[place].take().unwrap_or_else(|| tokio::spawn(beside(db.clone(), *what, world.project, 1 + step)));
-            let deadline = Instant::now() + Duration::from_secs(60);
+            let deadline = Instant::now() + Duration::from_mins(1);
             let since = loop {
                 if task.is_finished() {
                     break None;
