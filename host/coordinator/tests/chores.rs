@@ -80,8 +80,8 @@ async fn what_somebody_began_to_cancel_and_crashed_goes_while_a_sweep_takes_long
     node.queue("local/p").await;
     let evaluation = node.claim_evaluation().await.expect("one is queued");
     node.insert(&evaluation, &[1, 2], |number| format!("d{number}")).await.expect("insert");
-    let held_up = hold_up_sweeps(&test.db).await;
     cancel_and_crash(&test.db, evaluation.claimed.id).await;
+    let held_up = hold_up_sweeps(&test.db).await;
     let now = || async { test.db.view_job_counts().await.expect("count") };
     assert_eq!(now().await.pending, 2);
     let (stop, running) = chores(&test.db, Duration::from_hours(1));
