@@ -7,6 +7,7 @@ use harmonia_tests::workspace::{SourceFile, dependencies, files, root};
 /// Heavy dependencies and the one crate that may use each.
 const OWNERS: &[(&str, &str)] = &[
     ("sqlx", "harmonia-db"),
+    ("rusqlite", "harmonia-daemon"),
     ("aws-sdk-s3", "harmonia-cache"),
     ("axum", "harmonia-web"),
     ("askama", "harmonia-web"),
@@ -33,6 +34,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("listener", &[]),
     ("web", &["core", "nix", "db", "cache", "listener"]),
     ("sandbox", &[]),
+    ("daemon", &["egress", "nix", "sandbox"]),
     ("embedded", &["core", "listener"]),
     ("plugin-host", &["core", "egress"]),
     (
