@@ -177,6 +177,23 @@ fn commands_without_a_server_say_so() {
 }
 
 #[test]
+fn a_machine_without_certificates_is_told_what_to_install() {
+    let data = folder();
+    let none = data.path().join("none.pem");
+    std::fs::write(&none, "").expect("written");
+    for args in [&["status", "--server", "http://127.0.0.1:1"][..], &["up", "--listen", "127.0.0.1:0"]] {
+        let output = Command::new(binary())
+            .args(args)
+            .env("HARMONIA_CI_DATA_DIR", data.path().join("up"))
+            .env("SSL_CERT_FILE", &none)
+            .env("SSL_CERT_DIR", data.path())
+            .output()
+            .expect("the binary starts");
+        refused(&output, 1, &["could not set up HTTP", "try:", "ca-certificates", "SSL_CERT_FILE"]);
+    }
+}
+
+#[test]
 fn bad_configurations_name_the_key_and_what_to_do() {
     let folder = folder();
     let file = |name: &str, content: &str| {

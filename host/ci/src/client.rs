@@ -110,7 +110,7 @@ impl Client {
             .connect_timeout(Duration::from_secs(10))
             .user_agent(concat!("harmonia-ci/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| Failure::failed(format!("could not set up HTTP: {}", chain(&error))))?;
+            .map_err(|error| Failure::no_http(&error))?;
         Ok(Self { base, token, http })
     }
 

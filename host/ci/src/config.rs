@@ -122,8 +122,19 @@ pub(crate) struct Cache {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
+    pub(crate) daemon: StoreDaemon,
     pub(crate) daemon_socket: PathBuf,
     pub(crate) root: PathBuf,
+}
+
+/// Which store daemon `up` brings along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum StoreDaemon {
+    /// harmonia-daemon.
+    Harmonia,
+    /// The nix-daemon of an installed Nix.
+    Nix,
 }
 
 /// What this node builds.
@@ -278,7 +289,11 @@ impl Default for Cache {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { daemon_socket: PathBuf::from("/nix/var/nix/daemon-socket/socket"), root: PathBuf::from("/") }
+        Self {
+            daemon: StoreDaemon::Nix,
+            daemon_socket: PathBuf::from("/nix/var/nix/daemon-socket/socket"),
+            root: PathBuf::from("/"),
+        }
     }
 }
 

@@ -36,6 +36,14 @@ impl Failure {
         Self { code: 3, message: message.into(), hint: None }
     }
 
+    /// No HTTP client could be made. All that can be missing is a machine's certificates of authorities.
+    pub(crate) fn no_http(error: &dyn std::error::Error) -> Self {
+        Self::failed(format!("could not set up HTTP: {}", chain(error))).hint(
+            "install the system's certificates of authorities (the package ca-certificates), or name a file that holds \
+             some in SSL_CERT_FILE",
+        )
+    }
+
     /// Adds what to try.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -1,6 +1,7 @@
 //! harmonia-daemon: a Nix store of its own, and the executor of its builds.
 //!
-//! It knows nothing of PostgreSQL, object stores, queues or signing keys. Start reading at [`build`], what one build is
-//! given and what comes of it.
+//! Start reading at [`build`], what one build is given and what comes of it.
+//!
+//! Never here: PostgreSQL, object stores, queues, signing keys, and everything else of a CI server.
 
 pub mod build;

@@ -1,4 +1,5 @@
-//! The distribution's nix-daemon on a private socket, with a store of its own. Start at [`NixDaemon::start`].
+//! A store daemon on a private socket, with a store of its own: harmonia-daemon, or the distribution's nix-daemon. Start at
+//! [`NixDaemon::start`].
 //!
 //! Its store has the usual names (`/nix/store/…`) but lies below another root, so it never meets the machine's store.
 //! Clients name it `unix://SOCKET`; they find the files of `/nix/store/x` at `ROOT/nix/store/x`.
@@ -34,9 +35,20 @@ const LOG_CHECK_PERIOD: Duration = Duration::from_mins(1);
 const LOG_BYTES_MAX: u64 = 16 << 20;
 const WORDS_BYTES_MAX: usize = 2_000;
 
+/// Which daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DaemonProgram {
+    /// harmonia-daemon: this file.
+    Harmonia(PathBuf),
+    /// The nix-daemon of an installed Nix.
+    Nix,
+}
+
 /// What to run and where.
 #[derive(Debug, Clone)]
 pub struct NixDaemonOptions {
+    /// Which daemon. Both understand the same configuration and the same store.
+    pub program: DaemonProgram,
     /// Store files go to `root/nix/store`, its database and build logs to `root/nix/var`.
     pub root: PathBuf,
     /// Configuration, log and the directories of running builds.
@@ -65,6 +77,14 @@ pub enum NixDaemonError {
     NotInstalled {
         /// The program that was looked for.
         program: &'static str,
+    },
+    /// There is no harmonia-daemon.
+    #[error(
+        "{file} is no program: harmonia-daemon belongs beside harmonia-ci (or set store.daemon = \"nix\", for the nix-daemon of an installed Nix)"
+    )]
+    NoProgram {
+        /// What was looked for.
+        file: PathBuf,
     },
     /// No shell for the sandbox.
     #[error(
@@ -148,8 +168,13 @@ impl NixDaemon {
     /// Ends what an earlier run left, starts the daemon, waits until it answers, and tries one build in the sandbox.
     pub async fn start(options: NixDaemonOptions) -> Result<Self, NixDaemonError> {
         settings::check(&options)?;
-        let program =
-            process::find_program("nix-daemon").ok_or(NixDaemonError::NotInstalled { program: "nix-daemon" })?;
+        let program = match &options.program {
+            DaemonProgram::Harmonia(file) if process::is_executable(file) => file.clone(),
+            DaemonProgram::Harmonia(file) => return Err(NixDaemonError::NoProgram { file: file.clone() }),
+            DaemonProgram::Nix => {
+                process::find_program("nix-daemon").ok_or(NixDaemonError::NotInstalled { program: "nix-daemon" })?
+            }
+        };
         let shell = if options.sandbox { Some(shell::find(options.shell.as_deref())?) } else { None };
         let launcher = Launcher { program, conf_dir: options.state_dir.join("conf"), options };
         let lock = launcher.prepare(shell.as_deref()).await?;

@@ -6,6 +6,8 @@
 //! the transports that are allowed. [`GitCommand::user`] is for somebody's own clone: with that user's configuration, since
 //! that decides what is ignored and how files are read, but so that nothing in the clone changes.
 
+pub(crate) mod way;
+
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! [`GitRemoteHeads`].
 //!
 //! URL and branch are what an admin wrote, the answer is hostile: git runs as for strangers ([`crate::git`]), for a bounded
-//! time.
+//! time, and where the server leads on to another one, only to what evaluations may reach as well (`git/way.rs`).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,8 +11,11 @@ use harmonia_core::foreign_text::is_unshown;
 use harmonia_core::git::{self, FETCHED_SCHEMES};
 use harmonia_core::ports::{PortFuture, RemoteHead, RemoteHeads};
 use harmonia_core::without_credentials;
+use harmonia_egress::{Egress, EgressGrant};
 use tokio::sync::Semaphore;
+use url::Url;
 
+use crate::git::way::{Way, egress};
 use crate::git::{GitCommand, GitFailure, Transports};
 
 /// Most that is shown of git's own words, in characters.
@@ -25,15 +28,16 @@ const PARALLEL_MAX: usize = 8;
 pub struct GitRemoteHeads {
     git: PathBuf,
     allow_file_urls: bool,
+    egress: Egress,
     time_max: Duration,
     running: Semaphore,
 }
 
 impl GitRemoteHeads {
-    /// `git` is the program; `allow_file_urls`: whether repositories of this machine may be asked; `time_max`: how long
-    /// one answer may take.
-    pub fn new(git: PathBuf, allow_file_urls: bool, time_max: Duration) -> Self {
-        Self { git, allow_file_urls, time_max, running: Semaphore::new(PARALLEL_MAX) }
+    /// `git` is the program; `allow_file_urls`: whether repositories of this machine may be asked; `allow_hosts`: what a
+    /// server may lead to beside public addresses; `time_max`: how long one answer may take.
+    pub fn new(git: PathBuf, allow_file_urls: bool, allow_hosts: Vec<EgressGrant>, time_max: Duration) -> Self {
+        Self { git, allow_file_urls, egress: egress(allow_hosts), time_max, running: Semaphore::new(PARALLEL_MAX) }
     }
 
     async fn ask(&self, url: &str, branch: Option<&str>) -> Result<RemoteHead, String> {
@@ -61,7 +65,10 @@ impl GitRemoteHeads {
     async fn ls_remote(&self, url: &str, branch: Option<&str>) -> Result<String, String> {
         let nowhere = tempfile::tempdir().map_err(|error| format!("could not make a temporary directory: {error}"))?;
         let transports = if self.allow_file_urls { Transports::ServersAndFiles } else { Transports::Servers };
+        let way = Way::open(&self.egress, Url::parse(url).ok().as_ref()).await;
+        let way = way.map_err(|error| format!("the egress proxy for git could not listen: {error}"))?;
         let command = GitCommand::server(&self.git, nowhere.path(), "ls-remote", transports).time_max(self.time_max);
+        let command = way.apply(command);
         let command = match branch {
             Some(branch) => command.args(["ls-remote", "--quiet", "--", url, &format!("refs/heads/{branch}")]),
             None => command.args(["ls-remote", "--quiet", "--symref", "--", url, "HEAD"]),
@@ -69,6 +76,9 @@ impl GitRemoteHeads {
         command.text().await.map_err(|failure| match failure {
             GitFailure::Timeout { after, .. } => format!("{} did not answer within {after:?}", shown(url)),
             GitFailure::Failed { message, .. } => {
+                if let Some(refusal) = way.refusal(url, &[]) {
+                    return format!("{} leads elsewhere: {refusal}", shown(url));
+                }
                 let words = message.lines().collect::<Vec<_>>().join("; ");
                 let words: String = words.chars().filter(|c| !is_unshown(*c)).take(MESSAGE_CHARS_MAX).collect();
                 format!("git could not ask {}: {words}", shown(url))

@@ -8,10 +8,11 @@ mod data;
 mod demo;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use harmonia_core::{Capability, SecretUrl, SystemClock, without_credentials};
-use harmonia_embedded::nix_daemon::{NixDaemon, NixDaemonOptions};
+use harmonia_embedded::nix_daemon::{DaemonProgram, NixDaemon, NixDaemonOptions};
 use harmonia_embedded::postgres::{PostgresOptions, PrivatePostgres};
 use harmonia_embedded::s3::{S3Endpoint, S3Options};
 use tokio::net::TcpListener;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::UpArgs;
 use crate::client::{Client, default_data_dir};
-use crate::config::{Config, Visibility, load};
+use crate::config::{Config, StoreDaemon, Visibility, load};
 use crate::exit::{Failure, chain};
 use crate::node::{self, Stop};
 use crate::output::say_ready;
@@ -112,6 +113,13 @@ async fn run_node(
 }
 
 /// What a bigger installation has elsewhere. Dropping it stops everything without waiting.
+/// It is installed beside this program.
+fn harmonia_daemon() -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::failed(format!("this program's own file is not known: {}", chain(&error))))?;
+    Ok(program.with_file_name("harmonia-daemon"))
+}
+
 struct Services {
     postgres: PrivatePostgres,
     s3: S3Endpoint,
@@ -131,6 +139,10 @@ impl Services {
             durable: true,
         };
         let daemon = NixDaemonOptions {
+            program: match config.store.daemon {
+                StoreDaemon::Harmonia => DaemonProgram::Harmonia(harmonia_daemon()?),
+                StoreDaemon::Nix => DaemonProgram::Nix,
+            },
             root: data.store(),
             state_dir: data.nix_state(),
             socket: data.daemon_socket(),

@@ -47,6 +47,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
         "binary caches asked after our own: URLs, or { url, public_keys } where other keys than cache.public_keys count",
     ),
     ("cache.priority", "priority in nix-cache-info; lower is asked first"),
+    ("store.daemon", "which store daemon `up` brings along: harmonia, or nix (the nix-daemon of an installed Nix)"),
     ("store.daemon_socket", "socket of the Nix daemon that builds"),
     ("store.root", "folder under which that daemon's /nix lies; / for the system's own"),
     ("builder.max_jobs", "builds at once; default: one a processor"),

@@ -19,7 +19,8 @@ const REMOTE_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// Asks plain git repositories where their branches are.
 pub(super) fn remote_heads(config: &Config) -> Arc<dyn RemoteHeads> {
-    Arc::new(GitRemoteHeads::new(PathBuf::from("git"), config.eval.allow_file_urls, REMOTE_TIME_MAX))
+    let eval = &config.eval;
+    Arc::new(GitRemoteHeads::new(PathBuf::from("git"), eval.allow_file_urls, eval.allow_hosts.clone(), REMOTE_TIME_MAX))
 }
 
 /// What discovery, hooks and polling need, from the configuration.

@@ -21,7 +21,7 @@ pub(super) fn client(config: &Config) -> Result<reqwest::Client, Failure> {
     if let Some(path) = &config.http.ca_file {
         builder = builder.tls_certs_merge(authorities(path)?);
     }
-    builder.build().map_err(|error| Failure::failed(format!("could not set up HTTP: {}", chain(&error))))
+    builder.build().map_err(|error| Failure::no_http(&error))
 }
 
 fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {

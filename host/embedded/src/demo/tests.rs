@@ -3,13 +3,14 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::nix_daemon::{NixDaemon, NixDaemonOptions};
+use crate::nix_daemon::{DaemonProgram, NixDaemon, NixDaemonOptions};
 
 /// What this crate is tested on; the server asks Nix.
 const SYSTEM: &str = if cfg!(target_arch = "aarch64") { "aarch64-linux" } else { "x86_64-linux" };
 
 async fn daemon(directory: &TempDir) -> NixDaemon {
     let options = NixDaemonOptions {
+        program: DaemonProgram::Nix,
         root: directory.path().join("root"),
         state_dir: directory.path().join("state"),
         socket: directory.path().join("run/socket"),

@@ -100,10 +100,12 @@ fn user_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DaemonProgram;
     use super::*;
 
     fn options() -> NixDaemonOptions {
         NixDaemonOptions {
+            program: DaemonProgram::Nix,
             root: "/d/store".into(),
             state_dir: "/d/state".into(),
             socket: "/d/run/socket".into(),

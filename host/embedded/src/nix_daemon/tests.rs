@@ -8,6 +8,7 @@ use super::*;
 
 fn options(directory: &TempDir) -> NixDaemonOptions {
     NixDaemonOptions {
+        program: DaemonProgram::Nix,
         root: directory.path().join("root"),
         state_dir: directory.path().join("state"),
         socket: directory.path().join("run/socket"),
@@ -129,6 +130,7 @@ async fn a_killed_daemon_is_started_again() {
 async fn parent_process() {
     let Some(directory) = std::env::var_os("HARMONIA_TEST_NIX_DIR").map(PathBuf::from) else { return };
     let daemon = NixDaemon::start(NixDaemonOptions {
+        program: DaemonProgram::Nix,
         root: directory.join("root"),
         state_dir: directory.join("state"),
         socket: directory.join("run/socket"),

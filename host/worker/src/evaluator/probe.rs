@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
 use harmonia_nix::STORE_DIR;
 
 use super::engine::{Confinement, Engine, EngineError};
 use super::source::{Mirrors, PinnedFlake};
 use super::upstream::Upstream;
 use super::{EngineChoice, EvaluatorError, EvaluatorOptions, Settings};
+use crate::git::way::egress;
 use crate::store_daemon::StoreDaemon;
 
 /// Where programs are looked for besides `PATH`, which a service often has a bare one of.
@@ -48,8 +47,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         None => PathBuf::from(STORE_DIR),
     };
     let engine_id = engine_id(&options, &nix_instantiate, nix_eval_jobs.as_deref()).await;
-    let rules = EgressRules { allowed: options.allow_hosts.clone(), setting: "eval.allow_hosts" };
-    let egress = Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default());
+    let egress = egress(options.allow_hosts.clone());
     let mut settings = Settings {
         engine_id,
         upstream: Upstream::new(options.http.clone(), options.substituters.clone()),

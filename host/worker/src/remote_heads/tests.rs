@@ -6,6 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::test_parts::{GitServer, Mood};
 
 fn git(dir: &Path, arguments: &[&str]) -> String {
     let output = Program::new("git")
@@ -33,7 +34,7 @@ fn repository() -> (TempDir, String, String, String) {
 }
 
 fn heads(allow_file_urls: bool) -> GitRemoteHeads {
-    GitRemoteHeads::new(PathBuf::from("git"), allow_file_urls, Duration::from_mins(1))
+    GitRemoteHeads::new(PathBuf::from("git"), allow_file_urls, Vec::new(), Duration::from_mins(1))
 }
 
 fn head(branch: &str, commit: &str) -> RemoteHead {
@@ -80,7 +81,7 @@ async fn a_server_that_says_nothing_or_nonsense_is_given_up() {
         std::future::pending::<()>().await;
         drop(connection);
     });
-    let heads = GitRemoteHeads::new(PathBuf::from("git"), false, Duration::from_millis(300));
+    let heads = GitRemoteHeads::new(PathBuf::from("git"), false, Vec::new(), Duration::from_millis(300));
     let error = heads.head(url, None).await.expect_err("too slow");
     assert!(error.contains("did not answer within 300ms"), "{error}");
     silent.abort();
@@ -99,6 +100,27 @@ async fn a_server_that_says_nothing_or_nonsense_is_given_up() {
     let error = self::heads(false).head(url, Some("main".to_owned())).await.expect_err("no repository");
     assert!(error.contains("has no branch main"), "{error}");
     garbage.abort();
+}
+
+#[tokio::test]
+async fn a_server_leads_to_what_evaluations_may_reach_and_nowhere_else() {
+    let (dir, _, _, two) = repository();
+    let (served, name) = (dir.path().parent().expect("a parent"), dir.path().file_name().expect("a name"));
+    let name = name.to_str().expect("text");
+    let inner = GitServer::start(served, None).await;
+    let outer = GitServer::start(served, None).await;
+    let url = format!("http://{}/{name}", outer.address);
+    assert_eq!(heads(false).head(url.clone(), None).await, Ok(head("trunk", &two)), "a project's own server");
+
+    let refs = format!("Location: http://{}/{name}/info/refs?service=git-upload-pack\r\n", inner.address);
+    outer.be(Mood::Says(302, refs.leak()));
+    let refused = heads(false).head(url.clone(), None).await.expect_err("another server of this machine");
+    assert!(refused.contains("may not be reached") && refused.contains("eval.allow_hosts"), "{refused}");
+    assert_eq!(inner.seen(), [], "nothing was asked of it");
+
+    let allowed = vec!["127.0.0.0/8".parse().expect("a grant")];
+    let heads = GitRemoteHeads::new(PathBuf::from("git"), false, allowed, Duration::from_mins(1));
+    assert_eq!(heads.head(url, None).await, Ok(head("trunk", &two)), "listed");
 }
 
 #[test]

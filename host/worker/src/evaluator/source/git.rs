@@ -10,7 +10,6 @@ mod mirrors;
 mod submodules;
 mod touched;
 mod trouble;
-mod way;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -24,13 +23,13 @@ use harmonia_egress::{Egress, Refusal};
 use tempfile::TempDir;
 use url::Url;
 
+use crate::git::way::Way;
 use crate::git::{GitCommand, GitFailure, Transports};
 use credential::Scope;
 pub use mirrors::MirrorLimits;
 pub(crate) use mirrors::{Mirrors, keep_tidy};
 use submodules::Submodules;
 pub(crate) use touched::{ancestors, touches};
-use way::Way;
 
 /// One git command may take this long; what bounds an evaluation is usually shorter.
 const TIMEOUT: Duration = Duration::from_mins(30);
@@ -223,7 +222,7 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
             let kept = temporary(&sources.scratch_dir, "bundle-")?;
             // Git takes a bundle for a repository of this machine.
             let transports = Transports::ServersAndFiles;
-            let way = Way::open(&sources.egress, None).await?;
+            let way = Way::open(&sources.egress, None).await.map_err(GitError::Egress)?;
             let git = Git {
                 program: &sources.git,
                 repository: kept.path(),
@@ -242,7 +241,7 @@ pub(crate) async fn checkout(sources: &GitSources, origin: &Origin, wanted: &Wan
                 |scope| wanted.credential.and_then(|credential| credential::authorization(url, credential, scope));
             let of_server = authorization(Scope::Server);
             let mirror = sources.mirrors.enter(&mirrors::name(of_server.is_some(), url)).await;
-            let way = Way::open(&sources.egress, Some(&parsed)).await?;
+            let way = Way::open(&sources.egress, Some(&parsed)).await.map_err(GitError::Egress)?;
             let transports = if sources.allow_file_urls { Transports::ServersAndFiles } else { Transports::Servers };
             let git = Git {
                 program: &sources.git,

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
-use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
+use harmonia_egress::Egress;
 
 use super::*;
 
@@ -77,8 +76,7 @@ impl Repositories {
 /// A way to public addresses and to these.
 pub(in crate::evaluator) fn egress(listed: &[&str]) -> Egress {
     let allowed = listed.iter().map(|text| text.parse().expect("a grant")).collect();
-    let rules = EgressRules { allowed, setting: "eval.allow_hosts" };
-    Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default())
+    crate::git::way::egress(allowed)
 }
 
 fn wanted<'a>(commit: Option<&'a str>, branch: &'a str) -> Wanted<'a> {

@@ -2,7 +2,7 @@
 //!
 //! What counts is what the commit has: an entry that is a submodule (a gitlink) whose address `.gitmodules` names. Each is
 //! fetched into a mirror, as the repository itself is. What cannot be had stays empty, with a warning: a flake that reads
-//! it does not evaluate, and most do not read it; so does what the egress proxy refuses (`way.rs`). What must not be had (of
+//! it does not evaluate, and most do not read it; so does what the egress proxy refuses (`crate::git::way`). What must not be had (of
 //! this machine), or cannot because of how the commit
 //! was sent, is an error that says so.
 
@@ -15,9 +15,9 @@ use url::Url;
 
 use super::credential::Authorization;
 use super::mirrors::{self, InUse};
-use super::way::Way;
 use super::{FETCHED, Git, GitError, GitSources, no_commit, trouble};
 use crate::git::Transports;
+use crate::git::way::Way;
 
 /// Most submodules of one checkout.
 pub(super) const COUNT_MAX: usize = 300;

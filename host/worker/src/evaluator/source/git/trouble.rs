@@ -11,8 +11,9 @@ use harmonia_egress::{Refusal, TargetError};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{Git, GitError, way};
+use super::{Git, GitError};
 use crate::evaluator::transient::{is_temporary, retry_after};
+use crate::git::way;
 use crate::remote_heads::refs;
 
 /// Name of the command that asks for refs.
