@@ -319,7 +319,10 @@ impl Launcher {
             .env("TMPDIR", self.builds())
             .env(process_tree::MARKER, &self.options.state_dir);
         command.env("HOME", &self.options.state_dir);
-        command.arg("--store").arg(settings::local_store(&self.options.root));
+        match self.options.program {
+            DaemonProgram::Harmonia(_) => command.env("NIX_ROOT_DIR", &self.options.root),
+            DaemonProgram::Nix => command.arg("--store").arg(settings::local_store(&self.options.root)),
+        };
         command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(output).stderr(errors);
         let mut child = process::spawn(command).await.map_err(failed("start", &self.program))?;
         if let Err(error) = self.until_ready(&mut child).await {

@@ -7,8 +7,9 @@ use tokio::process::Command;
 use super::{NixDaemonError, NixDaemonOptions, SOCKET_PATH_BYTES_MAX};
 
 /// What the surrounding environment may say about another Nix.
-const FOREIGN_VARIABLES: [&str; 9] = [
+const FOREIGN_VARIABLES: [&str; 10] = [
     "NIX_REMOTE",
+    "NIX_ROOT_DIR",
     "NIX_STORE_DIR",
     "NIX_STATE_DIR",
     "NIX_LOG_DIR",
