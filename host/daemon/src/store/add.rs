@@ -150,6 +150,16 @@ impl Store {
         self.add_content(roots, name, kind, references, text, repair)
     }
 
+    /// Whether the files of a valid path are there and have the hash that they were registered with.
+    pub fn is_sound(&self, path: &StorePath) -> Result<bool, StoreError> {
+        let Some(info) = self.path_info(path)? else { return Ok(false) };
+        let real = self.real_path(path);
+        if fs::symlink_metadata(&real).is_err() {
+            return Ok(false);
+        }
+        Ok(hash_archive(&real)?.0 == info.nar_hash)
+    }
+
     fn finish_content(
         &self,
         roots: &TempRoots,

@@ -71,6 +71,18 @@ impl Store {
         Ok(())
     }
 
+    /// What names the realisations of a derivation's outputs.
+    pub fn masked_modulo(&self, path: &StorePath, derivation: &Derivation) -> Result<ModuloHash, StoreError> {
+        let mut inputs = HashMap::new();
+        if !matches!(derivation.kind(), Ok(DerivationKind::Fixed)) {
+            for input in derivation.input_drvs.keys() {
+                inputs.insert(input, self.modulo(input)?);
+            }
+        }
+        let hash = derivation.hash_modulo_masked(|input| inputs.get(input).copied());
+        hash.map_err(|cause| StoreError::Outputs { path: path.clone(), cause: cause.into() })
+    }
+
     /// What stands for a derivation in the hashes of those that need it.
     fn modulo(&self, path: &StorePath) -> Result<ModuloHash, StoreError> {
         let mut todo: Vec<(StorePath, Option<Derivation>)> = vec![(path.clone(), None)];

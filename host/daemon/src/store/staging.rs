@@ -67,22 +67,16 @@ impl Store {
     /// It may be canonical already, as a build leaves it; its own metadata is that of the store afterwards.
     pub fn move_into_store(&self, staged: &Path, path: &StorePath) -> Result<(), StoreError> {
         let target = self.real_path(path);
-        let found = fs::symlink_metadata(staged).map_err(StoreError::io("look at", staged))?;
-        // Without being root one can move only a directory that one may write.
-        let is_closed = found.is_dir() && found.mode() & 0o200 == 0 && !rustix::process::geteuid().is_root();
-        if is_closed {
-            fs::set_permissions(staged, fs::Permissions::from_mode(0o755))
-                .map_err(StoreError::io("set the mode of", staged))?;
-        }
         if fs::symlink_metadata(&target).is_ok() {
             self.move_away(&target, staged)?;
         }
-        fs::rename(staged, &target).map_err(StoreError::io("move to its place", &target))?;
-        if is_closed {
-            fs::set_permissions(&target, fs::Permissions::from_mode(0o555))
-                .map_err(StoreError::io("set the mode of", &target))?;
-        }
-        Ok(())
+        move_tree(staged, &target)
+    }
+
+    /// Moves a finished tree to a name beside a path, such as `PATH.check`, in place of what may be there.
+    pub fn keep_beside(&self, staged: &Path, kept: &Path) -> Result<(), StoreError> {
+        tree::delete(kept)?;
+        move_tree(staged, kept)
     }
 
     /// Something is in the way: the rest of an addition that was cut off, or what is to be repaired.
@@ -104,4 +98,20 @@ impl Store {
         canonicalise(staged)?;
         self.move_into_store(staged, path)
     }
+}
+
+fn move_tree(staged: &Path, target: &Path) -> Result<(), StoreError> {
+    let found = fs::symlink_metadata(staged).map_err(StoreError::io("look at", staged))?;
+    // Without being root one can move only a directory that one may write.
+    let is_closed = found.is_dir() && found.mode() & 0o200 == 0 && !rustix::process::geteuid().is_root();
+    if is_closed {
+        fs::set_permissions(staged, fs::Permissions::from_mode(0o755))
+            .map_err(StoreError::io("set the mode of", staged))?;
+    }
+    fs::rename(staged, target).map_err(StoreError::io("move to its place", target))?;
+    if is_closed {
+        fs::set_permissions(target, fs::Permissions::from_mode(0o555))
+            .map_err(StoreError::io("set the mode of", target))?;
+    }
+    Ok(())
 }
