@@ -4,3 +4,4 @@
 //! given and what comes of it.
 
 pub mod build;
+pub mod substitute;
