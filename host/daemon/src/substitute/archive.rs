@@ -97,6 +97,7 @@ impl AsyncRead for Archive {
         if let Err(error) = ready!(Pin::new(&mut self.inner).poll_read(context, buffer)) {
             // What the connection did is told by itself; everything else is the decoder's complaint.
             let is_told = Self::cause(&error).is_some();
+            buffer.set_filled(before);
             return Poll::Ready(Err(if is_told { error } else { into_io(FetchError::Unpack(error)) }));
         }
         let this = &mut *self;
@@ -108,6 +109,8 @@ impl AsyncRead for Archive {
         this.digest.update(new);
         if this.digest.size_bytes > this.nar_size_bytes {
             let error = FetchError::Size { found: this.digest.size_bytes, promised: this.nar_size_bytes };
+            // Readers may fail or give bytes, not both.
+            buffer.set_filled(before);
             return Poll::Ready(Err(into_io(error)));
         }
         Poll::Ready(Ok(()))
