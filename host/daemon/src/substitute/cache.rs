@@ -206,4 +206,3 @@ pub(super) fn http_error(error: reqwest::Error) -> FetchError {
 fn shown(name: &str) -> String {
     name.split(['?', '#']).next().unwrap_or_default().chars().take(200).collect()
 }
-

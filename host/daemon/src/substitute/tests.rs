@@ -98,7 +98,8 @@ impl Server {
     async fn of(folder: &Path, cuts: usize, cut_at: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let uri = format!("http://{}", listener.local_addr().expect("an address"));
-        let (requests, cuts, folder) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(cuts)), folder.to_owned());
+        let (requests, cuts, folder) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(cuts)), folder.to_owned());
         let counted = Arc::clone(&requests);
         let task = tokio::spawn(async move {
             loop {
@@ -125,9 +126,10 @@ async fn answer(mut stream: TcpStream, requests: &AtomicUsize, cuts: &AtomicUsiz
         stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.ok();
         return;
     };
-    let from: usize = head.lines().find_map(|line| line.strip_prefix("range: bytes=")).map_or(0, |range| {
-        range.trim_end_matches('-').parse().expect("a range to the end")
-    });
+    let from: usize = head
+        .lines()
+        .find_map(|line| line.strip_prefix("range: bytes="))
+        .map_or(0, |range| range.trim_end_matches('-').parse().expect("a range to the end"));
     let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
     let answer = format!(
         "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{}\r\naccept-ranges: bytes\r\n\
