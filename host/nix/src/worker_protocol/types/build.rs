@@ -14,7 +14,7 @@ use crate::worker_protocol::wire::{
 };
 
 /// Which outputs of a derivation.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OutputNames {
     /// All of them.
     All,
