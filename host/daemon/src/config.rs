@@ -7,6 +7,7 @@ mod settings;
 mod users;
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use harmonia_nix::STORE_DIR;
@@ -26,7 +27,12 @@ pub struct Config {
     pub socket: PathBuf,
     /// What can be set by files and, within limits, by clients.
     pub settings: Settings,
+    /// The program that starts builders, with its first arguments.
+    pub build_helper: Vec<OsString>,
 }
+
+/// The argument by which the daemon's own executable is the helper that starts builders.
+pub const BUILD_HELPER: &str = "build-helper";
 
 impl Config {
     /// From the `NIX_*` variables and the files that they name, or the usual ones.
@@ -56,7 +62,9 @@ impl Config {
         if let Some(text) = env::var_os("NIX_CONFIG") {
             parse::read_text(&text.to_string_lossy(), Path::new("NIX_CONFIG"), &mut settings)?;
         }
-        Ok(Self { layout, socket, settings })
+        // The file that runs now, also when another has taken its name since.
+        let build_helper = vec!["/proc/self/exe".into(), BUILD_HELPER.into()];
+        Ok(Self { layout, socket, settings, build_helper })
     }
 
     /// How the store is kept.

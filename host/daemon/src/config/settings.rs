@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use harmonia_nix::signature::PublicKey;
+use harmonia_nix::signature::{PublicKey, SecretKey};
 
 use crate::build::SandboxMode;
 
@@ -37,6 +37,11 @@ pub struct Settings {
     pub sandbox: SandboxMode,
     pub sandbox_paths: Vec<String>,
     pub build_dir: Option<PathBuf>,
+    pub sandbox_build_dir: PathBuf,
+    pub sandbox_dev_shm_size_bytes: u64,
+    pub auto_allocate_uids: bool,
+    pub netrc_file: PathBuf,
+    pub hashed_mirrors: Vec<String>,
     pub system: String,
     pub extra_platforms: Vec<String>,
     /// `None`: what this machine can do.
@@ -83,6 +88,11 @@ impl Default for Settings {
             sandbox: SandboxMode::On,
             sandbox_paths: Vec::new(),
             build_dir: None,
+            sandbox_build_dir: PathBuf::from("/build"),
+            sandbox_dev_shm_size_bytes: 0,
+            auto_allocate_uids: false,
+            netrc_file: PathBuf::from("/etc/nix/netrc"),
+            hashed_mirrors: Vec::new(),
             system: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             extra_platforms: if cfg!(target_arch = "x86_64") { vec![text("i686-linux")] } else { Vec::new() },
             system_features: None,
@@ -166,6 +176,12 @@ impl Settings {
             "secret-key-files" => self.secret_key_files = words(value).map(PathBuf::from).collect(),
             "post-build-hook" => self.post_build_hook = some_path(value),
             "build-dir" => self.build_dir = some_path(value),
+            "sandbox-build-dir" => self.sandbox_build_dir = value.into(),
+            "netrc-file" => self.netrc_file = value.into(),
+            // Half of the memory, as the kernel has it, unless it is a number of bytes.
+            "sandbox-dev-shm-size" => {
+                self.sandbox_dev_shm_size_bytes = if value.ends_with('%') { 0 } else { parse_number(name, value)? };
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -187,6 +203,21 @@ impl Settings {
             }
         };
         self.trusted_public_keys.iter().filter_map(parse).collect()
+    }
+
+    /// The keys in [`Settings::secret_key_files`]; those that cannot be read are warned of.
+    pub fn secret_keys(&self) -> Vec<SecretKey> {
+        let read = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+            match text.and_then(|text| SecretKey::parse(text.trim()).map_err(|error| error.to_string())) {
+                Ok(key) => Some(key),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error, "A key of secret-key-files is not used");
+                    None
+                }
+            }
+        };
+        self.secret_key_files.iter().filter_map(read).collect()
     }
 
     /// Systems that are built for.
@@ -216,6 +247,7 @@ impl Settings {
             "trusted-substituters" | "trusted-binary-caches" => &mut self.trusted_substituters,
             "sandbox-paths" | "build-sandbox-paths" | "build-chroot-dirs" => &mut self.sandbox_paths,
             "extra-platforms" => &mut self.extra_platforms,
+            "hashed-mirrors" => &mut self.hashed_mirrors,
             _ => return None,
         })
     }
@@ -233,6 +265,7 @@ impl Settings {
             "keep-derivations" | "gc-keep-derivations" => &mut self.keep_derivations,
             "auto-optimise-store" => &mut self.auto_optimise_store,
             "fsync-metadata" => &mut self.fsync_metadata,
+            "auto-allocate-uids" => &mut self.auto_allocate_uids,
             "allow-symlinked-store" => &mut self.allow_symlinked_store,
             _ => return None,
         })

@@ -63,7 +63,6 @@ impl User {
     }
 }
 
-
 fn rows_of(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(':').collect())
 }

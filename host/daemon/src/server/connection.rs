@@ -147,23 +147,28 @@ impl Connection {
     async fn work_on_asked(&mut self, request: Request) -> Result<(), Ended> {
         let mut archive = AskedArchive::new();
         let bulk = archive.reading_end();
-        let client = self.client();
-        let mut work = pin!(perform(client, request, Some(bulk)));
+        let mut work = pin!(perform(self.client(), request, Some(bulk)));
         let reader = self.reader.as_mut().ok_or(Ended)?;
-        let mut asking = pin!(archive.ask(reader, &mut self.writer));
         let mut asked = None;
-        let (result, _) = loop {
-            tokio::select! {
-                biased;
-                done = &mut work => break done,
-                done = &mut asking, if asked.is_none() => asked = Some(done),
+        let result = {
+            let mut asking = pin!(archive.ask(reader, &mut self.writer));
+            loop {
+                tokio::select! {
+                    biased;
+                    (result, _) = &mut work => break result,
+                    done = &mut asking, if asked.is_none() => asked = Some(done),
+                }
             }
         };
-        // Only a client that was not asked for the whole archive could have sent what nobody reads.
-        if let Some(Err(_)) = asked {
-            return Err(Ended);
+        match asked {
+            Some(Err(_)) => Err(Ended),
+            // A piece that was asked for may still come, after which nobody understands the client any more.
+            None if result.is_err() => {
+                self.finish(result).await?;
+                Err(Ended)
+            }
+            _ => self.finish(result).await,
         }
-        self.finish(result).await
     }
 
     async fn finish(&mut self, result: Result<Answer, Failure>) -> Result<(), Ended> {

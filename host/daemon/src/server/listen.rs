@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// Where systemd leaves the first socket.
+const ACTIVATED: i32 = 3;
+
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -56,8 +59,13 @@ fn activated() -> Result<Option<UnixListener>, ListenError> {
     if !is_ours || count != "1" {
         return Err(ListenError::Activation);
     }
-    // Opened anew through /proc is not possible for a socket, so that the number has to be taken as it is.
-    harmonia_sandbox::inherited_listener().map(Some).map_err(|_| ListenError::Activation)
+    // A copy of it, since only unsafe code may take the number for what it is.
+    let copy = || {
+        let ourselves = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
+        rustix::process::pidfd_getfd(ourselves, ACTIVATED, rustix::process::PidfdGetfdFlags::empty())
+    };
+    let socket = copy().map_err(|_| ListenError::Activation)?;
+    Ok(Some(socket.into()))
 }
 
 fn bind(path: &Path) -> Result<UnixListener, ListenError> {

@@ -39,7 +39,10 @@ impl LogQueue {
         let is_line = matches!(
             message,
             LogMessage::Text(_)
-                | LogMessage::Result { result: ActivityResult::BuildLogLine(_) | ActivityResult::PostBuildLogLine(_), .. }
+                | LogMessage::Result {
+                    result: ActivityResult::BuildLogLine(_) | ActivityResult::PostBuildLogLine(_),
+                    ..
+                }
         );
         if is_line && state.waiting_bytes + bytes > WAITING_BYTES_MAX {
             state.left_out += 1;
@@ -68,7 +71,8 @@ impl LogQueue {
         state.waiting_bytes = 0;
         let mut taken: Vec<LogMessage> = std::mem::take(&mut state.waiting).into();
         if left_out > 0 {
-            let text = format!("{left_out} lines were left out, as they were not read in time; the build log has them\n");
+            let text =
+                format!("{left_out} lines were left out, as they were not read in time; the build log has them\n");
             taken.push(LogMessage::Text(text));
         }
         taken
@@ -118,8 +122,16 @@ mod tests {
         let taken = queue.take().await;
         let bytes: usize = taken.iter().map(size).sum();
         assert!(bytes <= WAITING_BYTES_MAX + 1024, "{bytes}");
-        assert_eq!(taken.iter().filter(|message| **message == LogMessage::Stop { id: 1 }).count(), 1, "the end is told");
-        assert!(matches!(taken.last(), Some(LogMessage::Text(text)) if text.starts_with("13 lines")), "{:?}", taken.len());
+        assert_eq!(
+            taken.iter().filter(|message| **message == LogMessage::Stop { id: 1 }).count(),
+            1,
+            "the end is told"
+        );
+        assert!(
+            matches!(taken.last(), Some(LogMessage::Text(text)) if text.starts_with("13 lines")),
+            "{:?}",
+            taken.len()
+        );
         queue.push(line("after"));
         assert_eq!(queue.take().await, [line("after")]);
     }

@@ -165,7 +165,7 @@ impl Client {
         schedule::Request {
             log: self.log.clone(),
             roots: Arc::clone(&self.roots),
-            options: request_options(&self.settings, self.is_trusted),
+            options: request_options(&self.daemon.config, &self.settings, self.is_trusted),
         }
     }
 
@@ -175,9 +175,7 @@ impl Client {
 }
 
 /// Runs on a thread that may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(failed) => Err(Failure::new(format!("the daemon failed: {failed}"))),

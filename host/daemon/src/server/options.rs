@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use harmonia_nix::worker_protocol::ClientOptions;
 
-use crate::build::BuildOptions;
-use crate::config::Settings;
+use crate::build::{BuildOptions, BuildUsers};
+use crate::config::{Config, Settings};
 use crate::schedule::{Log, RequestOptions};
 
 /// Anybody may set these.
@@ -77,9 +77,7 @@ fn known_substituter(base: &Settings, url: &str) -> Option<String> {
 }
 
 /// What the scheduler needs of the settings.
-pub(super) fn request_options(settings: &Settings, is_trusted: bool) -> RequestOptions {
-    let seconds = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
-    let max_log_bytes = settings.max_build_log_size_bytes;
+pub(super) fn request_options(config: &Config, settings: &Settings, is_trusted: bool) -> RequestOptions {
     RequestOptions {
         is_trusted,
         keep_going: settings.keep_going,
@@ -89,18 +87,41 @@ pub(super) fn request_options(settings: &Settings, is_trusted: bool) -> RequestO
         substituters: settings.substituters.clone(),
         trusted_keys: settings.trusted_keys(),
         require_signatures: settings.require_sigs,
+        // Of the daemon, whatever the client says: it would sign with a file that it names.
+        secret_keys: config.settings.secret_keys(),
         post_build_hook: settings.post_build_hook.clone(),
+        build: build_options(config, settings),
+    }
+}
+
+fn build_options(config: &Config, settings: &Settings) -> BuildOptions {
+    let seconds = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
+    let max_log_bytes = settings.max_build_log_size_bytes;
+    let state_dir = &config.layout.state_dir;
+    let group = config.settings.build_users_group();
+    BuildOptions {
+        cores: settings.cores,
+        timeout: seconds(settings.timeout_s),
+        max_silent: seconds(settings.max_silent_time_s),
+        max_log_bytes: (max_log_bytes > 0).then_some(max_log_bytes),
+        keep_failed: settings.keep_failed,
+        sandbox: settings.sandbox,
+        sandbox_paths: settings.sandbox_paths.iter().map(|text| sandbox_path(text)).collect(),
+        build_dir: settings.build_dir.clone().unwrap_or_else(std::env::temp_dir),
+        sandbox_build_dir: settings.sandbox_build_dir.clone(),
+        shm_bytes: settings.sandbox_dev_shm_size_bytes,
         log_lines: settings.log_lines,
-        build: BuildOptions {
-            cores: settings.cores,
-            timeout: seconds(settings.timeout_s),
-            max_silent: seconds(settings.max_silent_time_s),
-            max_log_bytes: (max_log_bytes > 0).then_some(max_log_bytes),
-            keep_failed: settings.keep_failed,
-            sandbox: settings.sandbox,
-            sandbox_paths: settings.sandbox_paths.iter().map(|text| sandbox_path(text)).collect(),
-            build_dir: settings.build_dir.clone().unwrap_or_else(std::env::temp_dir),
+        max_output_bytes: None,
+        max_memory_bytes: None,
+        max_processes: None,
+        build_users: if group.is_empty() || config.settings.auto_allocate_uids {
+            BuildUsers::of_range(state_dir)
+        } else {
+            BuildUsers::of_group(group, state_dir)
         },
+        helper: config.build_helper.clone(),
+        netrc_file: Some(settings.netrc_file.clone()),
+        hashed_mirrors: settings.hashed_mirrors.clone(),
     }
 }
 

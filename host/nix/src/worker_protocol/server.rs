@@ -10,8 +10,8 @@ use super::handshake::ProtocolVersion;
 use super::operations::Operation;
 use super::types::{BuildMode, ClientOptions, DerivedPath, GcAction, GcRequest, ValidPathInfo, read_derivation};
 use super::wire::{
-    TEXT_BYTES_MAX, WireError, read_bool, read_bytes, read_count, read_store_path,
-    read_store_paths, read_string, read_strings, read_u64,
+    TEXT_BYTES_MAX, WireError, read_bool, read_bytes, read_count, read_store_path, read_store_paths, read_string,
+    read_strings, read_u64,
 };
 use crate::content_address::{ContentAddress, ContentAddressMethod};
 use crate::derivation::BasicDerivation;
@@ -292,7 +292,8 @@ async fn read_add_to_store<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Reque
     let references = read_store_paths(reader, "a reference").await?;
     let repair = read_bool(reader).await?;
     let (method, algorithm) = ContentAddressMethod::split_prefix(kind.strip_prefix("fixed:").unwrap_or(&kind));
-    let algorithm = algorithm.parse().ok().filter(|_| (method == ContentAddressMethod::Text) != kind.starts_with("fixed:"));
+    let algorithm =
+        algorithm.parse().ok().filter(|_| (method == ContentAddressMethod::Text) != kind.starts_with("fixed:"));
     let algorithm = algorithm.ok_or_else(|| WireError::bad_value("a content address method", &kind))?;
     Ok(Request::AddToStore { name, method, algorithm, references, repair })
 }

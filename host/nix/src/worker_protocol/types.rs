@@ -17,7 +17,9 @@ use crate::store_path::StorePath;
 
 mod build;
 
-pub use build::{BuildMode, BuildResult, BuildStatus, BuiltOutput, DerivedPath, OutputNames, put_derivation, read_derivation};
+pub use build::{
+    BuildMode, BuildResult, BuildStatus, BuiltOutput, DerivedPath, OutputNames, put_derivation, read_derivation,
+};
 
 /// Settings of a client. What the daemon makes of them depends on its trust.
 #[derive(Debug, Clone, PartialEq, Eq)]

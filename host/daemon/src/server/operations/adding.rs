@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Write};
 
 use harmonia_nix::content_address::ContentAddressMethod;
 use harmonia_nix::store_path::StorePath;
@@ -35,7 +35,8 @@ pub(super) fn add(
             } else {
                 let part = if method == ContentAddressMethod::Recursive { Part::Archive } else { Part::Contents };
                 let mut archive = OneArchive::new(&mut bulk, part);
-                let added = client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut archive, repair);
+                let added =
+                    client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut archive, repair);
                 match archive.finish() {
                     Ok(()) => added,
                     Err(error) => return (Err(error.into()), Err(io::ErrorKind::InvalidData.into())),
