@@ -7,5 +7,6 @@
 //! Only here: the local store's SQLite database.
 
 pub mod build;
+pub mod schedule;
 pub mod store;
 pub mod substitute;
