@@ -54,7 +54,7 @@ impl World {
         }
         std::fs::write(
             world.path("conf/nix.conf"),
-            "build-users-group =\nsubstituters =\nsandbox = true\nsandbox-fallback = false\n\
+            "cores = 2\nsystem-features =\nbuild-users-group =\nsubstituters =\nsandbox = true\nsandbox-fallback = false\n\
              sandbox-paths = /bin/sh=/bin/busybox\nhashed-mirrors =\nexperimental-features = nix-command\n",
         )
         .expect("written");
@@ -157,7 +157,7 @@ impl World {
 
     pub(crate) fn options(&self) -> BuildOptions {
         BuildOptions {
-            cores: 0,
+            cores: 2,
             timeout: Some(Duration::from_secs(120)),
             max_silent: None,
             max_log_bytes: None,
