@@ -80,7 +80,11 @@ impl Place {
         let mut place = Self {
             sandboxed,
             is_fixed,
-            needs_kvm: attributes.strings("requiredSystemFeatures")?.unwrap_or_default().iter().any(|name| name == "kvm"),
+            needs_kvm: attributes
+                .strings("requiredSystemFeatures")?
+                .unwrap_or_default()
+                .iter()
+                .any(|name| name == "kvm"),
             build_dir: PathBuf::new(),
             top: request.options.sandbox_build_dir.clone(),
             scratch: BTreeMap::new(),

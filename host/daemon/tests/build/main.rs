@@ -3,11 +3,21 @@
 mod world;
 
 use harmonia_nix::worker_protocol::BuildStatus;
-use world::World;
+use world::{World, as_ordinary_user};
 
 #[test]
 fn outputs_are_those_of_stock_nix() {
-    let world = World::new();
+    outputs_of(&World::new());
+}
+
+#[test]
+fn outputs_are_those_of_stock_nix_for_an_ordinary_user() {
+    if as_ordinary_user("outputs_are_those_of_stock_nix_for_an_ordinary_user") {
+        outputs_of(&World::new());
+    }
+}
+
+fn outputs_of(world: &World) {
     let input = "let input = shell { name = \"input\"; } \"mkdir $out; echo text >$out/file\"; in ";
     for script in [
         "echo text >$out",
@@ -27,9 +37,67 @@ fn outputs_are_those_of_stock_nix() {
 }
 
 #[test]
+fn outputs_without_a_sandbox_are_those_of_stock_nix() {
+    if !as_ordinary_user("outputs_without_a_sandbox_are_those_of_stock_nix") {
+        return;
+    }
+    let world = World::without_sandbox();
+    let inputs = "let input = shell { name = \"input\"; } \"mkdir $out; echo text >$out/file\"; in ";
+    for expression in [
+        "shell { } \"mkdir $out; echo ${input}/file $out >$out/refers; ln -s ${input} $out/link\"",
+        "shell { outputs = [ \"out\" \"dev\" ]; } \"mkdir $out; echo $out >$dev; echo x >$out/x; chmod 0 $out/x\"",
+        "shell { passAsFile = [ \"text\" ]; text = \"text\"; } \"cp $textPath $out; env | grep -v nix-build | sort >>$out\"",
+    ] {
+        world.compare(&format!("{inputs}{expression}"));
+    }
+    // What an earlier build left is in the way of none.
+    let drv_path = world.instantiate("shell { } \"mkdir $out; echo new >$out/new\"");
+    let derivation = world.derivation(&drv_path);
+    let out = derivation.outputs["out"].path().expect("known").clone();
+    std::fs::create_dir(&out).expect("made");
+    std::fs::write(std::path::Path::new(out.as_str()).join("stale"), "").expect("written");
+    let build = world.run(world.request(&drv_path));
+    assert_eq!(world::names(&build.outputs()[0].staged), ["new"]);
+    assert!(!std::path::Path::new(out.as_str()).exists(), "it is where the caller wants it");
+}
+
+#[test]
+fn what_is_valid_is_not_touched_when_it_is_built_again_without_a_sandbox() {
+    if !as_ordinary_user("what_is_valid_is_not_touched_when_it_is_built_again_without_a_sandbox") {
+        return;
+    }
+    let world = World::without_sandbox();
+    let expression = "shell { outputs = [ \"out\" \"dev\" ]; } \"mkdir $out; echo $out >$out/self; echo $out >$dev\"";
+    world.compare(expression);
+    let drv_path = world.instantiate(expression);
+    let derivation = world.derivation(&drv_path);
+    let mut request = world.request(&drv_path);
+    for (name, output) in &derivation.outputs {
+        request.valid_outputs.insert(name.clone(), world.info(output.path().expect("known")));
+    }
+    let before = request.valid_outputs.clone();
+    let build = world.run(request);
+    for output in build.outputs() {
+        let valid = &before[&output.output];
+        assert_eq!(output.nar_hash, valid.nar_hash, "{}", output.path);
+        assert_eq!(output.references, valid.references);
+        let now = world.ask("nix-store", &["--dump", output.path.as_str()]);
+        assert!(!now.is_empty(), "it is still there");
+    }
+    assert_eq!(world.ask("nix-store", &["--verify", "--check-contents"]), "");
+    let left: Vec<String> = world::names(std::path::Path::new("/nix/store"));
+    assert_eq!(
+        left.iter().filter(|name| name.ends_with("-test") || name.ends_with("-test-dev")).count(),
+        2,
+        "{left:?}"
+    );
+}
+
+#[test]
 fn attributes_reach_builders_as_with_stock_nix() {
     let world = World::new();
-    let inputs = "let a = shell { name = \"a\"; } \"echo a >$out\"; b = shell { name = \"b\"; } \"echo ${a} >$out\"; in ";
+    let inputs =
+        "let a = shell { name = \"a\"; } \"echo a >$out\"; b = shell { name = \"b\"; } \"echo ${a} >$out\"; in ";
     for expression in [
         // Files instead of variables.
         "shell { passAsFile = [ \"large\" \"mixed\" ]; large = \"text of ${placeholder \"out\"}\"; mixed = \"${a}\"; } \
@@ -106,14 +174,16 @@ fn fixed_outputs_are_held_to_their_hash() {
 #[test]
 fn outputs_that_are_not_allowed_are_refused_as_by_stock_nix() {
     let world = World::new();
-    let inputs = "let a = shell { name = \"a\"; } \"echo a >$out\"; b = shell { name = \"b\"; } \"echo ${a} >$out\"; in ";
+    let inputs =
+        "let a = shell { name = \"a\"; } \"echo a >$out\"; b = shell { name = \"b\"; } \"echo ${a} >$out\"; in ";
     let structured = |checks: &str, script: &str| {
         format!(
             "derivation {{ name = \"test\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; __structuredAttrs = true; \
              inherit a b; outputChecks.out = {{ {checks} }}; args = [ \"-c\" \"out=${{placeholder \"out\"}}; {script}\" ]; }}"
         )
     };
-    let plain = |checks: &str, script: &str| format!("shell {{ outputs = [ \"out\" \"dev\" ]; {checks} }} \"{script}\"");
+    let plain =
+        |checks: &str, script: &str| format!("shell {{ outputs = [ \"out\" \"dev\" ]; {checks} }} \"{script}\"");
     let cases = [
         // What is refused, with a part of the reason; the empty reason: allowed.
         (plain("allowedReferences = [ ];", "echo >$dev; echo ${a} >$out"), "is not allowed to refer to"),
@@ -150,7 +220,8 @@ fn outputs_that_are_not_allowed_are_refused_as_by_stock_nix() {
         assert_eq!(build.failure().status, BuildStatus::OutputRejected, "{expression}");
         assert!(build.failure().message.contains(why), "{expression}: {}", build.failure().message);
         // Stock Nix shows where the chroot is.
-        let chroot = world.path("stock/nix/store").join(format!("{}.chroot", world.instantiate(&expression).base_name()));
+        let chroot =
+            world.path("stock/nix/store").join(format!("{}.chroot", world.instantiate(&expression).base_name()));
         let said = said.replace(&chroot.display().to_string(), "");
         let mut lines = build.failure().message.lines();
         assert!(lines.all(|line| said.contains(line.trim())), "{} in {said}", build.failure().message);

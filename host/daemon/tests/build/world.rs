@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) struct World {
     place: tempfile::TempDir,
+    /// The root of stock Nix's store.
+    root: PathBuf,
+    shell: &'static str,
 }
 
 /// What came of a build, and what it said.
@@ -48,7 +51,8 @@ impl World {
     pub(crate) fn new() -> Self {
         let place = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("mode");
-        let world = Self { place };
+        let root = place.path().join("stock");
+        let world = Self { place, root, shell: "builder = \"/bin/sh\"; args = [ \"-c\" script ];" };
         for directory in ["stock", "conf", "state", "builds", "staging"] {
             std::fs::create_dir(world.path(directory)).expect("a directory");
         }
@@ -61,6 +65,17 @@ impl World {
         world
     }
 
+    /// Both build in `/nix/store` itself, without a sandbox. To be called within [`as_ordinary_user`].
+    pub(crate) fn without_sandbox() -> Self {
+        let mut world = Self::new();
+        world.root = "/".into();
+        world.shell = "builder = \"/bin/busybox\"; args = [ \"sh\" \"-c\" script ];";
+        let file = world.path("conf/nix.conf");
+        let text = std::fs::read_to_string(&file).expect("text").replace("sandbox = true", "sandbox = false");
+        std::fs::write(&file, text).expect("written");
+        world
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
@@ -68,9 +83,10 @@ impl World {
     /// A command of stock Nix at its store.
     pub(crate) fn nix(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let place = self.place.path().display();
+        let root = self.root.display();
+        let remote = if self.root == Path::new("/") { "local".to_owned() } else { format!("local?root={root}") };
         command
-            .env("NIX_REMOTE", format!("local?root={place}/stock"))
+            .env("NIX_REMOTE", remote)
             .env("NIX_CONF_DIR", self.path("conf"))
             .env("NIX_STATE_DIR", "/nix/var/nix")
             .env("HOME", self.place.path())
@@ -79,16 +95,18 @@ impl World {
     }
 
     pub(crate) fn ask(&self, program: &str, arguments: &[&str]) -> String {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let output = self.nix(program).args(arguments).output().expect("nix is installed");
         assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        text(output.stdout).trim().to_owned()
     }
 
     /// The derivation of an expression. `shell script` in it makes a derivation whose builder is the shell.
     pub(crate) fn instantiate(&self, expression: &str) -> StorePath {
         let expression = format!(
-            "let shell = attributes: script: derivation ({{ name = \"test\"; system = \"x86_64-linux\"; \
-               builder = \"/bin/sh\"; args = [ \"-c\" script ]; }} // attributes); in {expression}"
+            "let shell = attributes: script: derivation ({{ name = \"test\"; system = \"x86_64-linux\"; {} }} // attributes); \
+             in {expression}",
+            self.shell
         );
         StorePath::parse(&self.ask("nix-instantiate", &["--expr", &expression])).expect("a path")
     }
@@ -100,14 +118,14 @@ impl World {
     }
 
     pub(crate) fn derivation(&self, drv_path: &StorePath) -> Derivation {
-        let file = self.path("stock/nix/store").join(drv_path.base_name());
+        let file = self.root.join("nix/store").join(drv_path.base_name());
         Derivation::from_file(drv_path, &std::fs::read(file).expect("a file")).expect("a derivation")
     }
 
-    fn info(&self, path: &StorePath) -> InputPath {
+    pub(crate) fn info(&self, path: &StorePath) -> InputPath {
         let query = |what: &str| self.ask("nix-store", &["-q", what, path.as_str()]);
         InputPath {
-            real: self.path("stock/nix/store").join(path.base_name()),
+            real: self.root.join("nix/store").join(path.base_name()),
             nar_hash: query("--hash").parse::<NarHash>().expect("a hash"),
             nar_size_bytes: query("--size").parse().expect("a number"),
             references: query("--references").lines().map(|line| StorePath::parse(line).expect("a path")).collect(),
@@ -134,13 +152,14 @@ impl World {
 
     pub(crate) fn request(&self, drv_path: &StorePath) -> BuildRequest {
         let derivation = self.derivation(drv_path);
-        let staging = tempfile::Builder::new().tempdir_in(self.path("staging")).expect("a directory").keep();
+        let on_store = if self.root == Path::new("/") { "/nix".into() } else { self.path("staging") };
+        let staging = tempfile::Builder::new().tempdir_in(on_store).expect("a directory").keep();
         BuildRequest {
             drv_path: drv_path.clone(),
             inputs: self.inputs(&derivation),
             outputs: derivation.outputs.keys().cloned().collect(),
             valid_outputs: BTreeMap::new(),
-            store_dir: self.path("ours/nix/store"),
+            store_dir: if self.root == Path::new("/") { "/nix/store".into() } else { self.path("ours/nix/store") },
             staging,
             options: self.options(),
             derivation: BasicDerivation {
@@ -162,7 +181,7 @@ impl World {
             max_silent: None,
             max_log_bytes: None,
             keep_failed: false,
-            sandbox: SandboxMode::On,
+            sandbox: if self.root == Path::new("/") { SandboxMode::Off } else { SandboxMode::On },
             sandbox_paths: vec![("/bin/sh".into(), "/bin/busybox".into())],
             build_dir: self.path("builds"),
             sandbox_build_dir: "/build".into(),
@@ -193,9 +212,17 @@ impl World {
     /// Builds with both: the same outputs, byte for byte, and the same references.
     pub(crate) fn compare(&self, expression: &str) -> Build {
         let drv_path = self.instantiate(expression);
+        let (ours_first, mut before) = (self.root == Path::new("/"), None);
+        if ours_first {
+            // In one store: what is valid is not built again. Its inputs have to be there.
+            for input in self.derivation(&drv_path).input_drvs.keys() {
+                assert!(self.stock_build(input).0);
+            }
+            before = Some(self.run(self.request(&drv_path)));
+        }
         let (succeeded, said) = self.stock_build(&drv_path);
         assert!(succeeded, "{said}");
-        let build = self.run(self.request(&drv_path));
+        let build = before.unwrap_or_else(|| self.run(self.request(&drv_path)));
         for output in build.outputs() {
             let stock = self.info(&output.path);
             assert_eq!(output.references, stock.references, "{}", output.path);
@@ -214,6 +241,35 @@ impl World {
         }
         build
     }
+}
+
+/// Runs the test of this name again, as an ordinary user with a `/nix` of its own; `true`: this is that run. Needs root.
+pub(crate) fn as_ordinary_user(test: &str) -> bool {
+    if std::env::var_os("HARMONIA_ORDINARY_USER").is_some() {
+        return true;
+    }
+    assert!(rustix::process::geteuid().is_root(), "these tests become another user, which needs root");
+    let place = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("mode");
+    for (name, file) in [("deps", std::env::current_exe().expect("own path")), ("examples", helper())] {
+        std::fs::create_dir(place.path().join(name)).expect("a directory");
+        std::fs::copy(&file, place.path().join(name).join(file.file_name().expect("a name"))).expect("copies");
+    }
+    let own = std::env::current_exe().expect("own path");
+    let own = place.path().join("deps").join(own.file_name().expect("a name"));
+    let script = "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
+                  chown nobody /nix /nix/store && exec runuser -u nobody -- \"$0\" --exact \"$1\" --nocapture";
+    let status = Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .arg(own)
+        .arg(test)
+        .env("HARMONIA_ORDINARY_USER", "1")
+        .env("TMPDIR", "/tmp")
+        .current_dir("/")
+        .status()
+        .expect("unshare is installed");
+    assert!(status.success(), "{status}");
+    false
 }
 
 pub(crate) async fn build(request: BuildRequest, cancel: CancellationToken) -> Build {
