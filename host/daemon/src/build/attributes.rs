@@ -25,7 +25,9 @@ impl<'a> Attributes<'a> {
             Some(json) => match serde_json::from_slice(json) {
                 Ok(Value::Object(object)) => Some(object),
                 Ok(_) => return Err(rejected(format!("the __json attribute of '{drv_path}' is no object"))),
-                Err(error) => return Err(rejected(format!("cannot process __json attribute of '{drv_path}': {error}"))),
+                Err(error) => {
+                    return Err(rejected(format!("cannot process __json attribute of '{drv_path}': {error}")));
+                }
             },
         };
         Ok(Self { derivation: &request.derivation, drv_path, structured })
@@ -66,9 +68,7 @@ impl<'a> Attributes<'a> {
         let name = "unsafeDiscardReferences";
         match self.structured.as_ref().and_then(|attributes| attributes.get(name)) {
             None => Ok(BTreeMap::new()),
-            Some(value) => {
-                serde_json::from_value(value.clone()).map_err(|_| self.wrong(name, "a set of Booleans"))
-            }
+            Some(value) => serde_json::from_value(value.clone()).map_err(|_| self.wrong(name, "a set of Booleans")),
         }
     }
 

@@ -71,14 +71,15 @@ pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites) -> Result<Bui
 
 /// Runs one; answers the exit code.
 pub(super) fn run(input: &[u8]) -> i32 {
-    let outcome = serde_json::from_slice::<Input>(input).map_err(|error| error.to_string()).and_then(|input| {
-        match input.name.as_str() {
-            "fetchurl" => fetchurl::run(&input),
-            "buildenv" => buildenv::run(&input),
-            "unpack-channel" => unpack_channel::run(&input),
-            name => Err(format!("unsupported builtin builder '{name}'")),
-        }
-    });
+    let outcome =
+        serde_json::from_slice::<Input>(input).map_err(|error| error.to_string()).and_then(|input| {
+            match input.name.as_str() {
+                "fetchurl" => fetchurl::run(&input),
+                "buildenv" => buildenv::run(&input),
+                "unpack-channel" => unpack_channel::run(&input),
+                name => Err(format!("unsupported builtin builder '{name}'")),
+            }
+        });
     match outcome {
         Ok(()) => 0,
         Err(error) => {

@@ -40,12 +40,9 @@ pub(super) fn environment(world: &World<'_>) -> Result<Environment, BuildFailure
     let mut variables: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let mut files = Vec::new();
     let cores = request.options.cores;
-    for (name, value) in [
-        ("PATH", "/path-not-set"),
-        ("HOME", HOME),
-        ("NIX_STORE", STORE_DIR),
-        ("NIX_BUILD_CORES", &cores.to_string()),
-    ] {
+    for (name, value) in
+        [("PATH", "/path-not-set"), ("HOME", HOME), ("NIX_STORE", STORE_DIR), ("NIX_BUILD_CORES", &cores.to_string())]
+    {
         variables.insert(name.into(), value.into());
     }
     if let Some(structured) = &attributes.structured {

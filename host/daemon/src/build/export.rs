@@ -85,12 +85,15 @@ fn closure(
     let mut outputs = Vec::new();
     for path in paths.iter().filter(|path| path.is_derivation()) {
         let real = &request.inputs[path].real;
-        let text = std::fs::read(real).map_err(|cause| BuildFailure::machine(format!("read {}", real.display()), cause))?;
+        let text =
+            std::fs::read(real).map_err(|cause| BuildFailure::machine(format!("read {}", real.display()), cause))?;
         let derivation = Derivation::from_file(path, &text)
             .map_err(|cause| BuildFailure::machine(format!("read the derivation {path}"), cause))?;
         for (name, output) in derivation.output_paths() {
             let output = output.ok_or_else(|| {
-                rejected(format!("cannot export the references of output '{name}' of '{path}', whose path is not known"))
+                rejected(format!(
+                    "cannot export the references of output '{name}' of '{path}', whose path is not known"
+                ))
             })?;
             outputs.push(output.clone());
         }

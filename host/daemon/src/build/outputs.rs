@@ -55,9 +55,7 @@ pub(super) fn collect(collection: &Collection<'_>) -> Result<Vec<BuiltPath>, Bui
         let place = collection.left_in.join(scratch.base_name());
         look_at(collection, name, scratch, &place)?;
         let parent = open(collection.left_in)?;
-        canonical
-            .tree(&parent, OsStr::new(scratch.base_name()), Path::new(scratch.as_str()))
-            .map_err(refused_by)?;
+        canonical.tree(&parent, OsStr::new(scratch.base_name()), Path::new(scratch.as_str())).map_err(refused_by)?;
         found.push((name, scratch, place));
     }
     let discarded = collection.attributes.discarded_references()?;

@@ -6,12 +6,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use harmonia_nix::hash::{Sha256Hash, compress_hash};
 use harmonia_nix::derivation::hash_placeholder;
+use harmonia_nix::hash::{Sha256Hash, compress_hash};
 use harmonia_nix::store_path::{STORE_DIR, StorePath};
-use harmonia_sandbox::{
-    Bind, Builder, BuilderRun, Bytes, Limits, Network, SandboxSpec, TextFile, User,
-};
+use harmonia_sandbox::{Bind, Builder, BuilderRun, Bytes, Limits, Network, SandboxSpec, TextFile, User};
 
 use super::attributes::{Attributes, rejected};
 use super::environment::{Environment, HOME};
@@ -72,7 +70,9 @@ impl Place {
         if !sandboxed && Path::new(HOME).exists() {
             return Err(BuildFailure::machine(
                 "build without a sandbox",
-                format!("home directory '{HOME}' exists; please remove it to assure purity of builds without sandboxing"),
+                format!(
+                    "home directory '{HOME}' exists; please remove it to assure purity of builds without sandboxing"
+                ),
             ));
         }
         let mut place = Self {
@@ -212,7 +212,9 @@ impl Place {
         for (inside, source) in &options.sandbox_paths {
             let text = source.as_os_str().as_encoded_bytes();
             let (source, optional) = match text.strip_suffix(b"?") {
-                Some(text) => (PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(text)), true),
+                Some(text) => {
+                    (PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(text)), true)
+                }
                 None => (source.clone(), false),
             };
             if own.iter().any(|path| inside == Path::new(path.as_str())) {

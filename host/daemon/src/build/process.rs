@@ -42,11 +42,11 @@ pub(super) async fn run(
     let user = spec.builder.as_ref().and_then(|builder| builder.host_user);
     let (ours, theirs) = terminal(user).map_err(machine("open a terminal for the builder"))?;
     // Any descriptor that can be waited for will do; and a terminal without processing is as good as a pipe.
-    let mut terminal =
-        Receiver::from_owned_fd_unchecked(ours).map_err(machine("watch the builder's terminal"))?;
-    let (program, arguments) = options.helper.split_first().ok_or_else(|| {
-        BuildFailure::machine("start the helper of builds", "no program is configured for it")
-    })?;
+    let mut terminal = Receiver::from_owned_fd_unchecked(ours).map_err(machine("watch the builder's terminal"))?;
+    let (program, arguments) = options
+        .helper
+        .split_first()
+        .ok_or_else(|| BuildFailure::machine("start the helper of builds", "no program is configured for it"))?;
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).env_clear().current_dir("/").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(theirs);

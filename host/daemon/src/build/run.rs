@@ -91,11 +91,7 @@ fn prepare(request: &BuildRequest) -> Result<(Place, SandboxSpec), BuildFailure>
     prepared.map(|spec| (place, spec))
 }
 
-fn describe(
-    request: &BuildRequest,
-    attributes: &Attributes<'_>,
-    place: &Place,
-) -> Result<SandboxSpec, BuildFailure> {
+fn describe(request: &BuildRequest, attributes: &Attributes<'_>, place: &Place) -> Result<SandboxSpec, BuildFailure> {
     let environment = environment(&World {
         request,
         attributes,

@@ -93,7 +93,8 @@ fn members(name: &str, groups: &str, users: &str) -> io::Result<Vec<User>> {
     let (gid, members) =
         group.ok_or_else(|| io::Error::other(format!("the group '{name}' (build-users-group) does not exist")))?;
     let of_user = |member: &str| {
-        let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == member)?;
+        let fields =
+            users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == member)?;
         Some(User { uid: fields.get(2)?.parse().ok()?, gid })
     };
     let members: Vec<User> = members.split(',').filter_map(of_user).collect();

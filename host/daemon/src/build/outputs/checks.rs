@@ -53,10 +53,9 @@ fn checks_of(
     let Some(checks) = structured.get("outputChecks").and_then(|checks| checks.get(output)) else { return Ok(None) };
     let strings = |name: &str| checks.get(name).map(|value| attributes.strings_of(name, value)).transpose();
     let number = |name: &str| match checks.get(name).map(Value::as_u64) {
-        Some(None) => Err(rejected(format!(
-            "attribute '{name}' of derivation '{}' must be a number of bytes",
-            request.drv_path
-        ))),
+        Some(None) => {
+            Err(rejected(format!("attribute '{name}' of derivation '{}' must be a number of bytes", request.drv_path)))
+        }
         Some(number) => Ok(number),
         None => Ok(None),
     };
@@ -107,8 +106,7 @@ impl Checking<'_> {
     ) -> Result<(), BuildFailure> {
         let Some(specifiers) = specifiers else { return Ok(()) };
         let named = specifiers.iter().map(|specifier| self.meant(specifier)).collect::<Result<BTreeSet<_>, _>>()?;
-        let mut used =
-            if recursive { self.closure().into_keys().collect() } else { self.output.references.clone() };
+        let mut used = if recursive { self.closure().into_keys().collect() } else { self.output.references.clone() };
         if recursive && checks.ignore_self {
             used.remove(&self.output.path);
         }
@@ -117,10 +115,7 @@ impl Checking<'_> {
             return Ok(());
         }
         let list: String = bad.iter().map(|path| format!("\n  {path}")).collect();
-        Err(refused(format!(
-            "output '{}' is not allowed to refer to the following paths:{list}",
-            self.output.path
-        )))
+        Err(refused(format!("output '{}' is not allowed to refer to the following paths:{list}", self.output.path)))
     }
 
     /// A store path, or the name of an output.
