@@ -7,6 +7,8 @@
 //! Only here: the local store's SQLite database.
 
 pub mod build;
+pub mod config;
 pub mod schedule;
+pub mod server;
 pub mod store;
 pub mod substitute;

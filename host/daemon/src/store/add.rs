@@ -16,7 +16,7 @@ use harmonia_nix::nar::{Limits, NarReader, pack_path, unpack_next};
 use harmonia_nix::store_path::{References, StorePath};
 use harmonia_nix::worker_protocol::{PathInfo, ValidPathInfo};
 
-use super::{Store, StoreError, TempRoots};
+use super::{PathLocks, Store, StoreError, TempRoots};
 
 /// Content up to this many bytes is hashed in memory first: most of what is added is small and there already.
 const IN_MEMORY_BYTES: u64 = 256 << 10;
@@ -46,31 +46,41 @@ impl Store {
         archive: impl BufRead,
         options: AddOptions,
     ) -> Result<(), StoreError> {
-        if let Some(_locks) = self.unpack_nar(roots, valid, archive, options)? {
+        if self.is_trusted_and_valid(roots, valid, options)? && !options.repair {
+            return Ok(());
+        }
+        let locks = self.lock_paths(roots, &BTreeSet::from([valid.path.clone()]))?;
+        if let Some(_locks) = self.unpack_nar(roots, valid, archive, options, locks)? {
             self.register(std::slice::from_ref(valid))?;
         }
         Ok(())
     }
 
-    /// The first part of [`Store::add_nar`]: the files are in place. To be registered while the locks last; `None` when the
-    /// path is valid and nothing was read.
+    fn is_trusted_and_valid(
+        &self,
+        roots: &TempRoots,
+        valid: &ValidPathInfo,
+        options: AddOptions,
+    ) -> Result<bool, StoreError> {
+        if !options.unsigned && !self.is_trustworthy(&valid.path, &valid.info) {
+            return Err(StoreError::Unsigned(valid.path.clone()));
+        }
+        roots.add(&valid.path)?;
+        self.is_valid(&valid.path)
+    }
+
+    /// The first part of [`Store::add_nar`], by the holder of the path's lock: the files are in place, to be registered while
+    /// the lock lasts. `None` when the path is valid and nothing was read.
     pub fn unpack_nar(
         &self,
         roots: &TempRoots,
         valid: &ValidPathInfo,
         archive: impl BufRead,
         options: AddOptions,
-    ) -> Result<Option<super::PathLocks>, StoreError> {
+        locks: PathLocks,
+    ) -> Result<Option<PathLocks>, StoreError> {
         let ValidPathInfo { path, info } = valid;
-        if !options.unsigned && !self.is_trustworthy(path, info) {
-            return Err(StoreError::Unsigned(path.clone()));
-        }
-        roots.add(path)?;
-        if !options.repair && self.is_valid(path)? {
-            return Ok(None);
-        }
-        let locks = self.lock_paths(roots, &BTreeSet::from([path.clone()]))?;
-        if !options.repair && self.is_valid(path)? {
+        if self.is_trusted_and_valid(roots, valid, options)? && !options.repair {
             return Ok(None);
         }
         let staging = self.staging(roots)?;
