@@ -1,9 +1,27 @@
-//! One build: what it is given ([`BuildRequest`]) and what comes of it ([`BuildOutcome`]).
+//! One build: what it is given ([`BuildRequest`]) and what comes of it ([`BuildOutcome`]). Start at [`run`].
 //!
 //! The executor knows no database and no protocol. Whoever asks has made the inputs valid, holds the locks of the output
-//! paths, and registers what was built.
+//! paths, and registers what was built ([`move_tree`] brings it to its place).
+//!
+//! The builder itself is started by a helper, the own executable again, whose `main` is [`helper_main`]: a process with
+//! threads can neither enter namespaces nor wait for what a builder leaves.
+
+mod attributes;
+mod builtin;
+mod environment;
+mod export;
+mod json;
+mod outputs;
+mod place;
+mod process;
+mod rewrite;
+mod run;
+mod structured;
+mod tree;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +30,15 @@ use harmonia_nix::derivation::BasicDerivation;
 use harmonia_nix::hash::NarHash;
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::BuildStatus;
+
+pub use run::run;
+pub use tree::{move_tree, remove_tree};
+pub use users::BuildUsers;
+
+/// The whole `main` of the helper that starts builders ([`BuildOptions::helper`]).
+pub fn helper_main() -> ! {
+    harmonia_sandbox::helper_main_with(builtin::run)
+}
 
 /// A derivation whose inputs are all there.
 #[derive(Debug, Clone)]
@@ -22,9 +49,14 @@ pub struct BuildRequest {
     pub derivation: BasicDerivation,
     /// The closure of the inputs: what the builder may see, and what outputs can refer to.
     pub inputs: BTreeMap<StorePath, InputPath>,
-    /// Which outputs are wanted; those that are valid already are built too, but thrown away.
+    /// Which outputs are wanted; the others are built too, but thrown away.
     pub outputs: BTreeSet<String>,
-    /// A directory on the store's file system, of this build alone, in which outputs are left for the caller.
+    /// The outputs that are valid now: their files are not touched, even if they are built again (to check or repair them).
+    pub valid_outputs: BTreeMap<String, InputPath>,
+    /// Where the files of `/nix/store` are. Another place than that makes a sandbox necessary.
+    pub store_dir: PathBuf,
+    /// A directory on the store's file system, of this build alone, in which outputs are left for the caller. It need not
+    /// exist; the caller removes it.
     pub staging: PathBuf,
     /// How.
     pub options: BuildOptions,
@@ -41,6 +73,8 @@ pub struct InputPath {
     pub nar_size_bytes: u64,
     /// What it refers to.
     pub references: BTreeSet<StorePath>,
+    /// For paths that are addressed by their content.
+    pub content_address: Option<ContentAddress>,
 }
 
 /// How to build; from the settings of the daemon and, as far as trusted, of the client.
@@ -62,6 +96,37 @@ pub struct BuildOptions {
     pub sandbox_paths: Vec<(PathBuf, PathBuf)>,
     /// Where build directories are made.
     pub build_dir: PathBuf,
+    /// What the build directory is called in a sandbox (`sandbox-build-dir`).
+    pub sandbox_build_dir: PathBuf,
+    /// Size of `/dev/shm` in a sandbox, in bytes.
+    pub shm_bytes: u64,
+    /// How many of the last lines of the log stand in the message of a failure (`log-lines`).
+    pub log_lines: usize,
+    /// The most that all outputs together may have, in bytes (of files, holes among them); asked before they are hashed.
+    pub max_output_bytes: Option<u64>,
+    /// The most memory that one process of the build may have, in bytes.
+    pub max_memory_bytes: Option<u64>,
+    /// The most processes and threads that the build's user may have.
+    pub max_processes: Option<u64>,
+    /// Who builders are when the daemon is root.
+    pub build_users: BuildUsers,
+    /// The program that starts builders, with its first arguments: its `main` is [`helper_main`].
+    pub helper: Vec<OsString>,
+    /// Passwords that `builtin:fetchurl` may use.
+    pub netrc_file: Option<PathBuf>,
+    /// Where `builtin:fetchurl` looks first, by hash (`hashed-mirrors`).
+    pub hashed_mirrors: Vec<String>,
+}
+
+/// Something that a build says while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildLog<'a> {
+    /// Bytes that it printed, as they came; for the log file.
+    Output(&'a [u8]),
+    /// A whole line that it printed, without its end; for whoever watches.
+    Line(&'a [u8]),
+    /// What the executor has to say itself.
+    Note(&'a str),
 }
 
 /// `sandbox` of nix.conf.
@@ -82,7 +147,7 @@ pub struct BuiltPath {
     pub output: String,
     /// Where it belongs.
     pub path: StorePath,
-    /// Where it is: canonical, on fresh inodes that no process of the build can reach.
+    /// Where it is: canonical, on inodes that no process of the build can reach. Bring it to its place with [`move_tree`].
     pub staged: PathBuf,
     /// Hash of its archive.
     pub nar_hash: NarHash,
@@ -105,6 +170,20 @@ pub struct BuildFailure {
     pub exit_code: Option<i32>,
     /// Signal, when it was killed.
     pub signal: Option<i32>,
+    /// What a fixed-output derivation with a wrong hash made, under the path that is right for it. As with Nix it may be
+    /// registered there, so that who corrects the hash need not build again.
+    pub mismatched: Option<Box<BuiltPath>>,
+}
+
+impl BuildFailure {
+    pub(crate) fn new(status: BuildStatus, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), exit_code: None, signal: None, mismatched: None }
+    }
+
+    /// Something of this machine failed, which says nothing of the derivation.
+    pub(crate) fn machine(step: impl std::fmt::Display, cause: impl std::fmt::Display) -> Self {
+        Self::new(BuildStatus::MiscFailure, format!("could not {step}: {cause}"))
+    }
 }
 
 /// What a build used.

@@ -19,6 +19,7 @@ mod writer;
 mod tests;
 
 pub use decoder::{Decoder, Step, Token};
+pub use descent::Descent;
 pub use error::NarError;
 pub use listing::{ListingError, ListingWriter, check_listing, listing_of};
 pub use reader::{NarEvent, NarReader};

@@ -1,6 +1,6 @@
 //! The Nix worker protocol: what a client and a daemon say to each other over a Unix socket.
 //!
-//! Start reading at [`Client`]. Below it, from the bottom up and for both ends of the conversation: [`wire`] (integers,
+//! Start reading at [`Client`], or at [`Request`] for the daemon's side. Below them, from the bottom up and for both ends of the conversation: [`wire`] (integers,
 //! strings, lists), [`framed`] (bulk data in frames), [`handshake`] (versions), [`stderr`] (the messages that precede every
 //! answer: log lines, activities, errors), [`operations`] (codes and since when), [`types`] (what travels).
 //!
@@ -14,6 +14,7 @@ pub mod client;
 pub mod framed;
 pub mod handshake;
 pub mod operations;
+pub mod server;
 pub mod stderr;
 pub mod types;
 pub mod wire;
@@ -21,6 +22,7 @@ pub mod wire;
 pub use client::{Client, ClientError, LogTarget};
 pub use handshake::{ClientGreeting, DaemonGreeting, HandshakeError, ProtocolVersion, Session, Trust};
 pub use operations::Operation;
+pub use server::Request;
 pub use stderr::{ActivityResult, ActivityStart, DaemonError, Field, LogMessage, StderrMessage, strip_ansi};
 pub use types::{
     BuildMode, BuildResult, BuildStatus, BuiltOutput, ClientOptions, DerivedPath, GcAction, GcReport, GcRequest,

@@ -25,7 +25,7 @@ pub(crate) fn enter(user: User, network: Network) -> Result<(), SandboxError> {
     unshare("make mount, PID, IPC, UTS and network namespaces", flags)
 }
 
-fn unshare(what: &str, flags: UnshareFlags) -> Result<(), SandboxError> {
+pub(crate) fn unshare(what: &str, flags: UnshareFlags) -> Result<(), SandboxError> {
     // SAFETY: unsafe is asked for because of `FILES`, which would unshare file descriptors between threads; it is
     // never among our flags, and this process has one thread.
     #[expect(unsafe_code, reason = "no safe form exists")]

@@ -22,7 +22,7 @@ const MARK: u8 = b'L';
 /// Listens in the namespace that this process is in, and gives the listener to whoever holds the other end of the standard
 /// input. The program gets that input, too, but cannot send anything over it.
 pub(crate) fn hand_out(port: u16) -> Result<(), SandboxError> {
-    step(|| "start the loopback interface".to_owned(), start_loopback())?;
+    start_loopback()?;
     let listener = step(|| format!("listen on port {port}"), TcpListener::bind((Ipv4Addr::LOCALHOST, port)))?;
     let stdin = io::stdin();
     step(|| "hand out the listener (is the standard input a Unix socket?)".to_owned(), send(stdin.as_fd(), &listener))?;
@@ -59,7 +59,12 @@ pub fn receive_listener(socket: BorrowedFd<'_>) -> io::Result<Option<TcpListener
     Ok(Some(TcpListener::from(descriptor)))
 }
 
-fn start_loopback() -> io::Result<()> {
+/// Brings up the loopback interface of the namespace that this process is in.
+pub(crate) fn start_loopback() -> Result<(), SandboxError> {
+    step(|| "start the loopback interface".to_owned(), set_loopback_up())
+}
+
+fn set_loopback_up() -> io::Result<()> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: all of its fields are integers, arrays of them and pointers, for which zero is a value.
     #[expect(unsafe_code, reason = "no safe form exists")]

@@ -1,6 +1,6 @@
 //! The private root: an empty file system in memory into which the spec's mounts are put. Start at [`build`].
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,10 @@ pub(crate) fn build(spec: &SandboxSpec) -> Result<(), SandboxError> {
     for (target, mount) in mounts {
         put(spec, target, mount)?;
     }
-    if spec.dev {
+    if let Some(builder) = &spec.builder {
+        make_devices()?;
+        make_builder_devices(builder.shm_bytes)?;
+    } else if spec.dev {
         make_devices()?;
     }
     step(|| "leave the host's root".to_owned(), rustix::mount::unmount(OLD, UnmountFlags::DETACH))?;
@@ -102,7 +105,10 @@ fn put(spec: &SandboxSpec, target: &Path, mount: Mount<'_>) -> Result<(), Sandbo
         Mount::Bind(bind, source) => {
             let old = Path::new(OLD).join(source.strip_prefix("/").unwrap_or(&source));
             bind_mount(&old, target)?;
-            let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+            let mut attributes = libc::MOUNT_ATTR_NOSUID;
+            if !bind.devices {
+                attributes |= libc::MOUNT_ATTR_NODEV;
+            }
             if !bind.writable {
                 attributes |= libc::MOUNT_ATTR_RDONLY;
             }
@@ -126,13 +132,32 @@ fn make_devices() -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// What else builders find in Nix's sandbox: shared memory, terminals of their own, and `/dev/tty`.
+fn make_builder_devices(shm_bytes: u64) -> Result<(), SandboxError> {
+    bind_mount(&Path::new(OLD).join("dev/tty"), Path::new("/dev/tty"))?;
+    make_directory(Path::new("/dev/shm"))?;
+    mount_memory(Path::new("/dev/shm"), shm_bytes, "mode=1777")?;
+    make_directory(Path::new("/dev/pts"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    step(
+        || "mount /dev/pts".to_owned(),
+        rustix::mount::mount("devpts", "/dev/pts", "devpts", flags, c"newinstance,mode=0620,ptmxmode=0666"),
+    )?;
+    step(|| "make /dev/ptmx".to_owned(), symlink("/dev/pts/ptmx", "/dev/ptmx"))
+}
+
 fn bind_mount(source: &Path, target: &Path) -> Result<(), SandboxError> {
     let is_directory = step(|| format!("look at {}", source.display()), fs::metadata(source))?.is_dir();
     if is_directory {
         make_directory(target)?;
     } else {
         make_parent(target)?;
-        step(|| format!("make the mount point {}", target.display()), fs::write(target, ""))?;
+        // What is there already may be a file of the host, in a directory that is mounted here.
+        let made = match File::create_new(target) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map(drop),
+        };
+        step(|| format!("make the mount point {}", target.display()), made)?;
     }
     step(
         || format!("bind {} to {}", source.display(), target.display()),

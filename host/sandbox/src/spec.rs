@@ -6,10 +6,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::builder::Builder;
 use crate::error::SandboxError;
 
 /// Largest specification that is read, in bytes.
-const SPEC_BYTES_MAX: usize = 4 << 20;
+const SPEC_BYTES_MAX: usize = 64 << 20;
 
 /// A program and its world. Whatever is not named here does not exist for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,10 @@ pub struct SandboxSpec {
     pub usage_file: Option<PathBuf>,
     /// Who it is.
     pub user: User,
+    /// Set for the builder of a derivation, whose walls are those of builds; `argv`, `env`, `dev` and `usage_file` are
+    /// not used then.
+    #[serde(default)]
+    pub builder: Option<Builder>,
 }
 
 /// What of the network a program has.
@@ -60,6 +65,8 @@ pub enum Network {
     /// Nothing: a loopback interface of its own, and that is down.
     #[default]
     None,
+    /// A loopback interface of its own.
+    Loopback,
     /// A loopback interface of its own with one listener, which the helper hands to whoever started it
     /// ([`crate::proxied::receive_listener`]); the standard input must be a Unix socket for that.
     Proxied {
@@ -83,6 +90,9 @@ pub struct Bind {
     /// Left out, rather than an error, when the host does not have it.
     #[serde(default)]
     pub optional: bool,
+    /// Device files in it work.
+    #[serde(default)]
+    pub devices: bool,
 }
 
 /// A small file made inside.
@@ -139,12 +149,12 @@ impl Bind {
     /// A read-only view of the same path.
     pub fn same(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { source: path.clone(), target: path, writable: false, optional: false }
+        Self { source: path.clone(), target: path, writable: false, optional: false, devices: false }
     }
 
     /// A read-only view of `source` at `target`.
     pub fn at(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: target.into(), writable: false, optional: false }
+        Self { source: source.into(), target: target.into(), writable: false, optional: false, devices: false }
     }
 
     /// As it is, but left out when the host does not have it.
@@ -241,11 +251,14 @@ impl SandboxSpec {
                 return Err(SandboxError::Spec(format!("'{}' is not a plain absolute path", path.display())));
             }
         }
-        if !self.argv.first().is_some_and(|program| program.starts_with('/')) {
+        if self.builder.is_none() && !self.argv.first().is_some_and(|program| program.starts_with('/')) {
             return Err(SandboxError::Spec("the program is not an absolute path".to_owned()));
         }
-        if self.user.uid == 0 || self.user.gid == 0 {
-            return Err(SandboxError::Spec("the program must not run as root".to_owned()));
+        let host_user = self.builder.as_ref().and_then(|builder| builder.host_user);
+        for user in [Some(self.user), host_user].into_iter().flatten() {
+            if user.uid == 0 || user.gid == 0 {
+                return Err(SandboxError::Spec("the program must not run as root".to_owned()));
+            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use crate::error::SandboxError;
 use crate::spec::SandboxSpec;
+use crate::syscalls;
 
 /// System calls that no evaluator or compiler needs, and through which kernels were attacked or sandboxes left.
 const REFUSED_CALLS: &[libc::c_long] = &[
@@ -61,7 +62,13 @@ const REFUSED_CALLS: &[libc::c_long] = &[
 
 /// Confines the calling process for good. Needs `no_new_privs`. Where the kernel has no Landlock or seccomp, that wall
 /// is missing, which [`crate::kernel_features`] says.
+///
+/// Builders have no Landlock: it would keep them from what Nix lets them do, such as to open `/dev/stderr` again, and all
+/// that they can write is theirs.
 pub(crate) fn raise(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    if let Some(builder) = &spec.builder {
+        return syscalls::raise(builder.sandboxed);
+    }
     raise_landlock(spec)?;
     raise_seccomp()
 }

@@ -16,7 +16,7 @@ const OPEN_MAX: usize = 64;
 
 /// The directories from the top of a tree down to the current one.
 #[derive(Debug)]
-pub(super) struct Descent<'a> {
+pub struct Descent<'a> {
     /// What holds the root of the tree.
     top: &'a Dir,
     levels: Vec<Level>,
@@ -31,22 +31,23 @@ struct Level {
 }
 
 impl<'a> Descent<'a> {
-    pub(super) fn new(top: &'a Dir) -> Self {
+    /// At the directory that holds the root of the tree.
+    pub fn new(top: &'a Dir) -> Self {
         Self { top, levels: Vec::new() }
     }
 
     /// How many directories of the tree are entered.
-    pub(super) fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         self.levels.len()
     }
 
     /// The names of the directories that are entered, outermost first.
-    pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.levels.iter().map(|level| level.name.as_slice())
     }
 
     /// Enters the directory `name` of the current one; never what a symlink of that name points to.
-    pub(super) fn enter(&mut self, name: &[u8]) -> io::Result<()> {
+    pub fn enter(&mut self, name: &[u8]) -> io::Result<()> {
         let handle = open(self.current()?, name)?;
         let identity = identity(&handle)?;
         if let Some(outer) = self.levels.len().checked_sub(OPEN_MAX) {
@@ -57,12 +58,12 @@ impl<'a> Descent<'a> {
     }
 
     /// Goes back to the directory above.
-    pub(super) fn leave(&mut self) {
+    pub fn leave(&mut self) {
         self.levels.pop();
     }
 
     /// The current directory.
-    pub(super) fn current(&mut self) -> io::Result<&Dir> {
+    pub fn current(&mut self) -> io::Result<&Dir> {
         if self.levels.last().is_some_and(|level| level.handle.is_none()) {
             self.reopen()?;
         }

@@ -88,6 +88,11 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
         self.ended
     }
 
+    /// Hands back the stream, which is at the next operation if [`FramedReader::is_ended`].
+    pub fn into_inner(self) -> R {
+        self.input
+    }
+
     fn poll_length(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.length_read < LENGTH_BYTES {
             let mut buffer = ReadBuf::new(&mut self.length[self.length_read..]);

@@ -8,7 +8,7 @@ use tokio::io::AsyncRead;
 
 use super::wire::{
     TEXT_BYTES_MAX, WireError, put_bool, put_bytes, put_list, put_optional_store_path, put_store_path, put_store_paths,
-    put_u64, read_bool, read_bytes, read_optional_store_path, read_store_path, read_store_paths, read_string,
+    put_u64, read_bool, read_bytes, read_map, read_optional_store_path, read_store_path, read_store_paths, read_string,
     read_strings, read_u64,
 };
 use crate::content_address::ContentAddress;
@@ -17,7 +17,9 @@ use crate::store_path::StorePath;
 
 mod build;
 
-pub use build::{BuildMode, BuildResult, BuildStatus, BuiltOutput, DerivedPath, OutputNames, put_derivation};
+pub use build::{
+    BuildMode, BuildResult, BuildStatus, BuiltOutput, DerivedPath, OutputNames, put_derivation, read_derivation,
+};
 
 /// Settings of a client. What the daemon makes of them depends on its trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +83,34 @@ impl ClientOptions {
             put_bytes(buffer, name);
             put_bytes(buffer, value);
         }
+    }
+
+    pub(super) async fn read<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Self, WireError> {
+        let keep_failed = read_bool(reader).await?;
+        let keep_going = read_bool(reader).await?;
+        let try_fallback = read_bool(reader).await?;
+        let verbosity = read_u64(reader).await?;
+        let max_build_jobs = read_u64(reader).await?;
+        let max_silent_time_s = read_u64(reader).await?;
+        read_u64(reader).await?; // use build hook, obsolete
+        let verbose_build = read_u64(reader).await?;
+        read_u64(reader).await?; // type of log, obsolete
+        read_u64(reader).await?; // print build trace, obsolete
+        let build_cores = read_u64(reader).await?;
+        let use_substitutes = read_bool(reader).await?;
+        let overrides = read_map(reader, "a setting").await?;
+        Ok(Self {
+            keep_failed,
+            keep_going,
+            try_fallback,
+            verbosity,
+            max_build_jobs,
+            max_silent_time_s,
+            verbose_build,
+            build_cores,
+            use_substitutes,
+            overrides,
+        })
     }
 }
 
@@ -218,6 +248,13 @@ impl GcAction {
             Self::DeleteSpecific => 3,
         }
     }
+
+    /// Reads the number that travels.
+    pub fn from_code(code: u64) -> Result<Self, WireError> {
+        let all = [Self::ReturnLive, Self::ReturnDead, Self::DeleteDead, Self::DeleteSpecific];
+        let found = all.into_iter().find(|action| action.code() == code);
+        found.ok_or_else(|| WireError::bad_value("an action of the garbage collector", code))
+    }
 }
 
 /// A collection of garbage.
@@ -264,7 +301,24 @@ pub struct GcRoot {
     pub target: StorePath,
 }
 
+impl MissingPaths {
+    /// Appends it.
+    pub fn put(&self, buffer: &mut Vec<u8>) {
+        put_store_paths(buffer, &self.will_build);
+        put_store_paths(buffer, &self.will_substitute);
+        put_store_paths(buffer, &self.unknown);
+        put_u64(buffer, self.download_size_bytes);
+        put_u64(buffer, self.nar_size_bytes);
+    }
+}
+
 impl GcRoot {
+    /// Appends it.
+    pub fn put(&self, buffer: &mut Vec<u8>) {
+        put_bytes(buffer, &self.link);
+        put_store_path(buffer, &self.target);
+    }
+
     pub(super) async fn read<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Self, WireError> {
         let link = read_bytes(reader, "a root", TEXT_BYTES_MAX).await?.into();
         Ok(Self { link, target: read_store_path(reader, "the target of a root").await? })

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::io::AsyncRead;
 
-use crate::derivation::BasicDerivation;
+use crate::derivation::{BasicDerivation, DerivationOutput};
 use crate::store_path::StorePath;
 use crate::worker_protocol::handshake::ProtocolVersion;
 use crate::worker_protocol::stderr::strip_ansi;
 use crate::worker_protocol::wire::{
-    WireError, put_bool, put_bytes, put_list, put_store_paths, put_u64, read_bool, read_count, read_string, read_text,
-    read_u64,
+    TEXT_BYTES_MAX, WireError, put_bool, put_bytes, put_list, put_store_paths, put_u64, read_bool, read_bytes,
+    read_count, read_store_paths, read_string, read_text, read_u64,
 };
 
 /// Which outputs of a derivation.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OutputNames {
     /// All of them.
     All,
@@ -327,4 +327,34 @@ pub fn put_derivation(buffer: &mut Vec<u8>, derivation: &BasicDerivation) {
         put_bytes(buffer, name);
         put_bytes(buffer, value);
     }
+}
+
+/// Reads a derivation, as in `BuildDerivation`; its name is that of the `.drv` file.
+pub async fn read_derivation<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    path: &StorePath,
+) -> Result<BasicDerivation, WireError> {
+    let name = path.derivation_name().ok_or_else(|| WireError::bad_value("a derivation's path", path))?.to_owned();
+    let mut outputs = BTreeMap::new();
+    for _ in 0..read_count(reader, "outputs").await? {
+        let output = read_string(reader, "an output's name").await?;
+        let path = read_string(reader, "an output's path").await?;
+        let algorithm = read_string(reader, "an output's hash algorithm").await?;
+        let hash = read_string(reader, "an output's hash").await?;
+        let parsed = DerivationOutput::from_fields(&path, &algorithm, &hash);
+        outputs.insert(output, parsed.map_err(|error| WireError::bad_value("an output", error))?);
+    }
+    let input_srcs = read_store_paths(reader, "an input").await?;
+    let platform = read_string(reader, "a platform").await?;
+    let builder = read_bytes(reader, "a builder", TEXT_BYTES_MAX).await?.into();
+    let mut args = Vec::new();
+    for _ in 0..read_count(reader, "arguments").await? {
+        args.push(read_bytes(reader, "an argument", TEXT_BYTES_MAX).await?.into());
+    }
+    let mut env = BTreeMap::new();
+    for _ in 0..read_count(reader, "environment variables").await? {
+        let variable = read_bytes(reader, "an environment variable", TEXT_BYTES_MAX).await?.into();
+        env.insert(variable, read_bytes(reader, "an environment variable", TEXT_BYTES_MAX).await?.into());
+    }
+    Ok(BasicDerivation { name, outputs, input_srcs, platform, builder, args, env })
 }

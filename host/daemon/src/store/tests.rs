@@ -1,0 +1,1 @@
+//! Tests of the store on its own. With stock Nix beside it: `host/daemon/tests`.
