@@ -41,7 +41,7 @@ fn ok(body: &str) -> String {
 }
 
 #[test]
-fn files_are_fetched_as_by_stock_nix() {
+fn files_are_fetched_and_unpacked() {
     let world = World::new();
     let file = world.path("file");
     std::fs::write(&file, "hello").expect("written");
@@ -123,7 +123,7 @@ fn profiles_are_those_of_stock_nix() {
         manifest = package \"manifest\" \"echo >$out\"; \
         env = list: derivation { name = \"env\"; system = \"builtin\"; builder = \"builtin:buildenv\"; inherit manifest; \
             derivations = list; }; in ";
-    let build = world.compare(&format!("{packages} env [ true 5 1 a true 4 1 b false 3 1 c ]"));
+    let build = world.compare(&format!("{packages} env [ \"true\" 5 1 a \"true\" 4 1 b \"false\" 3 1 c ]"));
     assert!(build.outputs()[0].staged.join("lib").is_symlink(), "what a brings along");
     for (list, why) in [
         ("[ true 5 1 a true 5 1 b ]", "have the same priority 5"),
