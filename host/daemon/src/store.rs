@@ -18,10 +18,12 @@ mod canonical;
 mod database;
 mod derivations;
 mod error;
+mod gc;
 mod layout;
 mod locks;
 mod query;
 mod register;
+mod roots;
 mod staging;
 mod temp_roots;
 mod tree;
@@ -34,8 +36,10 @@ use harmonia_nix::store_path::StorePath;
 
 pub use add::AddOptions;
 pub use error::StoreError;
+pub use gc::KeepOptions;
 pub use layout::Layout;
 pub use locks::PathLocks;
+pub use roots::Roots;
 pub use staging::Staging;
 pub use temp_roots::TempRoots;
 

@@ -145,6 +145,15 @@ pub enum StoreError {
         /// Who refers to it.
         referrers: Vec<StorePath>,
     },
+    /// Somebody needs what should go.
+    #[error("Cannot delete path '{0}' since it is still alive. To find out why, use: nix-store --query --roots")]
+    Alive(StorePath),
+    /// A root would keep itself alive.
+    #[error("creating a garbage collector root ({}) in the Nix store is forbidden (are you running nix-build inside the store?)", .0.display())]
+    RootInStore(PathBuf),
+    /// Somebody's file is where a root should be.
+    #[error("cannot create symlink '{}'; already exists", .0.display())]
+    RootTaken(PathBuf),
     /// A text of the client that is no store path.
     #[error("'{0}' is not a hash part of a store path: 32 digits of Nix base32 are needed")]
     HashPart(String),

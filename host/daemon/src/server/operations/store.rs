@@ -1,9 +1,15 @@
 //! Requests that concern the store alone. Start at [`answer`].
 
-use harmonia_nix::worker_protocol::{Request, wire};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use harmonia_nix::worker_protocol::{GcRoot, Request, wire};
 use wire::{put_bool, put_bytes, put_list, put_optional_store_path, put_store_path, put_store_paths, put_u64};
 
 use super::{Client, Failure};
+use crate::schedule::log;
+use crate::store::KeepOptions;
 
 /// Works on one of them; the answer's bytes.
 pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failure> {
@@ -20,6 +26,34 @@ pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failu
         Request::AddTempRoot(path) => {
             client.roots.add(&path)?;
             put_u64(out, 1);
+        }
+        Request::AddIndirectRoot(link) => {
+            store.add_indirect_root(&absolute(link)?)?;
+            put_u64(out, 1);
+        }
+        Request::AddPermRoot(path, link) => {
+            let link = store.add_perm_root(&client.roots, &path, &absolute(link)?)?;
+            put_bytes(out, link.as_os_str().as_encoded_bytes());
+        }
+        Request::FindRoots => {
+            let roots = store.find_roots(!client.is_trusted)?;
+            put_u64(out, roots.values().map(|links| links.len() as u64).sum());
+            for (target, links) in roots {
+                for link in links {
+                    GcRoot { link: link.into(), target: target.clone() }.put(out);
+                }
+            }
+        }
+        Request::CollectGarbage(request) => {
+            if request.ignore_liveness {
+                return Err(Failure::new("you are not allowed to ignore liveness"));
+            }
+            let settings = &client.settings;
+            let keep = KeepOptions { outputs: settings.keep_outputs, derivations: settings.keep_derivations };
+            let report = store.collect_garbage(&request, keep, &|text| client.log.text(log::INFO, text))?;
+            put_list(out, &report.paths);
+            put_u64(out, report.freed_bytes);
+            put_u64(out, 0);
         }
         Request::SyncWithGC => put_u64(out, 1),
         Request::QueryDeriver(path) => put_optional_store_path(out, store.valid_path_info(&path)?.deriver.as_ref()),
@@ -64,4 +98,14 @@ pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failu
         other => return Err(Failure::new(format!("this daemon does not offer {}", other.operation()))),
     }
     Ok(bytes)
+}
+
+/// The daemon's own directory means nothing to a client.
+fn absolute(link: Vec<u8>) -> Result<PathBuf, Failure> {
+    let link = PathBuf::from(OsString::from_vec(link));
+    if link.is_absolute() {
+        Ok(link)
+    } else {
+        Err(Failure::new(format!("the root '{}' is no absolute path", link.display())))
+    }
 }
