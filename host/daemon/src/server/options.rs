@@ -87,8 +87,8 @@ pub(super) fn request_options(config: &Config, settings: &Settings, is_trusted: 
         substituters: settings.substituters.clone(),
         trusted_keys: settings.trusted_keys(),
         require_signatures: settings.require_sigs,
-        // Of the daemon, whatever the client says: it would sign with a file that it names.
-        secret_keys: config.settings.secret_keys(),
+        // Files that a client names are read only for those whom we trust: nobody else can set this.
+        secret_keys: settings.secret_keys(),
         post_build_hook: settings.post_build_hook.clone(),
         build: build_options(config, settings),
     }
