@@ -82,6 +82,8 @@ impl Gathering<'_> {
 }
 
 impl Answers for Gathering<'_> {
+    const IS_OF_JOBSET: bool = false;
+
     fn expression(&self, engine: &Engine, nonce: &str, queue: &VecDeque<Task>) -> String {
         expression::enumerator(nonce, &engine.flake, self.systems, queue)
     }

@@ -24,17 +24,19 @@ pub(crate) struct Task {
     pub(crate) is_named: bool,
     /// Not to be asked whether it is a derivation: that cannot be evaluated.
     pub(super) is_set: bool,
+    /// A process ended at it, and what others did there before may be the reason: it is to be tried first thing in another.
+    pub(super) has_died: bool,
 }
 
 impl Task {
     /// What somebody asked for.
     pub(crate) fn named(path: Vec<String>) -> Self {
-        Self { path, is_named: true, is_set: false }
+        Self { path, is_named: true, is_set: false, has_died: false }
     }
 
     /// What was found.
     pub(crate) fn found(path: Vec<String>) -> Self {
-        Self { path, is_named: false, is_set: false }
+        Self { path, is_named: false, is_set: false, has_died: false }
     }
 }
 

@@ -84,6 +84,8 @@ impl Results<'_> {
 }
 
 impl Answers for Results<'_> {
+    const IS_OF_JOBSET: bool = true;
+
     fn expression(&self, engine: &Engine, nonce: &str, queue: &VecDeque<Task>) -> String {
         expression::worker(nonce, &engine.flake, DEPTH_MAX, queue)
     }

@@ -61,6 +61,7 @@ impl World {
         let flake = pin(&mut connection, &source, tree, flake_dir, Some(&commit), 1_700_000_000).await.expect("pins");
         let engine = Engine {
             nix_instantiate: program("nix-instantiate"),
+            nix: Some(program("nix")),
             // For those who have it: everything here is true of both engines.
             nix_eval_jobs: std::env::var_os("HARMONIA_TEST_NIX_EVAL_JOBS").map(PathBuf::from),
             confinement: Confinement {
