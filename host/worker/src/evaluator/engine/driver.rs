@@ -203,7 +203,9 @@ impl<A: Answers> Driver<'_, A> {
             if end.stage == Stage::Outside && end.answered == 0 {
                 // Not as it should be with this Nix. Whatever is wrong shows in the other way, too.
                 self.may_go_on = false;
-                log(self.events, vec![format!("Nix is started anew behind each error: {}", end.last_words)]).await?;
+                let reason = describe(self.engine, &end);
+                let reason = reason.lines().next().unwrap_or_default();
+                log(self.events, vec![format!("Nix is started anew behind each error: {reason}")]).await?;
             } else {
                 self.conclude(&mut run.agenda, end).await?;
             }
@@ -450,10 +452,9 @@ fn describe_end(engine: &Engine, end: &End) -> String {
     }
 }
 
-/// Unknown to the evaluated code, new for each process.
+/// Unknown to the evaluated code, new for each process. As long as a revision.
 pub(super) fn nonce() -> String {
-    let random: [u64; 2] = rand::random();
-    format!("{:016x}{:016x}", random[0], random[1])
+    rand::random::<[u8; 20]>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether plain Nix runs at all.

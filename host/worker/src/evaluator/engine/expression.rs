@@ -63,6 +63,7 @@ fn outputs(flake: &PinnedFlake) -> String {
 }
 
 /// What all expressions share: JSON, what a value is, what its `meta` says.
+/// `nonce` is an expression.
 fn common(nonce: &str, flake: &PinnedFlake) -> String {
     let escaped = ['\\', '"'].into_iter().chain('\u{1}'..' ');
     let (plain, json): (Vec<String>, Vec<String>) = escaped
@@ -99,7 +100,6 @@ fn common(nonce: &str, flake: &PinnedFlake) -> String {
         in if meta.success && found.success then found.value else null;
     in {{ timeout = limit "timeout"; maxSilent = limit "maxSilent"; }};
 "#,
-        nonce = nix_string(nonce),
         outputs = outputs(flake),
         plain = nix_list(plain),
         json = nix_list(json),
@@ -150,7 +150,7 @@ pub(super) fn enumerator<'a>(
       (all (map (name: ask (task.path ++ [ name ]) false false) wantedNames)));
 in builtins.seq outputs (all {prefixes})
 "#,
-        common = common(nonce, flake),
+        common = common(&nix_string(nonce), flake),
         prefixes = nix_tasks(prefixes),
     )
 }
@@ -191,7 +191,7 @@ pub(super) fn worker<'a>(
 {evaluate}{SAY}{ALL}{common}in builtins.seq outputs (all {tasks})
 "#,
         evaluate = evaluate(depth_max, "null", "all (map (name: ask (task.path ++ [ name ]) false false) names)"),
-        common = common(nonce, flake),
+        common = common(&nix_string(nonce), flake),
         tasks = nix_tasks(tasks),
     )
 }
@@ -205,9 +205,12 @@ pub(super) const TASKS_FILE: &str = "tasks.json";
 /// which each forces one attribute of `flake`. The order is that of Nix's symbols, so each begins with its id: its number
 /// in [`TASKS_FILE`], behind that a dot and the number of each member. What is on the stack when an attribute fails stands in
 /// the first lines: Nix 2.8 reads a file byte by byte as far as a place that it shows, for each frame of each error.
-pub(super) fn jobset(nonce: &str, flake: &PinnedFlake, depth_max: usize) -> String {
+///
+/// The nonce is the revision that the flake is said to have. It is in no file: Nix 2.26 lets evaluated code list and read what
+/// it is evaluated with.
+pub(super) fn jobset(flake: &PinnedFlake, depth_max: usize) -> String {
     format!(
-        r#"{{ outputs = self: let
+        r#"{{ outputs = {{ self }}: let
 {GET}  each = id: task: say "b" (quote id) (
 {evaluate}  members = id: task: names: builtins.listToAttrs (builtins.genList (member id task names) (builtins.length names));
   member = id: task: names: index: {{
@@ -220,7 +223,7 @@ pub(super) fn jobset(nonce: &str, flake: &PinnedFlake, depth_max: usize) -> Stri
 }}; }}
 "#,
         evaluate = evaluate(depth_max, "{ }", "members id task names"),
-        common = common(nonce, flake),
+        common = common("self.rev", flake),
     )
 }
 
@@ -288,7 +291,7 @@ pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, task
   at = task: look task (get task.path);
 in {{
 "#,
-        common = common(nonce, flake),
+        common = common(&nix_string(nonce), flake),
         plain = nix_list(ESCAPES.map(|(plain, _)| plain)),
         escapes = nix_list(ESCAPES.map(|(_, escape)| escape)),
     );

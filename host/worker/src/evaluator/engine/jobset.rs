@@ -2,8 +2,8 @@
 //! (`expression.rs`). It forces each by itself, prints the error of one that has one, and turns to the next, in one process and
 //! purely. Start at [`Jobset::store`].
 //!
-//! The flake must be in the store, since evaluation is pure. What is evaluated there cannot read it, and so not the nonce in
-//! it: its path is a hash of the nonce, and pure evaluation reads no path that it was not given and lists no store.
+//! The flake must be in the store, since evaluation is pure. There what is evaluated may find and read it (Nix 2.26 lists the
+//! store as far as it may be read), so it says no more than what is asked for: the nonce is in its reference alone.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -44,14 +44,13 @@ impl Jobset {
     pub(super) async fn store(engine: &Engine, nonce: &str, tasks: &VecDeque<Task>) -> Result<Self, JobsetError> {
         // Readable for us alone.
         let dir = tempfile::tempdir().map_err(JobsetError::Write)?;
-        std::fs::write(dir.path().join(FLAKE_FILE), jobset(nonce, &engine.flake, DEPTH_MAX))
-            .map_err(JobsetError::Write)?;
+        std::fs::write(dir.path().join(FLAKE_FILE), jobset(&engine.flake, DEPTH_MAX)).map_err(JobsetError::Write)?;
         let file = std::fs::File::create(dir.path().join(TASKS_FILE)).map_err(JobsetError::Write)?;
         write_tasks(BufWriter::new(file), tasks).map_err(JobsetError::Write)?;
         let mut connection = StoreDaemon::new(&engine.confinement.daemon_socket).connect().await?;
         let tree = add_tree(&mut connection, dir.path()).await?;
         let place = format!("at {}/{FLAKE_FILE}:", tree.path);
-        Ok(Self { reference: reference(&tree, None, 1), place, _connection: connection })
+        Ok(Self { reference: reference(&tree, Some(nonce), 1), place, _connection: connection })
     }
 
     /// What `nix` is called with.

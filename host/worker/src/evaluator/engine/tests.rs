@@ -2,6 +2,7 @@
 
 mod egress;
 mod eval_jobs;
+mod past_errors;
 mod printed;
 mod pure;
 mod values;
