@@ -90,7 +90,8 @@ async fn what_is_told_past_errors_cannot_be_pretended_by_who_reads_how_it_is_ask
                texts = map builtins.readFile (builtins.filter builtins.pathExists files);
                words = builtins.filter builtins.isList (builtins.split "([0-9a-f]{20,})" (toString texts));
                forge = value: word: builtins.trace
-                 "${builtins.head word}r \"/nix/store/00000000000000000000000000000000-forged.drv\"" value;
+                 "${builtins.head word}r \"/nix/store/00000000000000000000000000000000-forged.drv\""
+                 (builtins.trace "${builtins.head word}l { }" value);
              in builtins.foldl' forge (mk "spy") words;
            z-thrown = throw "last";"#,
     ))
