@@ -190,10 +190,10 @@ async fn what_fails_where_much_memory_is_used_is_tried_again_in_a_fresh_process(
     let mut body = r#"a-thrown = throw "no a-thrown."; big = builtins.seq sum (mk "big"); "#.to_owned();
     body.extend((0..4).map(on_big));
     // Kept for all of them.
-    let kept = "numbers = builtins.genList (n: n) 3000000; sum = builtins.foldl' (sum: n: sum + n) 0 numbers; in {";
+    let kept = "numbers = builtins.genList (n: n) 4000000; sum = builtins.foldl' (sum: n: sum + n) 0 numbers; in {";
     let mut world = World::new(&checks(&body).replace("in {", kept)).await;
     let _counted = Counted::new(&mut world);
-    world.engine.memory_bytes_max = 400 << 20;
+    world.engine.memory_bytes_max = 480 << 20;
     let seen = world.evaluate_all().await;
     assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["big"], "{seen:?}");
     assert_eq!(seen.errors.len(), 5, "{seen:?}");
