@@ -184,6 +184,7 @@ pub(crate) struct Settings {
     walks_wanted: tokio::sync::Notify,
     git: PathBuf,
     nix_instantiate: PathBuf,
+    nix: Option<PathBuf>,
     nix_eval_jobs: Option<PathBuf>,
     confinement: Confinement,
     egress: Egress,
@@ -210,6 +211,7 @@ impl Settings {
     fn engine(&self, flake: PinnedFlake, allow_ifd: bool) -> Engine {
         Engine {
             nix_instantiate: self.nix_instantiate.clone(),
+            nix: self.nix.clone(),
             nix_eval_jobs: self.nix_eval_jobs.clone(),
             confinement: self.confinement.clone(),
             flake,

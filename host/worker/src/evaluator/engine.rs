@@ -1,6 +1,6 @@
 //! Running Nix over a flake. Start at [`Engine`]: names first (`engine/enumerate.rs`), then values: `engine/nix.rs` for
 //! plain Nix, `engine/eval_jobs.rs` for nix-eval-jobs. `engine/expression.rs` is what both are given, `engine/driver.rs`
-//! runs plain Nix process after process.
+//! runs plain Nix process after process, `engine/jobset.rs` is one that goes on past errors.
 //!
 //! Whatever is wrong with an attribute is its own error: an engine ends in an error of its own only when the flake as a
 //! whole cannot be evaluated, or the machine fails.
@@ -9,6 +9,7 @@ mod driver;
 mod enumerate;
 mod eval_jobs;
 mod expression;
+mod jobset;
 mod line;
 mod names;
 mod nix;
@@ -25,7 +26,7 @@ use super::source::PinnedFlake;
 pub(crate) use enumerate::Enumeration;
 pub(crate) use line::{EngineLine, Evaluated, shorten_error};
 pub(crate) use names::{Missing, Task};
-pub(crate) use process::Confinement;
+pub(crate) use process::{Confinement, tells_what_runs};
 
 /// Most attributes of one evaluation.
 pub(crate) const ATTRS_MAX: usize = 100_000;
@@ -37,6 +38,8 @@ const DEPTH_MAX: usize = 16;
 pub(crate) struct Engine {
     /// Plain Nix: `nix-instantiate`.
     pub(crate) nix_instantiate: PathBuf,
+    /// `nix`, which goes on past errors. `None`: plain Nix is started anew behind each.
+    pub(crate) nix: Option<PathBuf>,
     /// nix-eval-jobs, when that is to be used.
     pub(crate) nix_eval_jobs: Option<PathBuf>,
     /// Where the engine runs.
@@ -134,20 +137,15 @@ impl Engine {
     }
 
     fn nix_arguments(&self) -> Vec<OsString> {
-        [
-            "--eval",
-            "--read-write-mode",
-            "--show-trace",
-            "--option",
-            "pure-eval",
-            "true",
-            "--option",
-            "allow-import-from-derivation",
-            if self.allow_ifd { "true" } else { "false" },
-            "-",
-        ]
-        .map(OsString::from)
-        .to_vec()
+        let mut arguments = ["--eval", "--read-write-mode", "--show-trace"].map(OsString::from).to_vec();
+        arguments.extend(self.nix_options());
+        arguments.push("-".into());
+        arguments
+    }
+
+    fn nix_options(&self) -> [OsString; 6] {
+        let ifd = if self.allow_ifd { "true" } else { "false" };
+        ["--option", "pure-eval", "true", "--option", "allow-import-from-derivation", ifd].map(OsString::from)
     }
 }
 

@@ -25,6 +25,8 @@ use crate::store_daemon::{ConnectError, Connection};
 
 /// What the engine may be ahead of the database.
 const EVENTS_MAX: usize = 256;
+/// Names that are told at once.
+const EXPECTED_AT_ONCE: usize = 1_000;
 
 /// How long an evaluation waits for a submodule's server that is away before it goes on without.
 const SUBMODULE_PATIENCE: Duration = Duration::from_mins(15);
@@ -330,8 +332,14 @@ impl Run<'_> {
                 lines.extend(names.missing.iter().map(|missing| in_error(&missing.path, &missing.sentence())));
             }
             lines.extend(missing_systems(&names, &self.prefixes, &named_systems));
-            let expected = names.tasks.iter().map(|task| &task.path).chain(lines.iter().map(|line| &line.attr_path));
-            tell(&events, EngineEvent::Expected(expected.cloned().collect())).await?;
+            for some in names.tasks.chunks(EXPECTED_AT_ONCE) {
+                let some = some.iter().map(|task| task.path.clone()).collect();
+                tell(&events, EngineEvent::Expected(some)).await?;
+            }
+            for some in lines.chunks(EXPECTED_AT_ONCE) {
+                let some = some.iter().map(|line| line.attr_path.clone()).collect();
+                tell(&events, EngineEvent::Expected(some)).await?;
+            }
             for line in lines {
                 tell(&events, EngineEvent::Line(line)).await?;
             }

@@ -3,9 +3,11 @@
 //! derivation is the error of every attribute that leads to it, and of nothing else.
 
 mod held;
+mod recent;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use harmonia_core::limits::{DRV_BYTES_MAX, REFERENCES_MAX};
@@ -17,6 +19,7 @@ use super::upstream::{Asker, Upstream};
 use crate::pack::physical_path;
 pub(crate) use held::Planned;
 use held::{Held, Id, Role};
+use recent::{Memo, Recent};
 
 /// Derivations asked of the database at once.
 const CLASSIFY_MAX: usize = 2_000;
@@ -135,9 +138,11 @@ pub(crate) struct Walker<'a> {
     /// How long to wait yet, over the whole evaluation, for files that are not there.
     patience_left: Duration,
     /// Inserted, or found to need nothing.
-    settled: HashSet<StorePath>,
+    settled: Memo,
     /// Uploaded although they are in no batch.
-    files_known: HashSet<StorePath>,
+    files_known: Memo,
+    /// What was read for the batch at hand.
+    recent: Recent,
     /// Those that cannot be built, and why.
     unusable: HashMap<StorePath, String>,
 }
@@ -182,8 +187,9 @@ impl<'a> Walker<'a> {
             upstream,
             bounds,
             patience_left: DRV_PATIENCE,
-            settled: HashSet::new(),
-            files_known: HashSet::new(),
+            settled: Memo::default(),
+            files_known: Memo::default(),
+            recent: Recent::default(),
             unusable: HashMap::new(),
         }
     }
@@ -216,7 +222,7 @@ impl<'a> Walker<'a> {
             self.look(&good, asked).await?
         };
         let (derivations, only_files) = look.held.into_plan();
-        self.files_known.extend(only_files.iter().cloned());
+        only_files.iter().for_each(|path| self.files_known.insert(path));
         Ok(Walked { derivations, only_files, refused })
     }
 
@@ -240,9 +246,12 @@ impl<'a> Walker<'a> {
             let unknown = std::mem::replace(&mut look.frontier, rest);
             let unknown: Vec<StorePath> = unknown.into_iter().map(|id| look.held.path(id).clone()).collect();
             let (mut read, mut references) = (Vec::new(), 0);
-            for (path, walk) in self.db.classify_derivations(self.eval, self.token, &unknown, asked).await? {
+            let found = self.db.classify_derivations(self.eval, self.token, &unknown, asked).await?;
+            let open = found.iter().filter(|(_, walk)| *walk != Walk::Stop).map(|(path, _)| path.clone()).collect();
+            self.prefetch(open).await;
+            for (path, walk) in found {
                 if walk == Walk::Stop {
-                    self.settled.insert(path);
+                    self.settled.insert(&path);
                     continue;
                 }
                 let Some(derivation) = self.described(&path).await else {
@@ -303,12 +312,12 @@ impl<'a> Walker<'a> {
         roots.iter().filter_map(|root| Some((root.clone(), reason(root)?))).collect()
     }
 
-    /// What the files of these say, read again.
+    /// What the files of these say, read again unless that was just done.
     pub(crate) async fn read_planned(&mut self, planned: &[Planned]) -> Result<Vec<GraphDerivation>, GraphError> {
+        self.prefetch(planned.iter().map(|planned| planned.drv_path.clone()).collect()).await;
         let mut derivations = Vec::with_capacity(planned.len());
         for Planned { drv_path, available, path_length, .. } in planned {
-            let derivation = self.read(drv_path).await?;
-            let described = describe(drv_path.clone(), &derivation)?;
+            let described = self.read(drv_path).await?;
             derivations.push(GraphDerivation { available: *available, path_length: *path_length, ..described });
         }
         Ok(derivations)
@@ -316,7 +325,8 @@ impl<'a> Walker<'a> {
 
     /// These are in the database now.
     pub(crate) fn settle(&mut self, derivations: &[GraphDerivation]) {
-        self.settled.extend(derivations.iter().map(|derivation| derivation.drv_path.clone()));
+        derivations.iter().for_each(|derivation| self.settled.insert(&derivation.drv_path));
+        self.recent.clear();
     }
 
     async fn look_at_files(&mut self, look: &mut Look) -> Result<(), GraphError> {
@@ -352,7 +362,7 @@ impl<'a> Walker<'a> {
         if self.unusable.contains_key(path) {
             return None;
         }
-        match self.read(path).await.and_then(|derivation| describe(path.clone(), &derivation)) {
+        match self.read(path).await {
             Ok(derivation) => Some(derivation),
             Err(reason) => {
                 self.unusable.insert(path.clone(), harmonia_core::chain(&reason));
@@ -361,9 +371,30 @@ impl<'a> Walker<'a> {
         }
     }
 
-    async fn read(&mut self, path: &StorePath) -> Result<Derivation, Unusable> {
+    async fn read(&mut self, path: &StorePath) -> Result<GraphDerivation, Unusable> {
+        if let Some(described) = self.recent.described(path) {
+            return Ok(described.clone());
+        }
         let bytes = self.read_file(path).await?;
-        Derivation::from_file(path, &bytes).map_err(|cause| Unusable::Parse { path: path.clone(), cause })
+        let derivation = Derivation::from_file(path, &bytes)
+            .map_err(|cause| Unusable::Parse { path: path.clone(), cause })
+            .and_then(|derivation| describe(path.clone(), &derivation))?;
+        self.recent.describe(&derivation);
+        Ok(derivation)
+    }
+
+    /// Reads the files of these at once: one after the other each would cost several turns of threads. Whatever is wrong
+    /// with one shows when it is used.
+    pub(crate) async fn prefetch(&mut self, mut wanted: Vec<StorePath>) {
+        wanted.retain(|path| !self.recent.has(path));
+        if wanted.len() < 2 {
+            return;
+        }
+        let root = self.store_root.clone();
+        let read = move || recent::read_files(root.as_deref(), wanted);
+        for (path, bytes) in tokio::task::spawn_blocking(read).await.unwrap_or_default() {
+            self.recent.keep(path, bytes);
+        }
     }
 
     /// Why an attribute's derivation cannot be used, whatever the database knows of it: it must be in the node's store.
@@ -375,7 +406,10 @@ impl<'a> Walker<'a> {
     }
 
     /// The bytes of a `.drv` file.
-    pub(crate) async fn read_file(&mut self, path: &StorePath) -> Result<Vec<u8>, Unusable> {
+    pub(crate) async fn read_file(&mut self, path: &StorePath) -> Result<Arc<[u8]>, Unusable> {
+        if let Some(bytes) = self.recent.bytes(path) {
+            return Ok(bytes);
+        }
         let file = physical_path(self.store_root.as_deref(), path);
         let length = loop {
             match tokio::fs::symlink_metadata(&file).await {
@@ -394,7 +428,10 @@ impl<'a> Walker<'a> {
         if length > DRV_BYTES_MAX as u64 {
             return Err(Unusable::TooLarge(path.clone()));
         }
-        tokio::fs::read(&file).await.map_err(|cause| Unusable::Read { path: path.clone(), cause })
+        let bytes = tokio::fs::read(&file).await.map_err(|cause| Unusable::Read { path: path.clone(), cause })?;
+        let bytes: Arc<[u8]> = bytes.into();
+        self.recent.keep(path.clone(), Arc::clone(&bytes));
+        Ok(bytes)
     }
 }
 

@@ -22,8 +22,12 @@ use super::traces::TraceSearch;
 use super::upload::{UploadError, Uploader};
 use crate::store_daemon::Connection;
 
-/// A batch is full with that many attributes,
+/// A batch is full with that many attributes when nothing more has come meanwhile,
 const BATCH_ATTRS: usize = 50;
+/// or with that many, or errors of so many bytes, when the engine is ahead: what a batch costs whatever is in it, a
+/// transaction and calls, is shared by more then.
+const BATCH_ATTRS_MAX: usize = 400;
+const BATCH_ERRORS_BYTES: usize = 4 << 20;
 /// or that many derivations, or those that name so many paths together,
 const BATCH_DERIVATIONS: usize = 5_000;
 const BATCH_REFERENCES: usize = 200_000;
@@ -222,7 +226,7 @@ impl<'a> Inserter<'a> {
                         batch_due = Instant::now() + BATCH_AGE;
                     }
                     self.answers.push(answer);
-                    if self.answers.len() >= BATCH_ATTRS {
+                    if is_full(&self.answers, !events.is_empty()) {
                         self.flush_answers().await?;
                         batch_due = Instant::now() + far;
                     }
@@ -298,7 +302,9 @@ impl<'a> Inserter<'a> {
         let mut problems: HashMap<StorePath, String> = HashMap::new();
         let mut roots: Vec<StorePath> = Vec::new();
         let mut asked: Vec<(StorePath, AskedLimits)> = Vec::new();
-        for found in answers.iter().filter_map(|answer| answer.result.as_ref().ok()) {
+        let found = || answers.iter().filter_map(|answer| answer.result.as_ref().ok());
+        self.walker.prefetch(found().map(|found| found.drv_path.clone()).collect()).await;
+        for found in found() {
             // What an attribute calls its derivation need not be one.
             match self.walker.check(&found.drv_path).await {
                 None => {
@@ -425,6 +431,14 @@ fn batches(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
     batches
 }
 
+/// Whether these attributes are a batch, with more to come at once or not.
+fn is_full(answers: &[Answer], is_more_there: bool) -> bool {
+    let error_bytes =
+        || answers.iter().filter_map(|answer| answer.result.as_ref().err()).map(String::len).sum::<usize>();
+    answers.len() >= if is_more_there { BATCH_ATTRS_MAX } else { BATCH_ATTRS }
+        || (answers.len() >= BATCH_ATTRS && error_bytes() >= BATCH_ERRORS_BYTES)
+}
+
 /// What an attribute asks for its own derivation.
 fn asked_limits(found: &Evaluated) -> AskedLimits {
     AskedLimits { timeout_s: found.timeout_s, max_silent_s: found.max_silent_s }
@@ -448,7 +462,10 @@ fn warning_in(text: &str) -> Option<String> {
 mod tests {
     use harmonia_nix::StorePath;
 
-    use super::{BATCH_DERIVATIONS, BATCH_REFERENCES, Planned, batches, warning_in};
+    use super::{
+        Answer, BATCH_ATTRS, BATCH_ATTRS_MAX, BATCH_DERIVATIONS, BATCH_REFERENCES, Planned, batches, is_full,
+        warning_in,
+    };
 
     #[test]
     fn batches_hold_so_many_derivations_and_so_much_of_each() {
@@ -465,6 +482,17 @@ mod tests {
         assert_eq!(lengths(&vec![1; BATCH_DERIVATIONS + 2]), [BATCH_DERIVATIONS, 2]);
         let half = u32::try_from(BATCH_REFERENCES / 2).expect("fits");
         assert_eq!(lengths(&[half, half, 1, half, half + 1, 5 * half, 1]), [2, 2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn batches_are_larger_when_the_engine_is_ahead() {
+        let answers = |count: usize, bytes: usize| -> Vec<Answer> {
+            let answer = |number| Answer { attr: format!("a{number}"), result: Err("x".repeat(bytes)) };
+            (0..count).map(answer).collect()
+        };
+        assert!(!is_full(&answers(BATCH_ATTRS - 1, 1), false) && is_full(&answers(BATCH_ATTRS, 1), false));
+        assert!(!is_full(&answers(BATCH_ATTRS_MAX - 1, 1), true) && is_full(&answers(BATCH_ATTRS_MAX, 1), true));
+        assert!(is_full(&answers(BATCH_ATTRS + 14, 64 << 10), true), "long errors");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harmonia_nix::STORE_DIR;
 
-use super::engine::{Confinement, Engine, EngineError};
+use super::engine::{Confinement, Engine, EngineError, tells_what_runs};
 use super::source::{Mirrors, PinnedFlake};
 use super::upstream::Upstream;
 use super::{EngineChoice, EvaluatorError, EvaluatorOptions, Settings};
@@ -34,6 +34,9 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
     }
     let git = find("git")?;
     let nix_instantiate = find("nix-instantiate")?;
+    // Both are the same program. What it does past errors shows whenever it is used (`engine/driver.rs`).
+    let nix = Some(nix_instantiate.with_file_name("nix")).filter(|nix| is_program(nix)).or_else(|| find("nix").ok());
+    let nix = nix.filter(|_| tells_what_runs());
     let nix_eval_jobs = match &options.engine {
         EngineChoice::Nix => None,
         EngineChoice::NixEvalJobs(program) => Some(program.clone()),
@@ -57,6 +60,7 @@ pub(super) async fn prepare(options: EvaluatorOptions) -> Result<Settings, Evalu
         egress: egress.clone(),
         git,
         nix_instantiate,
+        nix,
         nix_eval_jobs,
         confinement: Confinement {
             helper: Some(options.sandbox_helper.clone()),

@@ -18,7 +18,7 @@ pub use git::MirrorLimits;
 pub(crate) use git::{
     Checkout, GitError, GitSources, MergeWanted, Mirrors, Origin, Wanted, ancestors, checkout, keep_tidy, touches,
 };
-pub(crate) use pin::{PinnedFlake, pin};
+pub(crate) use pin::{PinnedFlake, pin, reference};
 
 /// A source tree in the node's store.
 #[derive(Debug, Clone)]

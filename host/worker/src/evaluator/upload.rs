@@ -116,6 +116,7 @@ impl<'a> Uploader<'a> {
     ) -> Result<(), UploadError> {
         let mut drvs = Vec::new();
         let mut bytes = 0;
+        // They were just read as a rule.
         for path in paths {
             let text = walker.read_file(path).await.map_err(GraphError::from)?;
             bytes += text.len().div_ceil(3) * 4 + 200;

@@ -1,22 +1,27 @@
 //! Plain Nix, process after process, until a queue is worked through. Start at [`drive`].
 //!
 //! A process evaluates the queue one after the other and prints as it goes (see `expression.rs`). An error ends it: its
-//! message and trace become that attribute's error, and another process takes over behind it. So errors cost a start
-//! each, and attributes that succeed cost nothing twice. A process that *dies* may have died of what it evaluated before:
-//! its attribute is tried again first thing in a fresh process, and only when that dies, too, is it to blame.
+//! message and trace become that attribute's error, and another process takes over behind it, one that goes on past errors
+//! where Nix lets it (`jobset.rs`). So attributes that succeed cost nothing twice, and errors cost one start. A process that
+//! *dies* may have died of what it evaluated before: its attribute is tried again first thing in a fresh process, and only
+//! when that dies, too, is it to blame.
+//!
+//! Whether Nix goes on as it should shows while it does: an attribute without a result is followed by its error and then by
+//! the next one's beginning. Wherever that is not so the old way is taken, which can tell the error.
 //!
 //! What was printed decides nothing, since builds and authors print what they like. Whether memory ran short is what the
 //! kernel says: a signal, or how much the process had used.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use harmonia_core::project_config::print_attr_path;
 use harmonia_egress::Refusal;
 use tokio::sync::mpsc;
 
+use super::jobset::Jobset;
 use super::line::{Evaluated, Limits, evaluated, no_derivation};
 use super::names::{Task, read_json};
-use super::output::Output;
+use super::output::{Output, Printed};
 use super::process::{Ended, HowEnded, Process};
 use super::{Engine, EngineError, EngineEvent, tell};
 
@@ -25,6 +30,9 @@ const FRUITLESS_MAX: u32 = 2;
 
 /// Takes what processes say.
 pub(super) trait Answers {
+    /// Whether its tasks are those of [`Jobset`].
+    const IS_OF_JOBSET: bool;
+
     /// What a process is given.
     fn expression(&self, engine: &Engine, nonce: &str, queue: &VecDeque<Task>) -> String;
 
@@ -60,131 +68,330 @@ enum Stage {
     Limits,
 }
 
-/// How a process came to its end.
+/// How a process came to its end, or to the end of one attribute past whose error it went.
 struct End {
     ended: Ended,
     stage: Stage,
-    /// Attributes that it dealt with.
+    /// The derivation of the attribute, if that was known.
+    found: Option<String>,
+    /// Attributes that it dealt with before.
     answered: usize,
     /// What it printed last.
     error: Option<String>,
     last_words: String,
     /// What it was not let to on the network.
     refused: Vec<Refusal>,
+    /// It goes on past errors, and may be further than what was read of it.
+    goes_on: bool,
+}
+
+/// What a process evaluates.
+#[derive(Default)]
+struct Agenda {
+    /// In this order; the first is at hand.
+    queue: VecDeque<Task>,
+    /// In an order of its own: by what it calls them.
+    by_id: BTreeMap<Vec<u32>, Task>,
+    /// What it calls the one at hand.
+    id: Vec<u32>,
+    /// To be evaluated by another process, first thing,
+    first_of_another: Vec<Task>,
+    /// and at any time.
+    of_another: Vec<Task>,
+}
+
+impl Agenda {
+    fn in_order(queue: VecDeque<Task>) -> Self {
+        Self { queue, ..Self::default() }
+    }
+
+    fn by_number(tasks: VecDeque<Task>) -> Self {
+        Self { by_id: (0..).map(|number| vec![number]).zip(tasks).collect(), ..Self::default() }
+    }
+
+    /// It begins with this one; `false`: nobody asked for it.
+    fn begin(&mut self, json: &[u8]) -> bool {
+        let Ok((id, _)) = read_json::<String>(json) else { return !self.queue.is_empty() };
+        let Ok(id) = id.split('.').map(str::parse).collect::<Result<Vec<u32>, _>>() else { return false };
+        let Some(task) = self.by_id.remove(&id) else { return false };
+        self.queue.push_front(task);
+        self.id = id;
+        true
+    }
+
+    /// It turns to the members of the set that was at hand.
+    fn add(&mut self, members: Vec<Task>, goes_on: bool) {
+        if goes_on {
+            let member = |number: u32| self.id.iter().copied().chain([number]).collect();
+            self.by_id.extend((0..).map(member).zip(members));
+        } else {
+            for task in members.into_iter().rev() {
+                self.queue.push_front(task);
+            }
+        }
+    }
+
+    /// Another process is to look at it.
+    fn put_off(&mut self, task: Task) {
+        if task.has_died { &mut self.first_of_another } else { &mut self.of_another }.push(task);
+    }
+
+    /// What is not done.
+    fn left(self) -> VecDeque<Task> {
+        let first = self.first_of_another.into_iter().chain(self.queue);
+        first.chain(self.by_id.into_values()).chain(self.of_another).collect()
+    }
 }
 
 /// Works through the queue.
-pub(super) async fn drive(
+pub(super) async fn drive<A: Answers>(
     engine: &Engine,
     events: &mpsc::Sender<EngineEvent>,
     mut queue: VecDeque<Task>,
-    answers: &mut impl Answers,
+    answers: &mut A,
 ) -> Result<(), EngineError> {
-    let mut died_at: Option<Vec<String>> = None;
-    let mut fruitless = 0;
-    while !queue.is_empty() {
-        let Some((end, found)) = run_one(engine, events, &mut queue, answers).await? else { continue };
-        let Some(task) = queue.front() else { break };
-        let is_again = died_at.as_ref() == Some(&task.path);
-        if end.stage == Stage::Outside {
-            fruitless = if end.answered == 0 { fruitless + 1 } else { 0 };
-            // Not at an attribute: the flake as a whole, or the engine, is broken.
-            if matches!(end.ended.how, HowEnded::Exited(_)) && end.answered == 0 || fruitless >= FRUITLESS_MAX {
-                return Err(EngineError::Failed(describe(engine, &end)));
-            }
-            continue;
+    let may_go_on = A::IS_OF_JOBSET && engine.nix.is_some();
+    let mut driver = Driver { engine, events, answers, fruitless: 0, has_erred: false, may_go_on };
+    while let Some(front) = queue.front() {
+        // What is tried again must come first, which a process that goes on has no order for.
+        let goes_on = driver.may_go_on && driver.has_erred && !front.has_died && queue.len() > 1;
+        queue = if goes_on { driver.run_past_errors(queue).await? } else { driver.run(queue).await? };
+    }
+    Ok(())
+}
+
+struct Driver<'a, A> {
+    engine: &'a Engine,
+    events: &'a mpsc::Sender<EngineEvent>,
+    answers: &'a mut A,
+    fruitless: u32,
+    /// Some attribute has an error, so others may.
+    has_erred: bool,
+    may_go_on: bool,
+}
+
+impl<A: Answers> Driver<'_, A> {
+    /// One process that ends at the first error.
+    async fn run(&mut self, queue: VecDeque<Task>) -> Result<VecDeque<Task>, EngineError> {
+        let (engine, nonce) = (self.engine, nonce());
+        let text = self.answers.expression(engine, &nonce, &queue);
+        let process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), text).await?;
+        let mut run = Run::new(process, Output::new(&nonce), Agenda::in_order(queue), false);
+        if let Some(end) = self.follow(&mut run).await? {
+            self.conclude(&mut run.agenda, end).await?;
         }
-        fruitless = 0;
+        Ok(run.agenda.left())
+    }
+
+    /// One process that goes on past errors.
+    async fn run_past_errors(&mut self, queue: VecDeque<Task>) -> Result<VecDeque<Task>, EngineError> {
+        let (engine, nonce) = (self.engine, nonce());
+        let Some(program) = &engine.nix else { return Ok(queue) };
+        let jobset = match Jobset::store(engine, &nonce, &queue).await {
+            Ok(jobset) => jobset,
+            Err(error) => {
+                let text = format!("Nix is started anew behind each error: {}", harmonia_core::chain(&error));
+                self.may_go_on = false;
+                log(self.events, vec![text]).await?;
+                return Ok(queue);
+            }
+        };
+        let process = Process::start(engine, program, jobset.arguments(engine), String::new()).await?;
+        let output = Output::of_jobset(&nonce, jobset.place.clone());
+        let mut run = Run::new(process, output, Agenda::by_number(queue), true);
+        if let Some(end) = self.follow(&mut run).await? {
+            if end.stage == Stage::Outside && end.answered == 0 {
+                // Not as it should be with this Nix. Whatever is wrong shows in the other way, too.
+                self.may_go_on = false;
+                let reason = describe(self.engine, &end);
+                let reason = reason.lines().next().unwrap_or_default();
+                log(self.events, vec![format!("Nix is started anew behind each error: {reason}")]).await?;
+            } else {
+                self.conclude(&mut run.agenda, end).await?;
+            }
+        }
+        Ok(run.agenda.left())
+    }
+
+    /// Reads what a process says until it ends. `None`: its work is done, or another process is needed.
+    async fn follow(&mut self, run: &mut Run) -> Result<Option<End>, EngineError> {
+        while let Some(line) = run.process.stderr.next().await? {
+            let mut printed = run.output.take(&line);
+            if matches!(printed.marker, Some(('b', _))) && run.stage != Stage::Outside {
+                let is_over = self.went_past_error(run, &mut printed).await?;
+                log(self.events, printed.log).await?;
+                if is_over {
+                    return Ok(None);
+                }
+            } else {
+                log(self.events, printed.log).await?;
+            }
+            match printed.marker {
+                None => {}
+                Some(('b', json)) => {
+                    if !run.agenda.begin(&json) {
+                        return Err(answered_too_much());
+                    }
+                    run.stage = Stage::Value;
+                }
+                Some(('u', _)) => run.stage = Stage::Value,
+                Some(('t', _)) => run.stage = Stage::Doubtful,
+                Some(('r', json)) => {
+                    let text = |_| String::from_utf8_lossy(&json).into_owned();
+                    run.found = Some(read_json(&json).map_or_else(text, |(path, _)| path));
+                    run.stage = Stage::Limits;
+                }
+                Some((tag, json)) => {
+                    if self.answered(run, tag, &json).await? {
+                        log(self.events, run.output.release()).await?;
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        let last_words = run.output.last_words();
+        let ended = run.process.ended(&last_words).await?;
+        let error = run.output.error().filter(|_| matches!(ended.how, HowEnded::Exited(code) if code != 0));
+        if error.is_none() || is_memory_short(self.engine, &ended) {
+            log(self.events, run.output.release()).await?;
+        }
+        let is_done = run.agenda.queue.is_empty() && run.agenda.by_id.is_empty();
+        Ok(Some(run.end(ended, error, last_words)).filter(|_| !is_done))
+    }
+
+    /// A marker that ends the attribute at hand. `true`: the process goes on with something else.
+    async fn answered(&mut self, run: &mut Run, tag: char, json: &[u8]) -> Result<bool, EngineError> {
+        let Some(task) = run.agenda.queue.pop_front() else { return Err(answered_too_much()) };
+        run.stage = Stage::Outside;
+        run.answered += 1;
+        if let Some(drv_path) = run.found.take() {
+            let limits = read_json(json).map(|(limits, _)| limits).unwrap_or_default();
+            self.answers.derivation(task, evaluated(Some(drv_path), &limits).map_err(no_derivation)).await?;
+            return Ok(false);
+        }
+        let next = self.answers.answer(task, tag, json).await?;
+        run.agenda.add(next.tasks, run.goes_on);
+        Ok(next.is_other)
+    }
+
+    /// It turned to another attribute, so that at hand has an error. `true`: it is to be stopped.
+    async fn went_past_error(&mut self, run: &mut Run, printed: &mut Printed) -> Result<bool, EngineError> {
+        let error = printed.before.take().map(|error| run.output.present(&error));
+        if error.is_some() {
+            printed.log.clear();
+        } else {
+            // Not as it should be with this Nix; another process tells what the error is.
+            self.may_go_on = false;
+        }
+        let ended = Ended { how: HowEnded::Exited(1), peak_bytes: run.process.peak_bytes().await? };
+        let end = run.end(ended, error, String::new());
+        run.stage = Stage::Outside;
+        let Some(task) = run.agenda.queue.pop_front() else { return Err(answered_too_much()) };
+        match self.judge(task, end).await? {
+            None => run.answered += 1,
+            Some(task) => {
+                let is_over = task.has_died;
+                run.agenda.put_off(task);
+                return Ok(is_over);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What a process that ended before its work was done leaves.
+    async fn conclude(&mut self, agenda: &mut Agenda, end: End) -> Result<(), EngineError> {
+        if end.stage == Stage::Outside {
+            self.fruitless = if end.answered == 0 { self.fruitless + 1 } else { 0 };
+            // Not at an attribute: the flake as a whole, or the engine, is broken.
+            if matches!(end.ended.how, HowEnded::Exited(_)) && end.answered == 0 || self.fruitless >= FRUITLESS_MAX {
+                return Err(EngineError::Failed(describe(self.engine, &end)));
+            }
+            return Ok(());
+        }
+        self.fruitless = 0;
+        let Some(task) = agenda.queue.pop_front() else { return Ok(()) };
+        if let Some(task) = self.judge(task, end).await? {
+            agenda.put_off(task);
+        }
+        Ok(())
+    }
+
+    /// Whose fault it is that evaluating this task came to an end like that. `Some`: another process is to evaluate it.
+    async fn judge(&mut self, mut task: Task, end: End) -> Result<Option<Task>, EngineError> {
+        self.has_erred = true;
+        let is_first = end.answered == 0;
         let may_be_of_others = match end.ended.how {
             HowEnded::Signal(_) => true,
-            HowEnded::Exited(_) => end.error.is_none() || (end.answered > 0 && is_memory_short(engine, &end.ended)),
-        };
-        if may_be_of_others && !is_again {
-            let reason = describe(engine, &end);
-            let text = format!("{}: {reason}; trying it again in a fresh process\n", print_attr_path(&task.path));
-            died_at = Some(task.path.clone());
-            tell(events, EngineEvent::Log(text)).await?;
-            continue;
-        }
-        if let (Stage::Doubtful, false) = (end.stage, task.is_set) {
-            if let Some(task) = queue.front_mut() {
-                task.is_set = true;
+            HowEnded::Exited(_) => {
+                end.error.is_none() || (!is_first && is_memory_short(self.engine, &end.ended)) || end.shares_refusals()
             }
-            continue;
+        };
+        if may_be_of_others && !(task.has_died && is_first) {
+            let reason = describe(self.engine, &end);
+            let text = format!("{}: {reason}; trying it again in a fresh process\n", print_attr_path(&task.path));
+            task.has_died = true;
+            tell(self.events, EngineEvent::Log(text)).await?;
+            return Ok(Some(task));
         }
-        let Some(task) = queue.pop_front() else { break };
-        let reason = describe(engine, &end);
-        if let (Stage::Limits, Some(found)) = (end.stage, found) {
-            tell(events, EngineEvent::Warning(unreadable_limits(&task, &reason))).await?;
-            answers.derivation(task, evaluated(Some(found), &Limits::default()).map_err(no_derivation)).await?;
+        if end.stage == Stage::Doubtful && !task.is_set {
+            return Ok(Some(Task { is_set: true, has_died: false, ..task }));
+        }
+        let reason = describe(self.engine, &end);
+        if let (Stage::Limits, Some(found)) = (end.stage, end.found) {
+            tell(self.events, EngineEvent::Warning(unreadable_limits(&task, &reason))).await?;
+            self.answers.derivation(task, evaluated(Some(found), &Limits::default()).map_err(no_derivation)).await?;
         } else {
             let error = match end.error {
                 Some(_) => reason,
                 None => format!("error: {reason}, twice, while this attribute was evaluated"),
             };
-            answers.failed(task, error).await?;
+            self.answers.failed(task, error).await?;
         }
+        Ok(None)
     }
-    Ok(())
 }
 
-/// One process, until it ends: how, and the derivation of the attribute at which it ended, if that was known. `None`: its
-/// queue is done, or another process is needed.
-async fn run_one(
-    engine: &Engine,
-    events: &mpsc::Sender<EngineEvent>,
-    queue: &mut VecDeque<Task>,
-    answers: &mut impl Answers,
-) -> Result<Option<(End, Option<String>)>, EngineError> {
-    let nonce = nonce();
-    let text = answers.expression(engine, &nonce, queue);
-    let mut process = Process::start(engine, &engine.nix_instantiate, engine.nix_arguments(), text).await?;
-    let mut output = Output::new(&nonce);
-    let (mut stage, mut answered, mut found) = (Stage::Outside, 0, None);
-    while let Some(line) = process.stderr.next().await? {
-        let printed = output.take(&line);
-        log(events, printed.log).await?;
-        match printed.marker {
-            None => {}
-            Some(('b' | 'u', _)) => stage = Stage::Value,
-            Some(('t', _)) => stage = Stage::Doubtful,
-            Some(('r', json)) => {
-                found = Some(
-                    read_json(&json).map_or_else(|_| String::from_utf8_lossy(&json).into_owned(), |(path, _)| path),
-                );
-                stage = Stage::Limits;
-            }
-            Some((tag, json)) => {
-                let Some(task) = queue.pop_front() else {
-                    let text = "the engine answered for more attributes than it was asked for";
-                    return Err(EngineError::Failed(text.to_owned()));
-                };
-                stage = Stage::Outside;
-                answered += 1;
-                if let Some(drv_path) = found.take() {
-                    let limits = read_json(&json).map(|(limits, _)| limits).unwrap_or_default();
-                    answers.derivation(task, evaluated(Some(drv_path), &limits).map_err(no_derivation)).await?;
-                    continue;
-                }
-                let next = answers.answer(task, tag, &json).await?;
-                for task in next.tasks.into_iter().rev() {
-                    queue.push_front(task);
-                }
-                if next.is_other {
-                    log(events, output.release()).await?;
-                    return Ok(None);
-                }
-            }
+/// A process, and how far it is.
+struct Run {
+    process: Process,
+    output: Output,
+    agenda: Agenda,
+    goes_on: bool,
+    stage: Stage,
+    answered: usize,
+    found: Option<String>,
+}
+
+impl Run {
+    fn new(process: Process, output: Output, agenda: Agenda, goes_on: bool) -> Self {
+        Self { process, output, agenda, goes_on, stage: Stage::Outside, answered: 0, found: None }
+    }
+
+    /// It, or the attribute at hand, came to an end.
+    fn end(&mut self, ended: Ended, error: Option<String>, last_words: String) -> End {
+        let (stage, answered, goes_on) = (self.stage, self.answered, self.goes_on);
+        End {
+            ended,
+            stage,
+            found: self.found.take(),
+            answered,
+            error,
+            last_words,
+            refused: self.process.refused(),
+            goes_on,
         }
     }
-    let last_words = output.last_words();
-    let ended = process.ended(&last_words).await?;
-    let refused = process.refused();
-    let error = output.error().filter(|_| matches!(ended.how, HowEnded::Exited(code) if code != 0));
-    if error.is_none() || is_memory_short(engine, &ended) {
-        log(events, output.release()).await?;
+}
+
+impl End {
+    /// What was refused may have been refused to another attribute.
+    fn shares_refusals(&self) -> bool {
+        !self.refused.is_empty() && (self.goes_on || self.answered > 0)
     }
-    Ok(Some((End { ended, stage, answered, error, last_words, refused }, found)).filter(|_| !queue.is_empty()))
+}
+
+fn answered_too_much() -> EngineError {
+    EngineError::Failed("the engine answered for more attributes than it was asked for".to_owned())
 }
 
 /// Lines for the log.
@@ -245,10 +452,9 @@ fn describe_end(engine: &Engine, end: &End) -> String {
     }
 }
 
-/// Unknown to the evaluated code, new for each process.
+/// Unknown to the evaluated code, new for each process. As long as a revision.
 pub(super) fn nonce() -> String {
-    let random: [u64; 2] = rand::random();
-    format!("{:016x}{:016x}", random[0], random[1])
+    rand::random::<[u8; 20]>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether plain Nix runs at all.
@@ -264,6 +470,7 @@ pub(super) async fn try_out(engine: &Engine) -> Result<(), EngineError> {
         return Ok(());
     }
     let (error, refused) = (output.error(), process.refused());
-    let end = End { ended, stage: Stage::Outside, answered: 0, error, last_words, refused };
+    let (stage, answered, found, goes_on) = (Stage::Outside, 0, None, false);
+    let end = End { ended, stage, found, answered, error, last_words, refused, goes_on };
     Err(EngineError::Failed(describe(engine, &end)))
 }

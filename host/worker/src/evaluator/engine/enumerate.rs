@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::driver::{Answers, Next, drive};
 use super::line::{EngineLine, Evaluated};
-use super::names::{Members, Missing, Task, read_json, too_many};
+use super::names::{Members, Missing, PathSet, Task, read_json, too_many};
 use super::{ATTRS_MAX, Engine, EngineError, EngineEvent, expression};
 
 /// What there is to evaluate.
@@ -49,7 +49,7 @@ pub(super) async fn enumerate(
     systems: Option<&[String]>,
     events: &mpsc::Sender<EngineEvent>,
 ) -> Result<Enumeration, EngineError> {
-    let mut gathering = Gathering { systems, found: Enumeration::default(), seen: HashSet::new() };
+    let mut gathering = Gathering { systems, found: Enumeration::default(), seen: PathSet::default() };
     let mut queue: VecDeque<Task> = VecDeque::with_capacity(prefixes.len());
     for prefix in prefixes {
         if !queue.iter().any(|known| known.path == prefix.path) {
@@ -64,12 +64,12 @@ struct Gathering<'a> {
     systems: Option<&'a [String]>,
     found: Enumeration,
     /// Prefixes may overlap; each attribute is evaluated once.
-    seen: HashSet<Vec<String>>,
+    seen: PathSet,
 }
 
 impl Gathering<'_> {
     fn add(&mut self, task: Task) {
-        if self.seen.insert(task.path.clone()) {
+        if self.seen.insert(&task.path) {
             self.found.tasks.push(task);
         } else if task.is_named {
             self.found.tasks.iter_mut().filter(|known| known.path == task.path).for_each(|known| known.is_named = true);
@@ -82,6 +82,8 @@ impl Gathering<'_> {
 }
 
 impl Answers for Gathering<'_> {
+    const IS_OF_JOBSET: bool = false;
+
     fn expression(&self, engine: &Engine, nonce: &str, queue: &VecDeque<Task>) -> String {
         expression::enumerator(nonce, &engine.flake, self.systems, queue)
     }
@@ -106,7 +108,7 @@ impl Answers for Gathering<'_> {
                         let refused = members.refused.into_iter();
                         self.found.refused.extend(
                             refused
-                                .filter(|(path, _)| self.seen.insert(path.clone()))
+                                .filter(|(path, _)| self.seen.insert(path))
                                 .map(|(attr_path, error)| EngineLine { attr_path, result: Err(error) }),
                         );
                     }

@@ -1,4 +1,5 @@
-//! The Nix expressions that engines are given. Start at [`worker`]; [`selection`] is its twin for nix-eval-jobs.
+//! The Nix expressions that engines are given. Start at [`worker`]; [`jobset`] is the same for a Nix that goes on past errors,
+//! [`selection`] its twin for nix-eval-jobs.
 //!
 //! Results leave a plain Nix process as traces: one line on standard error for each, `trace: <nonce><tag> <JSON>`. The
 //! nonce is random and known to this expression alone, which evaluated code cannot read (evaluation is pure), so that its
@@ -62,7 +63,8 @@ fn outputs(flake: &PinnedFlake) -> String {
 }
 
 /// What all expressions share: JSON, what a value is, what its `meta` says.
-fn head(nonce: &str, flake: &PinnedFlake) -> String {
+/// `nonce` is an expression.
+fn common(nonce: &str, flake: &PinnedFlake) -> String {
     let escaped = ['\\', '"'].into_iter().chain('\u{1}'..' ');
     let (plain, json): (Vec<String>, Vec<String>) = escaped
         .map(|character| {
@@ -72,11 +74,9 @@ fn head(nonce: &str, flake: &PinnedFlake) -> String {
         })
         .unzip();
     format!(
-        r#"let
-  nonce = {nonce};
+        r#"  nonce = {nonce};
   outputs = {outputs};
   ask = path: isNamed: isSet: {{ inherit path isNamed isSet; }};
-  get = path: builtins.foldl' (set: name: set.${{name}}) outputs path;
   quote = text:
     "\"" + builtins.replaceStrings {plain} {json} (builtins.unsafeDiscardStringContext text) + "\"";
   list = texts: "[" + builtins.concatStringsSep "," (map quote texts) + "]";
@@ -100,17 +100,21 @@ fn head(nonce: &str, flake: &PinnedFlake) -> String {
         in if meta.success && found.success then found.value else null;
     in {{ timeout = limit "timeout"; maxSilent = limit "maxSilent"; }};
 "#,
-        nonce = nix_string(nonce),
         outputs = outputs(flake),
         plain = nix_list(plain),
         json = nix_list(json),
     )
 }
 
-/// For plain Nix, how it tells something before it goes on.
-const EMIT: &str = r#"  emit = tag: text: next: builtins.trace (nonce + tag + " " + text) next;
-  all = tasks: builtins.foldl' (_: task: each task) null tasks;
-"#;
+/// `get path`: the value of an attribute.
+const GET: &str = "  get = builtins.foldl' (set: name: set.${name}) outputs;\n";
+
+/// For plain Nix, how it tells something before it goes on. What comes next is no argument of it, or each error would have a
+/// frame of it in its trace.
+const SAY: &str = "  say = tag: text: builtins.trace (nonce + tag + \" \" + text);\n";
+
+/// Evaluates tasks one after the other.
+const ALL: &str = "  all = tasks: builtins.foldl' (_: task: each task) null tasks;\n";
 
 /// Names below the prefixes. Each prefix and each wanted system set is forced to be a set, nothing below them. Markers: `b`
 /// (begins), then one of `p` names (`{ names, systems, leftOut }`; the systems follow), `o` (to be evaluated as it is),
@@ -123,7 +127,8 @@ pub(super) fn enumerator<'a>(
 ) -> String {
     let wanted = systems.map_or("null".to_owned(), nix_list);
     format!(
-        r#"{head}{EMIT}  wanted = {wanted};
+        r#"let
+{GET}{SAY}{ALL}{common}  wanted = {wanted};
   isSystem = name: builtins.match "(aarch64|arm|armv[5-7][a-z]*|avr|i[3-6]86|loongarch64|m68k|microblaze(el)?|mips[a-z0-9]*|powerpc[a-z0-9]*|riscv(32|64)|s390x?|sparc64|wasm(32|64)|x86_64)-(cygwin|darwin|freebsd|genode|ghcjs|linux|mmixware|netbsd|none|openbsd|redox|solaris|wasi|windows)" name != null;
   isWanted = name: wanted == null || builtins.elem name wanted;
   find = value: found: rest:
@@ -131,30 +136,49 @@ pub(super) fn enumerator<'a>(
     else if builtins.isAttrs value && builtins.hasAttr (builtins.head rest) value
     then find value.${{builtins.head rest}} (found ++ [ (builtins.head rest) ]) (builtins.tail rest)
     else {{ there = false; inherit found; names = if builtins.isAttrs value then builtins.attrNames value else [ ]; }};
-  each = task: emit "b" "0" (
+  each = task: say "b" "0" (
     let found = find outputs [ ] task.path; in
-    if !found.there then emit "m" "{{\"found\":${{list found.found}},\"names\":${{list found.names}}}}" null
-    else if !(builtins.isAttrs found.value) || found.value ? type then emit "o" "0" null
+    if !found.there then say "m" "{{\"found\":${{list found.found}},\"names\":${{list found.names}}}}" null
+    else if !(builtins.isAttrs found.value) || found.value ? type then say "o" "0" null
     else let
       names = builtins.attrNames found.value;
       systemNames = if builtins.length task.path == 1 then builtins.filter isSystem names else [ ];
       others = builtins.filter (name: !(builtins.elem name systemNames)) names;
       wantedNames = builtins.filter isWanted systemNames;
       leftOut = builtins.filter (name: !(isWanted name)) systemNames;
-    in emit "p" "{{\"names\":${{list others}},\"systems\":${{list wantedNames}},\"leftOut\":${{list leftOut}}}}"
+    in say "p" "{{\"names\":${{list others}},\"systems\":${{list wantedNames}},\"leftOut\":${{list leftOut}}}}"
       (all (map (name: ask (task.path ++ [ name ]) false false) wantedNames)));
 in builtins.seq outputs (all {prefixes})
 "#,
-        head = head(nonce, flake),
+        common = common(&nix_string(nonce), flake),
         prefixes = nix_tasks(prefixes),
     )
 }
 
-/// Evaluates the attributes one after the other, sets recursively. Markers: `b` (begins), then one of `r` path (derivation;
-/// `l` with its limits follows), `n` names (a set, whose members follow), `x` (a set that is to be left alone), `d` (a set
-/// that is nested too deeply), `v` type (any other value). `t` and `u` are around
-/// something that is forced and no part of what is wanted: an error between them says that the set is to be asked for as a
-/// set.
+/// How an attribute is evaluated and what is told of it. Markers: `b` (begins: its id, or "0"), then one of `r` path
+/// (derivation; `l` with its limits follows), `n` names (a set, whose members follow), `x` (a set that is to be left alone),
+/// `d` (a set that is nested too deeply), `v` type (any other value). `t` and `u` are around something that is forced and no
+/// part of what is wanted: an error between them says that the set is to be asked for as a set. `end`: what stands for an
+/// attribute that was told; `members`: for a set of these `names`.
+fn evaluate(depth_max: usize, end: &str, members: &str) -> String {
+    format!(
+        r#"    let value = get task.path; in
+    if !(builtins.isAttrs value) then say "v" (quote (builtins.typeOf value)) {end}
+    else if isDerivation careful task value then
+      let drvPath = value.drvPath; in builtins.seq drvPath (say "r" (quote drvPath) (
+        let found = limits value; in
+        say "l" "{{\"timeout\":${{number found.timeout}},\"maxSilent\":${{number found.maxSilent}}}}" {end}))
+    else if isLeftAlone careful task value then say "x" "0" {end}
+    else if builtins.length task.path >= {depth_max} then say "d" "0" {end}
+    else let names = builtins.attrNames value; in
+      say "n" (list names) ({members}));
+  careful = value: say "t" "0" (builtins.seq value (say "u" "0" value));
+  number = limit: if limit == null then "null" else toString limit;
+"#
+    )
+}
+
+/// Evaluates the attributes one after the other, sets recursively.
 pub(super) fn worker<'a>(
     nonce: &str,
     flake: &PinnedFlake,
@@ -162,24 +186,58 @@ pub(super) fn worker<'a>(
     tasks: impl IntoIterator<Item = &'a Task>,
 ) -> String {
     format!(
-        r#"{head}{EMIT}  careful = value: emit "t" "0" (builtins.seq value (emit "u" "0" value));
-  number = limit: if limit == null then "null" else toString limit;
-  each = task: emit "b" "0" (
-    let value = get task.path; in
-    if !(builtins.isAttrs value) then emit "v" (quote (builtins.typeOf value)) null
-    else if isDerivation careful task value then
-      emit "r" (quote value.drvPath) (
-        let found = limits value; in
-        emit "l" "{{\"timeout\":${{number found.timeout}},\"maxSilent\":${{number found.maxSilent}}}}" null)
-    else if isLeftAlone careful task value then emit "x" "0" null
-    else if builtins.length task.path >= {depth_max} then emit "d" "0" null
-    else let names = builtins.attrNames value; in
-      emit "n" (list names) (all (map (name: ask (task.path ++ [ name ]) false false) names)));
-in builtins.seq outputs (all {tasks})
+        r#"let
+{GET}  each = task: say "b" "0" (
+{evaluate}{SAY}{ALL}{common}in builtins.seq outputs (all {tasks})
 "#,
-        head = head(nonce, flake),
+        evaluate = evaluate(depth_max, "null", "all (map (name: ask (task.path ++ [ name ]) false false) names)"),
+        common = common(&nix_string(nonce), flake),
         tasks = nix_tasks(tasks),
     )
+}
+
+/// The output of [`jobset`] in which its attributes are: one that `nix flake check` looks into whatever the system.
+pub(super) const JOBSET: &str = "hydraJobs";
+/// The file beside it that says what is to be evaluated, see [`write_tasks`].
+pub(super) const TASKS_FILE: &str = "tasks.json";
+
+/// A flake of which `nix flake check` forces one attribute after the other, each by itself: sets of jobs without jobs, of
+/// which each forces one attribute of `flake`. The order is that of Nix's symbols, so each begins with its id: its number
+/// in [`TASKS_FILE`], behind that a dot and the number of each member. What is on the stack when an attribute fails stands in
+/// the first lines: Nix 2.8 reads a file byte by byte as far as a place that it shows, for each frame of each error.
+///
+/// The nonce is the revision that the flake is said to have. It is in no file: Nix 2.26 lets evaluated code list and read what
+/// it is evaluated with.
+pub(super) fn jobset(flake: &PinnedFlake, depth_max: usize) -> String {
+    format!(
+        r#"{{ outputs = {{ self }}: let
+{GET}  each = id: task: say "b" (quote id) (
+{evaluate}  members = id: task: names: builtins.listToAttrs (builtins.genList (member id task names) (builtins.length names));
+  member = id: task: names: index: {{
+    name = toString index;
+    value.job = each "${{id}}.${{toString index}}" (ask (task.path ++ [ (builtins.elemAt names index) ]) false false);
+  }};
+{SAY}{common}in {{
+  {JOBSET} = builtins.seq outputs (
+    builtins.mapAttrs (id: task: {{ job = each id task; }}) (builtins.fromJSON (builtins.readFile ./{TASKS_FILE})));
+}}; }}
+"#,
+        evaluate = evaluate(depth_max, "{ }", "members id task names"),
+        common = common("self.rev", flake),
+    )
+}
+
+/// Tasks as [`jobset`] reads them, by their numbers.
+pub(super) fn write_tasks<'a>(
+    mut to: impl std::io::Write,
+    tasks: impl IntoIterator<Item = &'a Task>,
+) -> std::io::Result<()> {
+    for (index, task) in tasks.into_iter().enumerate() {
+        let fields = serde_json::json!({ "path": task.path, "isNamed": task.is_named, "isSet": task.is_set });
+        write!(to, "{}\"{index}\":{fields}", if index == 0 { "{" } else { "," })?;
+    }
+    to.write_all(b"}")?;
+    to.flush()
 }
 
 /// What stands before the index of each attribute that was asked for,
@@ -206,7 +264,8 @@ pub(super) fn member_name(escaped: &str) -> String {
 /// in the trace of an error: `t 0`, and `l` with the derivation whose limits these are.
 pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, tasks: &[Task]) -> String {
     let mut out = format!(
-        r#"{head}  careful = builtins.addErrorContext (nonce + "t 0");
+        r#"let
+{GET}{common}  careful = builtins.addErrorContext (nonce + "t 0");
   say = tag: text: throw (nonce + tag + " " + text);
   escape = builtins.replaceStrings {plain} {escapes};
   derivation = value:
@@ -232,7 +291,7 @@ pub(super) fn selection(nonce: &str, flake: &PinnedFlake, depth_max: usize, task
   at = task: look task (get task.path);
 in {{
 "#,
-        head = head(nonce, flake),
+        common = common(&nix_string(nonce), flake),
         plain = nix_list(ESCAPES.map(|(plain, _)| plain)),
         escapes = nix_list(ESCAPES.map(|(_, escape)| escape)),
     );
@@ -250,7 +309,7 @@ mod tests {
     #[test]
     fn strings_cannot_break_out() {
         assert_eq!(nix_string("a\"${x}\\\n\r"), r#""a\"\${x}\\\n\r""#);
-        let task = Task { path: vec!["a".to_owned(), "\"".to_owned()], is_named: true, is_set: false };
+        let task = Task { path: vec!["a".to_owned(), "\"".to_owned()], is_named: true, is_set: false, has_died: false };
         assert_eq!(nix_tasks([&task]), "[\n(ask [ \"a\" \"\\\"\" ] true false)\n]");
     }
 

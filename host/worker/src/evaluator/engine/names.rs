@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, RandomState};
 
 use harmonia_core::project_config::{AttrName, nearest_name, print_attr_path};
 use serde::de::DeserializeOwned;
@@ -24,17 +25,33 @@ pub(crate) struct Task {
     pub(crate) is_named: bool,
     /// Not to be asked whether it is a derivation: that cannot be evaluated.
     pub(super) is_set: bool,
+    /// A process ended at it, and what others did there before may be the reason: it is to be tried first thing in another.
+    pub(super) has_died: bool,
 }
 
 impl Task {
     /// What somebody asked for.
     pub(crate) fn named(path: Vec<String>) -> Self {
-        Self { path, is_named: true, is_set: false }
+        Self { path, is_named: true, is_set: false, has_died: false }
     }
 
     /// What was found.
     pub(crate) fn found(path: Vec<String>) -> Self {
-        Self { path, is_named: false, is_set: false }
+        Self { path, is_named: false, is_set: false, has_died: false }
+    }
+}
+
+/// Which paths were seen: their hashes, of 128 bits under keys that nobody knows, which take a tenth of the memory.
+#[derive(Debug, Default)]
+pub(super) struct PathSet {
+    keys: [RandomState; 2],
+    hashes: HashSet<[u64; 2]>,
+}
+
+impl PathSet {
+    /// Whether it is new.
+    pub(super) fn insert(&mut self, path: &[String]) -> bool {
+        self.hashes.insert([0, 1].map(|half: usize| self.keys[half].hash_one(path)))
     }
 }
 
@@ -187,6 +204,14 @@ mod tests {
 
     fn task(path: &[&str]) -> Task {
         Task::found(path.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn paths_are_seen_once() {
+        let mut set = PathSet::default();
+        let path = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
+        assert!(set.insert(&path("a.bc")) && set.insert(&path("ab.c")) && set.insert(&path("a.b.c")));
+        assert!(!set.insert(&path("ab.c")));
     }
 
     #[test]

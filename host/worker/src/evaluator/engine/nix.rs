@@ -18,7 +18,7 @@ pub(super) async fn evaluate(
     events: &mpsc::Sender<EngineEvent>,
 ) -> Result<(), EngineError> {
     let workers = engine.workers.clamp(1, tasks.len().max(1));
-    let asked: HashSet<Vec<String>> = tasks.iter().map(|task| task.path.clone()).collect();
+    let asked = asked_within_others(&tasks);
     let count = AtomicUsize::new(tasks.len());
     // In turns, like cards: neighbours in the alphabet tend to cost the same.
     let mut shares = vec![VecDeque::new(); workers];
@@ -32,6 +32,13 @@ pub(super) async fn evaluate(
     }))
     .await?;
     Ok(())
+}
+
+/// Those that are also members of others, so that both would evaluate them.
+fn asked_within_others(tasks: &[Task]) -> HashSet<Vec<String>> {
+    let all: HashSet<&[String]> = tasks.iter().map(|task| &task.path[..]).collect();
+    let is_within = |path: &[String]| (0..path.len()).any(|length| all.contains(&path[..length]));
+    tasks.iter().map(|task| &task.path).filter(|path| is_within(path)).cloned().collect()
 }
 
 struct Results<'a> {
@@ -84,6 +91,8 @@ impl Results<'_> {
 }
 
 impl Answers for Results<'_> {
+    const IS_OF_JOBSET: bool = true;
+
     fn expression(&self, engine: &Engine, nonce: &str, queue: &VecDeque<Task>) -> String {
         expression::worker(nonce, &engine.flake, DEPTH_MAX, queue)
     }
@@ -114,5 +123,19 @@ impl Answers for Results<'_> {
 
     async fn failed(&mut self, task: Task, error: String) -> Result<(), EngineError> {
         self.line(task.path, Err(error)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_within_others_is_known() {
+        let task = |path: &str| Task::found(path.split('.').map(str::to_owned).collect());
+        let tasks = ["checks.a", "checks.a.b.c", "checks.ab", "packages", "packages.x", "d"].map(task);
+        let mut found: Vec<String> = asked_within_others(&tasks).into_iter().map(|path| path.join(".")).collect();
+        found.sort();
+        assert_eq!(found, ["checks.a.b.c", "packages.x"]);
     }
 }

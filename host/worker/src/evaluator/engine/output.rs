@@ -8,6 +8,7 @@
 use harmonia_core::evaluation_error::message_first;
 use harmonia_nix::worker_protocol::strip_ansi;
 
+use super::jobset::{is_frame_of_the_check, is_of_the_check};
 use super::line::shorten_error;
 
 /// The head and the end that are kept of a text that may be an error.
@@ -27,6 +28,8 @@ pub(super) struct Output {
     prefix: Option<String>,
     /// Errors with this in them are none: results that were printed twice.
     hidden: Option<String>,
+    /// Of a process that goes on past errors: how its traces call our own expression.
+    jobset: Option<String>,
     /// The last text that may be an error, since the last marker.
     error: Option<Excerpt>,
     /// Lines of it that are in no log yet.
@@ -44,11 +47,14 @@ pub(super) struct Printed {
     pub(super) log: Vec<String>,
     /// A result: its tag and its JSON.
     pub(super) marker: Option<(char, Vec<u8>)>,
+    /// With a marker that follows what may be an error: that, whose lines are in `log`, too. It is one if the marker says
+    /// that an attribute had no result.
+    pub(super) before: Option<Excerpt>,
 }
 
 /// Head and end of a text.
-#[derive(Debug, Default)]
-struct Excerpt {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Excerpt {
     head: String,
     end: String,
     is_cut: bool,
@@ -81,6 +87,11 @@ impl Output {
         Self { prefix: Some(format!("trace: {nonce}")), ..Self::plain() }
     }
 
+    /// Of a process that goes on past errors, in whose traces our own expression is called `place`.
+    pub(super) fn of_jobset(nonce: &str, place: String) -> Self {
+        Self { jobset: Some(place), ..Self::new(nonce) }
+    }
+
     /// Of a process that prints its results elsewhere, and those with this nonce here, too.
     pub(super) fn hiding(nonce: &str) -> Self {
         Self { hidden: Some(nonce.to_owned()), ..Self::plain() }
@@ -91,6 +102,7 @@ impl Output {
         Self {
             prefix: None,
             hidden: None,
+            jobset: None,
             error: None,
             held: Vec::new(),
             held_bytes: 0,
@@ -101,11 +113,21 @@ impl Output {
 
     pub(super) fn take(&mut self, line: &[u8]) -> Printed {
         if let Some(marker) = self.marker(line) {
-            // Evaluation went on, so what looked like an error was printed by something else.
-            self.error = None;
-            return Printed { log: self.release(), marker: Some(marker) };
+            // Evaluation went on, so what looked like an error was printed by something else, or is that of an attribute
+            // past which it went.
+            let before = self.error.take();
+            return Printed { log: self.release(), marker: Some(marker), before };
         }
-        let text = strip_ansi(&String::from_utf8_lossy(line));
+        let mut text = strip_ansi(&String::from_utf8_lossy(line));
+        if self.jobset.is_some() {
+            if is_of_the_check(&text) {
+                return Printed::default();
+            }
+            // As Nix says it up to 2.26; from 2.34 on it is like any other.
+            if let Some(error) = text.strip_prefix("error (ignored): ").filter(|rest| rest.starts_with("error:")) {
+                text = error.to_owned();
+            }
+        }
         let mut log = Vec::new();
         if text.starts_with("error:") {
             log = self.release();
@@ -120,7 +142,7 @@ impl Output {
                 self.tail.drain(..start);
             }
             log.push(text);
-            return Printed { log, marker: None };
+            return Printed { log, ..Printed::default() };
         }
         if let Some(error) = &mut self.error {
             error.push(&text);
@@ -131,7 +153,7 @@ impl Output {
             log.append(&mut self.held);
             self.held_bytes = 0;
         }
-        Printed { log, marker: None }
+        Printed { log, ..Printed::default() }
     }
 
     fn marker(&self, line: &[u8]) -> Option<(char, Vec<u8>)> {
@@ -155,7 +177,12 @@ impl Output {
 
     /// The error it ended with, if it said one; the message first.
     pub(super) fn error(&self) -> Option<String> {
-        self.error.as_ref().map(|error| presentable(&error.text()))
+        self.error.as_ref().map(|error| self.present(error))
+    }
+
+    /// What was an error, the message first.
+    pub(super) fn present(&self, error: &Excerpt) -> String {
+        present(&error.text(), self.jobset.as_deref())
     }
 
     /// The error, or else the last it printed.
@@ -166,7 +193,11 @@ impl Output {
 
 /// An error of an engine as people see it: the message first, nothing of our own expression, not too long.
 pub(super) fn presentable(error: &str) -> String {
-    shorten_error(&reason_first(&without_our_frames(&message_first(error))))
+    present(error, None)
+}
+
+fn present(error: &str, jobset: Option<&str>) -> String {
+    shorten_error(&reason_first(&without_our_frames(&message_first(error), jobset)))
 }
 
 /// Of a build during evaluation that failed, Nix 2.30 and newer say why in the second line.
@@ -184,8 +215,9 @@ fn reason_first(error: &str) -> String {
     found.unwrap_or_else(|| error.to_owned())
 }
 
-/// Leaves out what a trace says of our own expression, which is «stdin» or «string» to Nix: it would only confuse.
-fn without_our_frames(error: &str) -> String {
+/// Leaves out what a trace says of our own expression, which is «stdin» or «string» to Nix, or a place in the store: it would
+/// only confuse.
+fn without_our_frames(error: &str, jobset: Option<&str>) -> String {
     let mut frames: Vec<String> = vec![String::new()];
     for line in error.lines() {
         let trimmed = line.trim_start();
@@ -197,7 +229,10 @@ fn without_our_frames(error: &str) -> String {
             frame.push('\n');
         }
     }
-    let ours = |frame: &str| ["at «stdin»:", "at (stdin):", "at «string»:"].iter().any(|place| frame.contains(place));
+    let ours = |frame: &str| {
+        ["at «stdin»:", "at (stdin):", "at «string»:"].into_iter().chain(jobset).any(|place| frame.contains(place))
+            || (jobset.is_some() && is_frame_of_the_check(frame))
+    };
     let mut kept = String::new();
     for frame in frames {
         if !ours(&frame) {
@@ -231,7 +266,10 @@ mod tests {
         let mut output = Output::new("N0NCE");
         assert_eq!(output.take(b"trace: N0NCEb [\"a\xff\"]").marker, Some(('b', b"[\"a\xff\"]".to_vec())));
         for no_marker in ["trace: OTHERb [\"a\"]", "trace: N0NCE", "N0NCEb 0", "trace: N0NCEb"] {
-            assert_eq!(output.take(no_marker.as_bytes()), Printed { log: vec![no_marker.to_owned()], marker: None });
+            assert_eq!(
+                output.take(no_marker.as_bytes()),
+                Printed { log: vec![no_marker.to_owned()], ..Printed::default() }
+            );
         }
         assert_eq!(output.take(b"warning: \x1b[31mred\x1b[0m").log, ["warning: red"]);
         assert_eq!(output.error(), None);

@@ -147,6 +147,19 @@ impl Process {
         self.session.as_ref().map(Session::refused).unwrap_or_default()
     }
 
+    /// What it used of memory at most so far, as [`Ended::peak_bytes`].
+    pub(super) async fn peak_bytes(&mut self) -> Result<Option<u64>, EngineError> {
+        if self.usage.is_none() {
+            return Ok(None);
+        }
+        let running = self.child.id().and_then(peak_below);
+        if running.is_some() {
+            return Ok(running);
+        }
+        // It ended, with what it printed unread.
+        Ok(self.ended("").await?.peak_bytes)
+    }
+
     /// Waits for its end. A sandbox that could not be set up is an error, for which `last_words` is the reason.
     pub(super) async fn ended(&mut self, last_words: &str) -> Result<Ended, EngineError> {
         let status: ExitStatus = self.child.wait().await.map_err(EngineError::Pipe)?;
@@ -168,6 +181,30 @@ impl Drop for Process {
             let _gone = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Whether the kernel says which processes are below another, so that what a running one used can be told.
+pub(crate) fn tells_what_runs() -> bool {
+    Path::new("/proc/thread-self/children").exists()
+}
+
+/// The largest resident set of any process below this one, in bytes; `None` when there is none.
+fn peak_below(process: u32) -> Option<u64> {
+    let mut peak = None;
+    let mut open = children(process);
+    while let Some(process) = open.pop() {
+        open.extend(children(process));
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(kib.map(|kib: u64| kib << 10));
+    }
+    peak
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
 async fn receive_listener(socket: &UnixStream) -> io::Result<Option<std::net::TcpListener>> {

@@ -2,6 +2,7 @@
 
 mod egress;
 mod eval_jobs;
+mod past_errors;
 mod printed;
 mod pure;
 mod values;
@@ -61,6 +62,7 @@ impl World {
         let flake = pin(&mut connection, &source, tree, flake_dir, Some(&commit), 1_700_000_000).await.expect("pins");
         let engine = Engine {
             nix_instantiate: program("nix-instantiate"),
+            nix: Some(program("nix")),
             // For those who have it: everything here is true of both engines.
             nix_eval_jobs: std::env::var_os("HARMONIA_TEST_NIX_EVAL_JOBS").map(PathBuf::from),
             confinement: Confinement {

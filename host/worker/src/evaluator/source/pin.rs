@@ -61,7 +61,8 @@ pub(crate) async fn pin(
     Ok(PinnedFlake { reference: reference(&wrapper, None, committed_at_s), is_wrapped: true })
 }
 
-fn reference(tree: &SourceTree, commit: Option<&str>, committed_at_s: u64) -> String {
+/// The reference of a flake in the store's root of a tree.
+pub(crate) fn reference(tree: &SourceTree, commit: Option<&str>, committed_at_s: u64) -> String {
     let revision = commit.map(|commit| format!("&rev={commit}")).unwrap_or_default();
     // In a query "+" may mean a space.
     let hash = tree.nar_hash_sri.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");

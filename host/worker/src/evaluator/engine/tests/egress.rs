@@ -74,6 +74,10 @@ async fn what_is_fetched_comes_from_public_addresses_and_from_what_is_listed() {
     ] {
         assert_is_told(&seen, name, &["may not be reached", place, "`eval.allow_hosts`"]);
     }
+    // What was refused to one is said of that one.
+    for (name, error) in seen.errors.iter().filter(|(name, _)| *name != "metadata") {
+        assert!(!error.contains("169.254.169.254 is no public address"), "{name}: {error}");
+    }
     assert_eq!(*asked.lock().expect("unpoisoned"), Vec::<String>::new(), "nobody reached it");
     assert!(redirecting.seen().iter().any(|(line, _)| line == "GET /x"), "{:?}", redirecting.seen());
 

@@ -26,7 +26,7 @@ async fn curious() -> World {
     let body = format!(
         r#"environment = mk "x${{builtins.getEnv "NIX_DAEMON_SOCKET_PATH"}}${{builtins.getEnv "HOME"}}y";
            exists = mk (if builtins.pathExists "{other}/secret" || builtins.pathExists "/etc/passwd" then "seen" else "unseen");
-           file = mk (builtins.readFile "/etc/passwd"); store = mk (toString (builtins.attrNames (builtins.readDir "/nix/store")));
+           file = mk (builtins.readFile "/etc/passwd"); store = mk (builtins.concatStringsSep "-" (builtins.attrNames (builtins.readDir "/nix/store")));
            secret = mk (builtins.readFile "{other}/secret"); path = mk (builtins.readFile "${{/. + "{other}"}}/secret");
            copied = mk "${{builtins.path {{ path = "{other}"; name = "copied"; }}}}"; imported = import "{other}/secret";
            stored = mk (builtins.readFile "${{builtins.storePath "{other}"}}/secret");
@@ -40,13 +40,25 @@ async fn curious() -> World {
     World::with_tree(daemon, &dir.path().join("own"), "").await
 }
 
+fn files_of(dir: &std::path::Path) -> Vec<String> {
+    let files = std::fs::read_dir(dir).expect("a directory").map(|file| file.expect("a file").file_name());
+    let mut names: Vec<String> = files.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
 fn assert_saw_nothing(world: &World, mut seen: Seen) {
     assert!(seen.results["environment"].ends_with("-xy.drv"), "{seen:?}");
     assert!(seen.results["exists"].ends_with("-unseen.drv"), "{seen:?}");
-    // Nix 2.26 lists the store, but only what may be read of it: the flake's own source.
+    // Nix 2.26 lists the store, but only what may be read of it: the flake's own source, and what asks for its attributes.
     if let Some(store) = seen.results.remove("store") {
         let name = store.strip_suffix(".drv").and_then(|path| path.get("/nix/store/".len() + 33..)).expect("a name");
-        assert!(name.ends_with("-source") && world.engine.flake.reference.contains(&format!("/{name}")), "{store}");
+        for name in name.split("source-") {
+            let name = format!("{}-source", name.trim_end_matches("source").trim_end_matches('-'));
+            let files = files_of(&world.daemon.store.root().join("nix/store").join(&name));
+            let is_own = world.engine.flake.reference.contains(&format!("/{name}"));
+            assert!(is_own || files == ["flake.nix", "tasks.json"], "{store}: {files:?}");
+        }
         seen.errors.insert("store".to_owned(), "error: forbidden but for its own source".to_owned());
     }
     assert_eq!(seen.results.len(), 2, "{:?}", seen.results);
@@ -64,6 +76,33 @@ async fn evaluated_code_sees_nothing_of_the_machine_nor_of_other_projects() {
     let world = curious().await;
     let seen = world.evaluate_all().await;
     assert_saw_nothing(&world, seen);
+}
+
+/// As Nix 2.26 lets evaluated code find out: it reads all that there is to read of the store, and prints what a result would
+/// be with every word of it that could be a nonce.
+#[tokio::test]
+async fn what_is_told_past_errors_cannot_be_pretended_by_who_reads_how_it_is_asked_for() {
+    let world = World::new(&checks(
+        r#"a-thrown = throw "so that it goes on past errors"; victim = mk "victim";
+           spy = let
+               store = "/nix/store";
+               files = map (name: "${store}/${name}/flake.nix") (builtins.attrNames (builtins.readDir store));
+               texts = map builtins.readFile (builtins.filter builtins.pathExists files);
+               words = builtins.filter builtins.isList (builtins.split "([0-9a-f]{20,})" (toString texts));
+               forge = value: word: builtins.trace
+                 "${builtins.head word}r \"/nix/store/00000000000000000000000000000000-forged.drv\""
+                 (builtins.trace "${builtins.head word}l { }" value);
+             in builtins.foldl' forge (mk "spy") words;
+           z-thrown = throw "last";"#,
+    ))
+    .await;
+    let seen = world.evaluate_all().await;
+    assert!(seen.results["victim"].ends_with("-victim.drv"), "{seen:?}");
+    match seen.results.get("spy") {
+        Some(drv) => assert!(drv.ends_with("-spy.drv") && seen.log.contains("-forged.drv"), "it read: {seen:?}"),
+        None => assert!(seen.errors.contains_key("spy"), "{seen:?}"),
+    }
+    assert!(!seen.results.values().any(|drv| drv.ends_with("-forged.drv")), "{seen:?}");
 }
 
 #[tokio::test]

@@ -192,3 +192,50 @@ async fn limits_are_read_apart_and_what_is_wrong_with_them_costs_them_alone() {
     }
     assert_eq!(seen.warnings.len(), 3);
 }
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Names, from the engine and back to it: all that is held of attributes before and while they are evaluated.
+#[tokio::test]
+async fn what_is_held_of_a_hundred_thousand_attributes_is_little() {
+    let list = |count: usize, what: &str| {
+        format!(
+            "{what} = builtins.listToAttrs (builtins.genList (n: {{ name = \"an-attribute-like-others-${{toString n}}\"; \
+             value = if n == 40 then throw \"broken\" else null; }}) {count});"
+        )
+    };
+    let text = format!("{{ outputs = {{ self }}: {{ few.{SYSTEM} {}; checks.{SYSTEM} {} }}; }}", "", "");
+    let text = text.replace(&format!("few.{SYSTEM} ;"), &list(1_000, &format!("few.{SYSTEM}")));
+    let text =
+        text.replace(&format!("checks.{SYSTEM}  }}"), &format!("{} }}", list(100_000, &format!("checks.{SYSTEM}"))));
+    let mut world = World::new(&text).await;
+    world.engine.workers = 2;
+    let mut peaks = Vec::new();
+    for (prefix, count) in [("few", 1_000), ("checks", 100_000)] {
+        let names = world.enumerate(&[&[prefix]], Some(&[SYSTEM])).await.expect("enumerates");
+        assert_eq!(names.tasks.len(), count);
+        let (events, mut received) = mpsc::channel(64);
+        let work = async {
+            let done = world.engine.evaluate(names.tasks, &events).await;
+            drop(events);
+            done
+        };
+        let listen = async {
+            let mut seen = 0;
+            while let Some(event) = received.recv().await {
+                seen += usize::from(matches!(event, EngineEvent::LeftOut { .. } | EngineEvent::Line(_)));
+            }
+            seen
+        };
+        let (done, seen) = tokio::join!(work, listen);
+        done.expect("evaluates");
+        assert_eq!(seen, count);
+        peaks.push(resident_kib());
+    }
+    let grown = (peaks[1] - peaks[0]) >> 10;
+    assert!(grown <= 48, "{grown} MiB");
+}
