@@ -109,6 +109,9 @@ CREATE INDEX evaluations_tree ON evaluations (project_id, tree_hash, id DESC)
     WHERE tree_hash IS NOT NULL AND status = 'succeeded' AND complete AND embeds_commit = false;
 CREATE INDEX evaluations_reusing ON evaluations (reuses_eval_id) WHERE reuses_eval_id IS NOT NULL;
 
+-- Numbers of changes that somebody saw while looking at an evaluation (decision 0021): the same on every node.
+CREATE SEQUENCE evaluation_revisions;
+
 CREATE TABLE eval_attrs (
     eval_id bigint NOT NULL REFERENCES evaluations ON DELETE CASCADE,
     attr text NOT NULL,

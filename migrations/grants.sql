@@ -59,6 +59,7 @@ BEGIN
         PERFORM grant_to('SELECT, INSERT, UPDATE, DELETE ON ' || v_table, '{frontend}');
     END LOOP;
     PERFORM grant_to('USAGE ON SEQUENCE plugin_kv_version', '{frontend}');
+    PERFORM grant_to('USAGE ON SEQUENCE evaluation_revisions', '{frontend}');
     PERFORM grant_to('UPDATE ON default_limits', '{frontend}');
     FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings'] LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{frontend}');
