@@ -17,7 +17,7 @@ const REVISIONS_MAX: usize = 256;
 /// All of it is read again after so many times as long as that took last time, and not before so many times as long as a look is
 /// good in any case: for what is not followed (jobs that had succeeded and are built again, outputs that are gone).
 const WHOLE_SHARE: u32 = 10 * SHARE;
-const WHOLE_AGES: u32 = 60;
+const WHOLE_AGES: u32 = 200;
 
 /// An evaluation at one revision.
 pub(crate) struct Look {

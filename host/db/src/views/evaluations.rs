@@ -12,6 +12,8 @@ use crate::{Db, DbError};
 
 /// Most evaluations in one answer.
 pub(super) const LIMIT_MAX: u32 = 200;
+/// Most evaluations whose counts are stored by one list; others by the next.
+const SETTLED_MAX: usize = 10;
 
 struct Row {
     id: i64,
@@ -126,7 +128,75 @@ impl Db {
         .fetch_all(&self.pool)
         .await
         .map_err(|error| DbError::from_sqlx("list evaluations", error))?;
-        self.evaluations_of(&ids).await
+        self.evaluations_listed(&ids).await
+    }
+
+    /// These evaluations, newest first, for a list: what cannot change is counted once, and stored.
+    pub(super) async fn evaluations_listed(&self, ids: &[i64]) -> Result<Vec<Evaluation>, DbError> {
+        let rows = self.evaluation_rows(ids).await?;
+        let mut counts = self.settled_counts(ids).await?;
+        let open: Vec<i64> = rows.iter().map(|row| row.evaluation.id).filter(|id| !counts.contains_key(id)).map(|id| id.0).collect();
+        counts.extend(self.attr_counts_of(&open).await?);
+        let listed: Vec<(EvaluationRow, Evaluation)> = rows
+            .into_iter()
+            .map(|row| {
+                let evaluation = row.counted(counts.remove(&row.evaluation.id).unwrap_or_default());
+                (row, evaluation)
+            })
+            .collect();
+        let is_settled = |(row, evaluation): &&(EvaluationRow, Evaluation)| {
+            let AttrCounts { pending, building, .. } = evaluation.counts;
+            open.contains(&evaluation.id.0) && row.evaluation.finished_at.is_some() && pending + building == 0
+        };
+        for (row, evaluation) in listed.iter().filter(is_settled).take(SETTLED_MAX) {
+            self.settle(row.reuses.unwrap_or(evaluation.id)).await?;
+        }
+        Ok(listed.into_iter().map(|(_, evaluation)| evaluation).collect())
+    }
+
+    /// Counts an evaluation once more, and remembers that as long as nothing of it changes.
+    async fn settle(&self, id: EvalId) -> Result<bool, DbError> {
+        let failed = |error| DbError::from_sqlx("store the counts of an evaluation", error);
+        sqlx::query!("SELECT begin_counts($1)", id.0).execute(&self.pool).await.map_err(failed)?;
+        sqlx::query_scalar!(r#"SELECT settle_counts($1) AS "settled!""#, id.0)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)
+    }
+
+    /// Counts that are stored, of those of these evaluations of which nothing is to be built again: where marks say so that
+    /// nobody took yet, they are not true any more.
+    async fn settled_counts(&self, ids: &[i64]) -> Result<HashMap<EvalId, AttrCounts>, DbError> {
+        let rows = sqlx::query!(
+            r#"WITH back AS MATERIALIZED (
+                   SELECT j.drv_path FROM job_marks m JOIN build_jobs j ON j.id = m.job_id WHERE m.was <> 'pending'
+               )
+               SELECT e.id, s.counts AS "counts!"
+               FROM unnest($1::bigint[]) AS wanted (id)
+               JOIN evaluations e ON e.id = wanted.id
+               JOIN settled_counts s ON s.eval_id = coalesce(e.reuses_eval_id, e.id)
+               WHERE s.counts IS NOT NULL AND NOT EXISTS (
+                   SELECT FROM back b JOIN eval_attrs a ON a.drv_path = b.drv_path AND a.eval_id = s.eval_id)"#,
+            ids,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| DbError::from_sqlx("read counts of evaluations", error))?;
+        let counts = rows.into_iter().map(|row| {
+            let at = |place: usize| row.counts.get(place).copied().map_or(0, count);
+            let counts = AttrCounts {
+                total: at(0),
+                succeeded: at(1),
+                failed: at(2),
+                dep_failed: at(3),
+                eval_errors: at(4),
+                cancelled: at(5),
+                building: 0,
+                pending: 0,
+            };
+            (EvalId(row.id), counts)
+        });
+        Ok(counts.collect())
     }
 
     /// These evaluations, newest first.

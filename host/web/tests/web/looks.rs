@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harmonia_core::api::{AttrState, EvaluationDetail, EvaluationHead};
-use harmonia_core::EvalId;
+use harmonia_core::signer_api::{AttemptUsage, Failure};
+use harmonia_core::{EvalId, FailureKind};
 use harmonia_db::testing::HeldAttributes;
 use harmonia_web::{AppLimits, ListenerLimits};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -136,7 +137,9 @@ async fn changes_add_up_to_the_whole() {
     let attempt = world.claim(&low).await;
     let told = until(&[("low", Building), ("high", Pending), ("other", Pending), ("wrong", Error)]).await;
     assert_eq!(told, ["checks.low"], "only what changed");
-    world.fail(&attempt).await;
+    let broke = Failure { kind: Some(FailureKind::Build), message: "it broke".to_owned(), exit_code: Some(1) };
+    let usage = AttemptUsage::default();
+    world.db().fail_attempt(attempt.id, &attempt.token, &broke, &usage, None).await.expect("failed");
     until(&[("low", Failed), ("high", DepFailed), ("other", Pending), ("wrong", Error)]).await;
     world.build(&other, &Nar::file(b"x"), &[], "").await;
     until(&[("low", Failed), ("high", DepFailed), ("other", Succeeded), ("wrong", Error)]).await;
