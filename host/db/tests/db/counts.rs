@@ -4,7 +4,7 @@ use harmonia_core::api::AttrCounts;
 use harmonia_core::{EvalId, FailureKind, Viewer};
 use harmonia_db::testing::{pool, upstream_has};
 
-use crate::world::{World, graph, out_path};
+use crate::world::{World, graph, number_of, out_path};
 
 impl World {
     /// What a list says of it, which is what counting says.
@@ -37,8 +37,10 @@ async fn counts_are_stored_when_all_has_ended_and_forgotten_when_something_is_bu
     world.finish(&eval).await;
     assert_eq!(world.listed(eval.id).await.pending, 2);
     assert_eq!(world.stored(eval.id).await, None, "it is being built");
-    world.fail(&world.claim_only(1).await, Some(FailureKind::Build)).await.expect("fail");
-    world.complete(&world.claim_only(0).await).await.expect("complete");
+    let claimed = world.claim(2).await;
+    let of = |number: usize| claimed.iter().find(|job| number_of(job.drv_path.as_str()) == number).expect("claimed");
+    world.fail(of(1), Some(FailureKind::Build)).await.expect("fail");
+    world.complete(of(0)).await.expect("complete");
     let counts = world.listed(eval.id).await;
     assert_eq!((counts.total, counts.succeeded, counts.dep_failed), (2, 1, 1));
     assert_eq!(world.stored(eval.id).await, Some(2));
