@@ -364,13 +364,7 @@ impl JobCounts {
 
     /// All of them.
     pub const fn total(&self) -> u64 {
-        self.pending
-            + self.building
-            + self.uploading
-            + self.succeeded
-            + self.failed
-            + self.dep_failed
-            + self.cancelled
+        self.pending + self.building + self.uploading + self.succeeded + self.failed + self.dep_failed + self.cancelled
     }
 }
 

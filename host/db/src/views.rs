@@ -17,9 +17,9 @@ mod queue;
 mod waits;
 mod why;
 
+pub use evaluations::EvaluationRow;
 pub(crate) use evaluations::attr_state;
 pub use forges::PageOf;
-pub use evaluations::EvaluationRow;
 pub use logs::{LogAttempt, LogMark, LogState, LogTailView};
 pub use looks::{LookedAttr, LookedJob, WholeLook};
 

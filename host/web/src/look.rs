@@ -43,7 +43,12 @@ struct Name {
 impl Look {
     /// The evaluation as it is now, given how it was; `None` when there is none that the viewer may see whose `db` is. `age`: for
     /// how long a look is good.
-    pub(crate) async fn read(db: &Db, id: EvalId, known: Option<&Self>, age: Duration) -> Result<Option<Self>, DbError> {
+    pub(crate) async fn read(
+        db: &Db,
+        id: EvalId,
+        known: Option<&Self>,
+        age: Duration,
+    ) -> Result<Option<Self>, DbError> {
         if let Some(known) = known.filter(|known| known.is_followed(age)) {
             let Some(row) = db.look_at_row(id).await? else { return Ok(None) };
             if row.has_attributes_of(&known.row) {
@@ -73,11 +78,8 @@ impl Look {
         let jobs: HashSet<JobId> = changed.iter().map(|changed| changed.job).collect();
         let is_changed = |name: &&Name| name.job.is_some_and(|job| jobs.contains(&job));
         let names: Vec<&str> = self.names.iter().filter(is_changed).map(|name| &*name.attr).collect();
-        let states: HashMap<String, AttrState> = if names.is_empty() {
-            HashMap::new()
-        } else {
-            db.look_at_attrs(id, &names).await?.into_iter().collect()
-        };
+        let states: HashMap<String, AttrState> =
+            if names.is_empty() { HashMap::new() } else { db.look_at_attrs(id, &names).await?.into_iter().collect() };
         let last = self.revision();
         let mut look = self.followed(row, &changed, &states);
         if look.differs_from(self) {
@@ -103,8 +105,7 @@ impl Look {
             _ => (attr.state, 0),
         });
         let states: Vec<(AttrState, i64)> = states.collect();
-        let names: Arc<[Name]> =
-            attrs.into_iter().map(|attr| Name { attr: attr.attr.into(), job: attr.job }).collect();
+        let names: Arc<[Name]> = attrs.into_iter().map(|attr| Name { attr: attr.attr.into(), job: attr.job }).collect();
         // Clients keep what they were told of; when something is gone, they are told everything.
         let is_gone = known.is_some_and(|known| {
             let now: HashSet<&str> = names.iter().map(|name| &*name.attr).collect();
@@ -177,13 +178,16 @@ impl Look {
     /// How it stands, and what changed since a revision that a client has seen.
     pub(crate) fn head(&self, since: Option<i64>) -> EvaluationHead {
         let known = since.filter(|since| self.revisions.contains(since));
-        let changed = self.names.iter().zip(&self.states).filter(|(_, (_, changed))| known.is_none_or(|since| *changed > since));
+        let changed =
+            self.names.iter().zip(&self.states).filter(|(_, (_, changed))| known.is_none_or(|since| *changed > since));
         EvaluationHead {
             revision: self.revision(),
             evaluation: self.evaluation.clone(),
             jobs: self.jobs,
             whole: known.is_none(),
-            changed: changed.map(|(name, (state, _))| AttrChange { attr: name.attr.to_string(), state: *state }).collect(),
+            changed: changed
+                .map(|(name, (state, _))| AttrChange { attr: name.attr.to_string(), state: *state })
+                .collect(),
         }
     }
 }

@@ -15,7 +15,8 @@ use tokio::time::timeout;
 
 /// What was read is good for so many times as long as it took to read,
 pub(crate) const SHARE: u32 = 20;
-/// but for no longer than this: who may see it is decided when it is read.
+/// but for no longer than this: who may see it is decided when it is read. While somebody reads it again, the others still get the
+/// last one, for as long once more at the most.
 const GOOD_FOR_MAX: Duration = Duration::from_secs(5);
 /// What nobody asked for again is forgotten after a while.
 const KEPT: Duration = Duration::from_mins(1);
@@ -28,9 +29,33 @@ pub(crate) struct Memory<K, V> {
 }
 
 struct Slot<V> {
-    /// Who asks while it is read waits for it.
-    last: Arc<AsyncMutex<Option<Read<V>>>>,
+    place: Arc<Place<V>>,
     asked: Instant,
+}
+
+struct Place<V> {
+    last: Mutex<Option<Read<V>>>,
+    /// Held by whoever reads it.
+    reader: AsyncMutex<()>,
+}
+
+impl<V> Default for Place<V> {
+    fn default() -> Self {
+        Self { last: Mutex::default(), reader: AsyncMutex::default() }
+    }
+}
+
+impl<V> Place<V> {
+    fn last(&self) -> MutexGuard<'_, Option<Read<V>>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was read last, if it is not older than this.
+    fn younger_than(&self, asked: Instant, good: impl Fn(&Read<V>) -> Duration) -> Option<Arc<V>> {
+        let last = self.last();
+        let read = last.as_ref().filter(|read| asked.saturating_duration_since(read.began) < good(read))?;
+        Some(read.value.clone())
+    }
 }
 
 struct Read<V> {
@@ -70,20 +95,32 @@ impl<K: Eq + Hash + Clone, V> Memory<K, V> {
         E: From<TooLong>,
     {
         let asked = Instant::now();
-        let Some(last) = self.slot(key, asked) else { return Ok(read(None).await?.map(Arc::new)) };
-        let mut last = timeout(terms.patience, last.lock()).await.map_err(|_| TooLong)?;
-        if let Some(known) = &*last
-            && asked.saturating_duration_since(known.began) < known.good_for
-        {
-            return Ok(Some(known.value.clone()));
+        let Some(place) = self.place(key, asked) else { return Ok(read(None).await?.map(Arc::new)) };
+        if let Some(value) = place.younger_than(asked, |read| read.good_for) {
+            return Ok(Some(value));
         }
+        let _reader = if let Ok(reader) = place.reader.try_lock() {
+            reader
+        } else {
+            let still_good = |read: &Read<V>| if read.good_for.is_zero() { read.good_for } else { GOOD_FOR_MAX * 2 };
+            if let Some(value) = place.younger_than(asked, still_good) {
+                return Ok(Some(value));
+            }
+            let reader = timeout(terms.patience, place.reader.lock()).await.map_err(|_| TooLong)?;
+            if let Some(value) = place.younger_than(asked, |read| read.good_for) {
+                return Ok(Some(value));
+            }
+            reader
+        };
         let began = Instant::now();
-        let Some(value) = read(last.as_ref().map(|known| known.value.clone())).await? else {
-            *last = None;
+        let last = place.last().as_ref().map(|read| read.value.clone());
+        let Some(value) = read(last).await? else {
+            *place.last() = None;
             return Ok(None);
         };
         let value = Arc::new(value);
-        *last = Some(Read { value: value.clone(), began, good_for: good_for(began.elapsed(), terms.age) });
+        let good_for = good_for(began.elapsed(), terms.age);
+        *place.last() = Some(Read { value: value.clone(), began, good_for });
         Ok(Some(value))
     }
 
@@ -93,21 +130,21 @@ impl<K: Eq + Hash + Clone, V> Memory<K, V> {
     }
 
     /// Where the answer to this is kept; nowhere when too much is kept already.
-    fn slot(&self, key: K, now: Instant) -> Option<Arc<AsyncMutex<Option<Read<V>>>>> {
+    fn place(&self, key: K, now: Instant) -> Option<Arc<Place<V>>> {
         let mut slots = self.lock();
         slots.retain(|_, slot| now.saturating_duration_since(slot.asked) < KEPT);
         if slots.len() >= self.keys_max && !slots.contains_key(&key) {
             // The one that was asked for the longest ago, if nobody waits for it.
-            let idle = slots.iter().filter(|(_, slot)| Arc::strong_count(&slot.last) == 1);
+            let idle = slots.iter().filter(|(_, slot)| Arc::strong_count(&slot.place) == 1);
             let oldest = idle.min_by_key(|(_, slot)| slot.asked).map(|(key, _)| key.clone())?;
             slots.remove(&oldest);
         }
         match slots.entry(key) {
             Entry::Occupied(mut slot) => {
                 slot.get_mut().asked = now;
-                Some(slot.get().last.clone())
+                Some(slot.get().place.clone())
             }
-            Entry::Vacant(free) => Some(free.insert(Slot { last: Arc::default(), asked: now }).last.clone()),
+            Entry::Vacant(free) => Some(free.insert(Slot { place: Arc::default(), asked: now }).place.clone()),
         }
     }
 
@@ -172,8 +209,29 @@ mod tests {
     #[test]
     fn reading_takes_a_bounded_part_of_the_time() {
         let ms = Duration::from_millis;
-        for (took, age, good) in [(1, 300, 300), (15, 300, 300), (50, 300, 1_000), (900, 300, 5_000), (50, 0, 0), (1, 9_000, 9_000)] {
+        for (took, age, good) in
+            [(1, 300, 300), (15, 300, 300), (50, 300, 1_000), (900, 300, 5_000), (50, 0, 0), (1, 9_000, 9_000)]
+        {
             assert_eq!(good_for(ms(took), ms(age)), ms(good), "{took} ms, {age} ms");
+        }
+    }
+
+    /// Nobody stands still because it is time to read something again.
+    #[tokio::test]
+    async fn while_it_is_read_again_others_get_the_last_one() {
+        let (memory, asked) = (Memory::new(2), AtomicU32::new(0));
+        let short = Terms { age: Duration::from_millis(1), ..LONG };
+        memory.get("a", short, |_| count(&asked)).await.expect("read");
+        let place = memory.place("a", Instant::now()).expect("kept");
+        place.last().as_mut().expect("read").good_for = Duration::from_nanos(1);
+        let stuck = memory.get("a", short, |_| std::future::pending::<Result<Option<u32>, TooLong>>());
+        let other = async {
+            tokio::task::yield_now().await;
+            memory.get("a", short, |_| count(&asked)).await
+        };
+        match futures_util::future::select(std::pin::pin!(stuck), std::pin::pin!(other)).await {
+            futures_util::future::Either::Right((answer, _)) => assert_eq!(answer, Ok(Some(Arc::new(1)))),
+            futures_util::future::Either::Left(_) => panic!("nobody answers the first"),
         }
     }
 

@@ -25,8 +25,8 @@ use crate::live::Hub;
 use crate::look::Look;
 use crate::memory::{Memory, Terms};
 use crate::overview::Overview;
-use crate::pages::evaluation::{Asked, Shown};
 use crate::pages::Frame;
+use crate::pages::evaluation::{Asked, Shown};
 use crate::recorder::Recorder;
 use crate::refusals::Refusals;
 

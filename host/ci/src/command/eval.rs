@@ -103,7 +103,11 @@ pub(crate) async fn watch(
                 }
                 // Perhaps somebody had it built again meanwhile.
                 let is_still_over = |detail: &EvaluationDetail| detail.evaluation.verdict != Verdict::Running;
-                if is_over { whole(client, id).await.map(|detail| Some(detail).filter(is_still_over)) } else { Ok(None) }
+                if is_over {
+                    whole(client, id).await.map(|detail| Some(detail).filter(is_still_over))
+                } else {
+                    Ok(None)
+                }
             }
             Err(error) => Err(error),
         };

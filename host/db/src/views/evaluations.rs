@@ -135,7 +135,8 @@ impl Db {
     pub(super) async fn evaluations_listed(&self, ids: &[i64]) -> Result<Vec<Evaluation>, DbError> {
         let rows = self.evaluation_rows(ids).await?;
         let mut counts = self.settled_counts(ids).await?;
-        let open: Vec<i64> = rows.iter().map(|row| row.evaluation.id).filter(|id| !counts.contains_key(id)).map(|id| id.0).collect();
+        let open: Vec<i64> =
+            rows.iter().map(|row| row.evaluation.id).filter(|id| !counts.contains_key(id)).map(|id| id.0).collect();
         counts.extend(self.attr_counts_of(&open).await?);
         let listed: Vec<(EvaluationRow, Evaluation)> = rows
             .into_iter()
@@ -319,11 +320,14 @@ impl Db {
                FROM evaluations e
                JOIN projects p ON p.id = e.project_id
                CROSS JOIN unnest($2::text[]) AS wanted (attr)
-               CROSS JOIN LATERAL attr_states(coalesce(e.reuses_eval_id, e.id)) a
+               -- One by one: otherwise it may ask where all of them stand, and then choose.
+               CROSS JOIN LATERAL (
+                   SELECT * FROM attr_states(coalesce(e.reuses_eval_id, e.id)) s WHERE s.attr = wanted.attr OFFSET 0
+               ) a
                LEFT JOIN derivations d ON d.drv_path = a.drv_path
                LEFT JOIN build_jobs rj ON rj.id = a.cause
                LEFT JOIN derivations r ON r.drv_path = rj.drv_path
-               WHERE e.id = $1 AND a.attr = wanted.attr AND (p.is_public OR $3)
+               WHERE e.id = $1 AND (p.is_public OR $3)
                ORDER BY a.attr"#,
             id.0,
             names,
@@ -353,7 +357,10 @@ impl Db {
             .collect()
     }
 
-    async fn outputs_of_each(&self, drvs: &[String]) -> Result<HashMap<String, BTreeMap<String, Option<String>>>, DbError> {
+    async fn outputs_of_each(
+        &self,
+        drvs: &[String],
+    ) -> Result<HashMap<String, BTreeMap<String, Option<String>>>, DbError> {
         let rows = sqlx::query!(
             "SELECT o.drv_path, o.output_name, o.output_path
              FROM unnest($1::text[]) AS wanted (drv_path) JOIN derivation_outputs o ON o.drv_path = wanted.drv_path",

@@ -58,9 +58,9 @@ impl Db {
         .fetch_all(&self.pool)
         .await
         .map_err(|error| DbError::from_sqlx("look at the attributes of an evaluation", error))?;
-        let attrs = rows.into_iter().map(|row| {
-            Ok(LookedAttr { attr: row.attr, state: attr_state(&row.state)?, job: row.job.map(JobId) })
-        });
+        let attrs = rows
+            .into_iter()
+            .map(|row| Ok(LookedAttr { attr: row.attr, state: attr_state(&row.state)?, job: row.job.map(JobId) }));
         Ok(Some(WholeLook { row, jobs, attrs: attrs.collect::<Result<_, DbError>>()? }))
     }
 
@@ -84,9 +84,7 @@ impl Db {
         .await
         .map_err(|error| DbError::from_sqlx("look which jobs of an evaluation changed", error))?;
         rows.into_iter()
-            .map(|row| {
-                Ok(LookedJob { job: JobId(row.id), status: state(&row.status)?, shown: state(&row.shown)? })
-            })
+            .map(|row| Ok(LookedJob { job: JobId(row.id), status: state(&row.status)?, shown: state(&row.shown)? }))
             .collect()
     }
 
@@ -95,8 +93,10 @@ impl Db {
         let rows = sqlx::query!(
             r#"SELECT a.attr AS "attr!", a.state AS "state!"
                FROM evaluations e CROSS JOIN unnest($2::text[]) AS wanted (attr)
-               CROSS JOIN LATERAL attr_states(coalesce(e.reuses_eval_id, e.id)) a
-               WHERE e.id = $1 AND a.attr = wanted.attr"#,
+               CROSS JOIN LATERAL (
+                   SELECT * FROM attr_states(coalesce(e.reuses_eval_id, e.id)) s WHERE s.attr = wanted.attr OFFSET 0
+               ) a
+               WHERE e.id = $1"#,
             id.0,
             names as &[&str],
         )
@@ -140,9 +140,7 @@ impl Db {
         .await
         .map_err(|error| DbError::from_sqlx("list the jobs of an evaluation", error))?;
         rows.into_iter()
-            .map(|row| {
-                Ok(LookedJob { job: JobId(row.id), status: state(&row.status)?, shown: state(&row.shown)? })
-            })
+            .map(|row| Ok(LookedJob { job: JobId(row.id), status: state(&row.status)?, shown: state(&row.shown)? }))
             .collect()
     }
 }

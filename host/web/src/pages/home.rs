@@ -146,7 +146,8 @@ pub(crate) async fn show(
     let mut frame = state.frame("Projects");
     frame.refresh_s = is_moving.then_some(REFRESH_S);
     let online: Vec<&Node> = nodes.iter().filter(|node| node.online).collect();
-    let (slots, slots_used) = (online.iter().map(|node| node.max_jobs).sum(), online.iter().map(|node| node.running).sum());
+    let (slots, slots_used) =
+        (online.iter().map(|node| node.max_jobs).sum(), online.iter().map(|node| node.running).sum());
     let counted: (usize, usize, u32, u32) = (online.len(), nodes.len(), slots, slots_used);
     page_if_changed(&headers, frame, tag(&state, &(projects, evaluations, jobs, counted)), |frame| HomePage {
         frame,

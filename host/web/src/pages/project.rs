@@ -44,10 +44,8 @@ pub(super) async fn show(
     if !db.is_project_visible(name).await? {
         return Err(WebError::not_found("there is no such project"));
     }
-    let (evaluations, jobs) = tokio::try_join!(
-        state.evaluations(viewer, Some(name), asked.before, EVALUATIONS),
-        state.job_counts(viewer),
-    )?;
+    let (evaluations, jobs) =
+        tokio::try_join!(state.evaluations(viewer, Some(name), asked.before, EVALUATIONS), state.job_counts(viewer),)?;
     let now = state.options().clock.now();
     let mut frame = state.frame(name);
     let is_moving = evaluations.iter().any(|evaluation| evaluation.verdict == Verdict::Running);

@@ -34,7 +34,12 @@ fn get(world: &World, path: &str, token: Option<&str>) -> RequestBuilder {
 /// The addresses at which an evaluation is looked at.
 fn addresses(id: EvalId) -> [String; 4] {
     let page = format!("/ci/local/demo/eval/{id}");
-    [page.clone(), format!("{page}?state=pending"), format!("/api/v1/evaluations/{id}/head"), "/api/v1/evaluations".to_owned()]
+    [
+        page.clone(),
+        format!("{page}?state=pending"),
+        format!("/api/v1/evaluations/{id}/head"),
+        "/api/v1/evaluations".to_owned(),
+    ]
 }
 
 #[tokio::test]
@@ -77,7 +82,11 @@ async fn what_was_read_is_never_given_to_whom_may_not_see_it() {
     };
     let seen = async |token: Option<&str>| {
         let mut seen = Vec::new();
-        for path in [format!("/api/v1/evaluations/{id}/head"), format!("/api/v1/evaluations/{id}"), format!("/ci/local/demo/eval/{id}")] {
+        for path in [
+            format!("/api/v1/evaluations/{id}/head"),
+            format!("/api/v1/evaluations/{id}"),
+            format!("/ci/local/demo/eval/{id}"),
+        ] {
             seen.push(get(&world, &path, token).send().await.expect("answered").status());
         }
         for path in ["/api/v1/evaluations", "/api/v1/queue", "/api/v1/projects", "/ci/queue", "/ci/"] {
@@ -118,7 +127,10 @@ async fn changes_add_up_to_the_whole() {
             while known != expected {
                 let head: EvaluationHead = world.json(&format!("{path}/head?since={revision}")).await;
                 assert!(!head.whole, "the revision is known here");
-                assert!((head.revision == revision) == head.changed.is_empty() && head.revision >= revision, "{head:?}");
+                assert!(
+                    (head.revision == revision) == head.changed.is_empty() && head.revision >= revision,
+                    "{head:?}"
+                );
                 revision = head.revision;
                 for change in head.changed {
                     told.push(change.attr.clone());
@@ -193,7 +205,8 @@ async fn a_page_shows_a_bounded_part_and_leads_to_the_rest() {
     let evaluation = world.begin(NewEvaluation::default()).await;
     let drvs: Vec<Drv> = (0..320).map(|number| Drv::new(&format!("thing-{number}"), &[])).collect();
     let error = format!("error: it is broken\n{}", "at a place\n".repeat(2_000));
-    let errors: Vec<(String, &str)> = (0..450).map(|number| (format!("checks.wrong-{number}"), error.as_str())).collect();
+    let errors: Vec<(String, &str)> =
+        (0..450).map(|number| (format!("checks.wrong-{number}"), error.as_str())).collect();
     let errors: Vec<(&str, &str)> = errors.iter().map(|(attr, error)| (attr.as_str(), *error)).collect();
     let drvs: Vec<&Drv> = drvs.iter().collect();
     world.insert(&evaluation, &drvs, &errors).await;

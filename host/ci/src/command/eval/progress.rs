@@ -244,7 +244,8 @@ mod tests {
             (false, &[], &[], &[]),
         ] {
             let head = head(whole, told);
-            let names = |changes: Vec<&AttrChange>| changes.iter().map(|change| change.attr.clone()).collect::<Vec<_>>();
+            let names =
+                |changes: Vec<&AttrChange>| changes.iter().map(|change| change.attr.clone()).collect::<Vec<_>>();
             assert_eq!(names(seen.changed(&head)), news);
             assert_eq!(names(seen.building().iter().collect()), building);
         }
