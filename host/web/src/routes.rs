@@ -47,8 +47,6 @@ pub fn router(state: AppState) -> Router {
         .route("/api/build-complete", post(signer::build_complete))
         .route("/api/build-failed", post(signer::build_failed));
     let api = Router::new()
-        .route("/api/v1/bundles", post(bundles::store))
-        .route("/api/v1/evaluations", get(evaluations::list).post(evaluations::create))
         .route("/api/v1/evaluations/{id}", get(evaluations::show))
         .route("/api/v1/evaluations/{id}/head", get(evaluations::head))
         .route("/api/v1/evaluations/{id}/log", get(evaluations::log))
@@ -73,7 +71,10 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/queue", get(overview::queue))
         .route("/api/v1/status", get(overview::status))
         .route("/api/v1/nodes", get(overview::nodes))
-        .layer(middleware::from_fn_with_state(state.clone(), forget_what_changed));
+        .layer(middleware::from_fn_with_state(state.clone(), forget_what_changed))
+        // Shows in lists a moment later: if each push made everything be read again, memories would be of no use.
+        .route("/api/v1/bundles", post(bundles::store))
+        .route("/api/v1/evaluations", get(evaluations::list).post(evaluations::create));
     let pages = Router::new()
         .route("/ci", get(|| async { Redirect::permanent("/ci/") }))
         .route("/ci/", get(pages::home::show))
