@@ -177,7 +177,8 @@ impl Db {
                JOIN evaluations e ON e.id = wanted.id
                JOIN settled_counts s ON s.eval_id = coalesce(e.reuses_eval_id, e.id)
                WHERE s.counts IS NOT NULL AND NOT EXISTS (
-                   SELECT FROM back b JOIN eval_attrs a ON a.drv_path = b.drv_path AND a.eval_id = s.eval_id)"#,
+                   SELECT FROM back b CROSS JOIN LATERAL (
+                       SELECT FROM eval_attrs a WHERE a.drv_path = b.drv_path AND a.eval_id = s.eval_id OFFSET 0) a)"#,
             ids,
         )
         .fetch_all(&self.pool)
