@@ -116,18 +116,37 @@ impl Db {
         before: Option<EvalId>,
         limit: u32,
     ) -> Result<Vec<Evaluation>, DbError> {
-        let ids = sqlx::query_scalar!(
-            "SELECT e.id FROM evaluations e JOIN projects p ON p.id = e.project_id
-             WHERE (p.is_public OR $4) AND ($1::text IS NULL OR p.name = $1) AND e.id < coalesce($2, 9223372036854775807)
-             ORDER BY e.id DESC LIMIT $3",
-            project,
-            before.map(|id| id.0),
-            i64::from(limit.min(LIMIT_MAX)),
-            self.sees_all(),
-        )
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|error| DbError::from_sqlx("list evaluations", error))?;
+        let (before, limit) = (before.map(|id| id.0), i64::from(limit.min(LIMIT_MAX)));
+        let listed = match project {
+            // By the project's own index: others may have evaluated much since.
+            Some(project) => {
+                sqlx::query_scalar!(
+                    "SELECT e.id FROM evaluations e
+                     WHERE e.project_id = (SELECT p.id FROM projects p WHERE p.name = $1 AND (p.is_public OR $4))
+                         AND e.id < coalesce($2, 9223372036854775807)
+                     ORDER BY e.project_id, e.id DESC LIMIT $3",
+                    project,
+                    before,
+                    limit,
+                    self.sees_all(),
+                )
+                .fetch_all(&self.pool)
+                .await
+            }
+            None => {
+                sqlx::query_scalar!(
+                    "SELECT e.id FROM evaluations e JOIN projects p ON p.id = e.project_id
+                     WHERE (p.is_public OR $3) AND e.id < coalesce($1, 9223372036854775807)
+                     ORDER BY e.id DESC LIMIT $2",
+                    before,
+                    limit,
+                    self.sees_all(),
+                )
+                .fetch_all(&self.pool)
+                .await
+            }
+        };
+        let ids = listed.map_err(|error| DbError::from_sqlx("list evaluations", error))?;
         self.evaluations_listed(&ids).await
     }
 
