@@ -31,10 +31,10 @@ if (token === 'tabs') {
   const all = [
     ['home', '/ci/'], ['queue', '/ci/queue'], ['nodes', '/ci/nodes'], ['project', '/ci/bench/3/'],
     ['evaluation of 20,000', '/ci/bench/1/eval/900000'], ['evaluation of 40', '/ci/bench/3/eval/1000003'],
-    ['build', '/ci/bench/1/build/1000001'],
+    ['evaluation that waits', '/ci/bench/2/eval/900001'], ['build', '/ci/bench/1/build/1000001'],
     ['API projects', '/api/v1/projects'], ['API queue', '/api/v1/queue'], ['API status', '/api/v1/status'],
     ['API evaluations', '/api/v1/evaluations'], ['API evaluation of 20,000', '/api/v1/evaluations/900000'],
-    ['API nodes', '/api/v1/nodes'],
+    ['API head of 20,000', '/api/v1/evaluations/900000/head'], ['API nodes', '/api/v1/nodes'],
   ];
   for (const [name, path] of all) {
     const options = path.startsWith('/api') ? { headers } : {};

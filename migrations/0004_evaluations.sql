@@ -109,6 +109,16 @@ CREATE INDEX evaluations_tree ON evaluations (project_id, tree_hash, id DESC)
     WHERE tree_hash IS NOT NULL AND status = 'succeeded' AND complete AND embeds_commit = false;
 CREATE INDEX evaluations_reusing ON evaluations (reuses_eval_id) WHERE reuses_eval_id IS NOT NULL;
 
+-- How many attributes of an evaluation stand where that ended with everything it shows (decision 0021): total, succeeded, failed,
+-- dep-failed, not evaluated, cancelled. Null: somebody is counting. Gone as soon as one of them may change (functions/counts.sql).
+CREATE TABLE settled_counts (
+    eval_id bigint PRIMARY KEY REFERENCES evaluations ON DELETE CASCADE,
+    counts bigint[] CHECK (cardinality(counts) = 6)
+);
+
+-- Numbers of changes that somebody saw while looking at an evaluation (decision 0021): the same on every node.
+CREATE SEQUENCE evaluation_revisions;
+
 CREATE TABLE eval_attrs (
     eval_id bigint NOT NULL REFERENCES evaluations ON DELETE CASCADE,
     attr text NOT NULL,

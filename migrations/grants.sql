@@ -59,8 +59,9 @@ BEGIN
         PERFORM grant_to('SELECT, INSERT, UPDATE, DELETE ON ' || v_table, '{frontend}');
     END LOOP;
     PERFORM grant_to('USAGE ON SEQUENCE plugin_kv_version', '{frontend}');
+    PERFORM grant_to('USAGE ON SEQUENCE evaluation_revisions', '{frontend}');
     PERFORM grant_to('UPDATE ON default_limits', '{frontend}');
-    FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings'] LOOP
+    FOREACH v_table IN ARRAY ARRAY['evaluation_log_chunks', 'build_log_tails', 'reproducibility_findings', 'settled_counts'] LOOP
         PERFORM grant_to('SELECT ON ' || v_table, '{frontend}');
     END LOOP;
     -- The migrator's own table, for check_schema.
@@ -165,6 +166,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('rebuild_failed', '{frontend}'),
     ('cancel_job', '{frontend}'),
     ('take_job_marks', '{frontend}'),
+    ('begin_counts', '{frontend}'),
+    ('settle_counts', '{frontend}'),
     ('sweep_reports', '{frontend}'),
     ('is_paused', '{frontend}'),
     ('project_loads', '{frontend}'),

@@ -123,6 +123,7 @@ DECLARE
     v_taken bigint;
     v_jobs bigint[];
     v_times timestamptz[];
+    v_back bigint[]; -- had ended, and did not stay so
 BEGIN
     WITH taken AS (
         DELETE FROM job_marks WHERE ctid = ANY (ARRAY(SELECT ctid FROM job_marks LIMIT p_limit FOR UPDATE SKIP LOCKED))
@@ -134,10 +135,14 @@ BEGIN
         WHERE c.status IS NOT NULL GROUP BY c.status, c.public ORDER BY c.status, c.public
         ON CONFLICT (status, public) DO UPDATE SET jobs = t.jobs + excluded.jobs
     ), first AS (
-        SELECT job_id, count(*) AS marks, min(marked_at) AS since FROM taken GROUP BY job_id
-    ) SELECT coalesce(sum(marks), 0), array_agg(job_id), array_agg(since) INTO v_taken, v_jobs, v_times FROM first;
+        SELECT job_id, count(*) AS marks, min(marked_at) AS since, bool_or(was <> 'pending') AS is_back FROM taken GROUP BY job_id
+    ) SELECT coalesce(sum(marks), 0), array_agg(job_id), array_agg(since), array_agg(job_id) FILTER (WHERE is_back)
+    INTO v_taken, v_jobs, v_times, v_back FROM first;
     IF v_taken = 0 THEN
         RETURN 0;
+    END IF;
+    IF v_back IS NOT NULL THEN
+        PERFORM forget_counts(array_agg(drv_path)) FROM build_jobs WHERE id = ANY (v_back);
     END IF;
     -- A statement of its own, which sees what was committed with the marks. A burst began with its first job.
     INSERT INTO report_marks (project_id, commit_sha, marked_at)

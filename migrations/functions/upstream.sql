@@ -126,6 +126,11 @@ DECLARE
     v_job bigint;
     v_above bigint[];
 BEGIN
+    IF cardinality(p_paths) > 0 THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtext('harmonia counts'), 0);
+        PERFORM forget_counts(ARRAY(SELECT o.drv_path FROM unnest(p_paths) AS p(path)
+            CROSS JOIN LATERAL (SELECT drv_path FROM derivation_outputs WHERE output_path = p.path OFFSET 0) o));
+    END IF;
     FOR v_drv IN
         SELECT DISTINCT o.drv_path FROM unnest(p_paths) AS p(path)
         CROSS JOIN LATERAL (SELECT drv_path FROM derivation_outputs WHERE output_path = p.path OFFSET 0) o

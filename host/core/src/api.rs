@@ -5,7 +5,8 @@
 //! | `POST /api/v1/bundles` | a git bundle (`application/x-git-bundle`) | [`BundleStored`] |
 //! | `POST /api/v1/evaluations` | [`NewEvaluation`] | [`EvaluationCreated`] |
 //! | `GET /api/v1/evaluations?project=&before=&limit=` | – | `[`[`Evaluation`]`]`, newest first |
-//! | `GET /api/v1/evaluations/{id}` | – | [`EvaluationDetail`] |
+//! | `GET /api/v1/evaluations/{id}?after=&limit=` | – | [`EvaluationDetail`], attributes by name |
+//! | `GET /api/v1/evaluations/{id}/head?since=` | – | [`EvaluationHead`], with what changed since that revision |
 //! | `GET /api/v1/evaluations/{id}/waits?limit=` | – | [`EvaluationWaits`] |
 //! | `GET /api/v1/evaluations/{id}/log` | – | the engine's log, text |
 //! | `POST /api/v1/evaluations/{id}/cancel` | – | [`Changed`] |
@@ -132,6 +133,26 @@ pub struct AttrCounts {
     pub pending: u64,
     /// Cancelled.
     pub cancelled: u64,
+}
+
+impl AttrCounts {
+    /// Counts states as `attr_counts` of the database does.
+    pub fn of(states: impl IntoIterator<Item = AttrState>) -> Self {
+        let mut counts = Self::default();
+        for state in states {
+            counts.total += 1;
+            *match state {
+                AttrState::Succeeded | AttrState::Cached => &mut counts.succeeded,
+                AttrState::Failed => &mut counts.failed,
+                AttrState::DepFailed => &mut counts.dep_failed,
+                AttrState::Error => &mut counts.eval_errors,
+                AttrState::Building | AttrState::Uploading => &mut counts.building,
+                AttrState::Pending => &mut counts.pending,
+                AttrState::Cancelled => &mut counts.cancelled,
+            } += 1;
+        }
+        counts
+    }
 }
 
 /// What it all amounts to. Green needs every condition of invariant 5 in database.md.
@@ -265,7 +286,33 @@ pub struct Attr {
     pub failure_kind: Option<FailureKind>,
 }
 
-/// One evaluation with everything the evaluation page and `eval --wait` show.
+/// How an evaluation stands, and what changed: small, however many attributes it has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationHead {
+    /// Another and mostly a larger number whenever anything changed that is shown of it: to be compared for being the same, and
+    /// to be sent back as `since`.
+    pub revision: i64,
+    /// As in lists.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+    /// Counts over all jobs that the evaluation reaches (not only attributes).
+    pub jobs: JobCounts,
+    /// `changed` is every attribute: the server does not know (any more) what changed since then.
+    pub whole: bool,
+    /// Attributes whose state changed since the revision that was sent along, by name.
+    pub changed: Vec<AttrChange>,
+}
+
+/// An attribute, and where it stands now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttrChange {
+    /// Attribute path.
+    pub attr: String,
+    /// Where it stands.
+    pub state: AttrState,
+}
+
+/// One evaluation with its attributes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationDetail {
     /// As in lists.
@@ -273,6 +320,9 @@ pub struct EvaluationDetail {
     pub evaluation: Evaluation,
     /// Attributes, by name.
     pub attrs: Vec<Attr>,
+    /// There are more: what to send as `after` to get the next ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
     /// Counts over all jobs that the evaluation reaches (not only attributes).
     pub jobs: JobCounts,
     /// Warnings for the page (unknown configuration keys, doubtful engine ends, …).
@@ -296,6 +346,26 @@ pub struct JobCounts {
     pub dep_failed: u64,
     /// Cancelled.
     pub cancelled: u64,
+}
+
+impl JobCounts {
+    /// The count of this status.
+    pub const fn of_mut(&mut self, status: JobStatus) -> &mut u64 {
+        match status {
+            JobStatus::Pending => &mut self.pending,
+            JobStatus::Building => &mut self.building,
+            JobStatus::Uploading => &mut self.uploading,
+            JobStatus::Succeeded => &mut self.succeeded,
+            JobStatus::Failed => &mut self.failed,
+            JobStatus::DepFailed => &mut self.dep_failed,
+            JobStatus::Cancelled => &mut self.cancelled,
+        }
+    }
+
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        self.pending + self.building + self.uploading + self.succeeded + self.failed + self.dep_failed + self.cancelled
+    }
 }
 
 /// One try.

@@ -1,7 +1,7 @@
 //! Who asks to see something.
 
 /// What somebody may see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Viewer {
     /// Anybody: sees what a public project reaches.
     Public,

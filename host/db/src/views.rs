@@ -1,6 +1,6 @@
 //! What the API and the pages show, read only, in the wire types of `harmonia_core::api`.
 //!
-//! Start at [`evaluations`](self::evaluations) (lists, one evaluation with its attributes) and `builds` (one job with
+//! Start at [`evaluations`](self::evaluations) (lists, attributes), `looks` (one evaluation, followed) and `builds` (one job with
 //! its history); `why` turns rows into sentences that say why a job does not run; `logs` is what live logs follow.
 //!
 //! One visibility rule, applied in every statement here: to whom may not see it ([`Db::seen_by`]), what belongs to a project
@@ -11,14 +11,17 @@ mod builds;
 mod evaluations;
 pub(crate) mod forges;
 mod logs;
+mod looks;
 mod projects;
 mod queue;
 mod waits;
 mod why;
 
+pub use evaluations::EvaluationRow;
 pub(crate) use evaluations::attr_state;
 pub use forges::PageOf;
 pub use logs::{LogAttempt, LogMark, LogState, LogTailView};
+pub use looks::{LookedAttr, LookedJob, WholeLook};
 
 use std::str::FromStr;
 

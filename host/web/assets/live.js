@@ -4,10 +4,18 @@
   const main = document.getElementById("main");
   const FAILURES_MAX = 60;
 
-  // Replaces the parts marked data-live by those of a fresh copy of the page; logs, forms and scroll position stay.
+  // What the page showed when it came last: while the server has nothing else, it sends nothing.
+  let tag = main?.dataset.tag ? '"' + main.dataset.tag + '"' : null;
+
+  // Replaces the parts marked data-live by those of a fresh copy of the page; logs, forms and scroll position stay. Returns in how
+  // many seconds to look again; undefined: as before.
   async function refresh() {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+    const headers = { accept: "text/html" };
+    if (tag) headers["if-none-match"] = tag;
+    const answer = await fetch(location.href, { headers });
+    if (answer.status === 304) return undefined;
     if (!answer.ok) throw new Error(String(answer.status));
+    tag = answer.headers.get("etag");
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const part of document.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(part.id);
@@ -34,7 +42,7 @@
       await new Promise((done) => setTimeout(done, seconds * 1000 * (1 + Math.min(failures, 9))));
       if (document.hidden) continue;
       try {
-        seconds = await refresh();
+        seconds = (await refresh()) ?? seconds;
         failures = 0;
       } catch {
         failures += 1;

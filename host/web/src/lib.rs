@@ -13,6 +13,8 @@ mod error;
 mod extract;
 mod live;
 mod logs;
+mod look;
+mod memory;
 mod overview;
 mod pages;
 mod recorder;

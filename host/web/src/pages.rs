@@ -5,18 +5,20 @@
 
 use askama::Template;
 use axum::extract::State;
-use axum::http::{HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::response::{Html, IntoResponse as _, Redirect, Response};
 use harmonia_core::foreign_text::is_unshown;
 use harmonia_core::{EvalId, JobId};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
-use crate::error::WebError;
+use crate::error::{self, WebError};
 use crate::extract::Reader;
 use crate::state::AppState;
 
 pub(crate) mod assets;
 mod build;
-mod evaluation;
+pub(crate) mod evaluation;
 pub(crate) mod forges;
 mod format;
 pub(crate) mod home;
@@ -32,6 +34,43 @@ pub(crate) struct Frame {
     pub(crate) version: String,
     /// Seconds until the page is fetched again, while something on it moves.
     pub(crate) refresh_s: Option<u32>,
+    /// What tells whether it shows anything else by then.
+    pub(crate) tag: Option<String>,
+}
+
+/// Pages say how long ago something was: after so many seconds they are sent again although nothing changed.
+const AGES_S: i64 = 60;
+
+/// The entity tag of a page that shows this. (Of the pages with tags, what they show says whose they are.)
+pub(crate) fn tag(state: &AppState, shows: &impl Serialize) -> String {
+    let options = state.options();
+    let age = options.clock.now().unix_timestamp() / AGES_S;
+    let mut hash = Sha256::new();
+    // What cannot be written as JSON has the tag of nothing, and cannot be here: these are the types of the API.
+    hash.update(serde_json::to_vec(&(&options.version, age, shows)).unwrap_or_default());
+    let number = hash.finalize().iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{number:016x}")
+}
+
+/// A page, or nothing but its tag to who has it already.
+pub(crate) fn page_if_changed<T: Template>(
+    request: &HeaderMap,
+    mut frame: Frame,
+    tag: String,
+    template: impl FnOnce(Frame) -> T,
+) -> Result<Response, WebError> {
+    let quoted = format!("\"{tag}\"");
+    let value = HeaderValue::from_str(&quoted).ok();
+    let known = request.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok());
+    if known.is_some_and(|known| known.split(',').any(|one| one.trim().trim_start_matches("W/") == quoted)) {
+        let mut headers = HeaderMap::new();
+        headers.extend(value.map(|value| (header::ETAG, value)));
+        return Ok(error::not_modified(headers));
+    }
+    frame.tag = Some(tag);
+    let mut response = page(&template(frame))?;
+    response.headers_mut().extend(value.map(|value| (header::ETAG, value)));
+    Ok(response)
 }
 
 /// What an address below `/ci/` names.
@@ -78,12 +117,15 @@ pub(crate) async fn dispatch(
     State(state): State<AppState>,
     Reader(viewer): Reader,
     uri: Uri,
+    headers: HeaderMap,
 ) -> Result<Response, WebError> {
     let path = uri.path().strip_prefix("/ci/").unwrap_or_default();
     let query = uri.query().unwrap_or_default();
     match parse(path) {
-        Some(Address::Project(name)) => project::show(&state, viewer, name, query).await,
-        Some(Address::Evaluation { project, id }) => evaluation::show(&state, viewer, project, id, query).await,
+        Some(Address::Project(name)) => project::show(&state, viewer, name, query, &headers).await,
+        Some(Address::Evaluation { project, id }) => {
+            evaluation::show(&state, viewer, project, id, query, &headers).await
+        }
         Some(Address::Build { project, id }) => build::show(&state, viewer, project, id).await,
         Some(Address::Unslashed(name)) if state.db_for(viewer).is_project_visible(name).await? => {
             Ok(Redirect::to(&format!("/ci/{name}/")).into_response())

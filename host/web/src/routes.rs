@@ -1,9 +1,10 @@
 //! Every address there is, in one table: [`router`]. Handlers parse, call and render; they decide nothing.
 
 use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
-use axum::middleware;
-use axum::response::{IntoResponse as _, Redirect};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, patch, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -46,9 +47,8 @@ pub fn router(state: AppState) -> Router {
         .route("/api/build-complete", post(signer::build_complete))
         .route("/api/build-failed", post(signer::build_failed));
     let api = Router::new()
-        .route("/api/v1/bundles", post(bundles::store))
-        .route("/api/v1/evaluations", get(evaluations::list).post(evaluations::create))
         .route("/api/v1/evaluations/{id}", get(evaluations::show))
+        .route("/api/v1/evaluations/{id}/head", get(evaluations::head))
         .route("/api/v1/evaluations/{id}/log", get(evaluations::log))
         .route("/api/v1/evaluations/{id}/waits", get(evaluations::waits))
         .route("/api/v1/evaluations/{id}/cancel", post(evaluations::cancel))
@@ -70,7 +70,11 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/plugins", get(plugins::list))
         .route("/api/v1/queue", get(overview::queue))
         .route("/api/v1/status", get(overview::status))
-        .route("/api/v1/nodes", get(overview::nodes));
+        .route("/api/v1/nodes", get(overview::nodes))
+        .layer(middleware::from_fn_with_state(state.clone(), forget_what_changed))
+        // Shows in lists a moment later: if each push made everything be read again, memories would be of no use.
+        .route("/api/v1/bundles", post(bundles::store))
+        .route("/api/v1/evaluations", get(evaluations::list).post(evaluations::create));
     let pages = Router::new()
         .route("/ci", get(|| async { Redirect::permanent("/ci/") }))
         .route("/ci/", get(pages::home::show))
@@ -87,6 +91,16 @@ pub fn router(state: AppState) -> Router {
         .route("/internal/clone-credential", post(internal::clone_credential));
     let health = Router::new().route("/health", get(health::health)).route("/ready", get(health::ready));
     surround(cache.merge(signer).merge(api).merge(pages).merge(machines).merge(health), state)
+}
+
+/// Who changed something sees it at once, whatever was read for others before.
+async fn forget_what_changed(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let may_change = !request.method().is_safe();
+    let response = next.run(request).await;
+    if may_change && response.status().is_success() {
+        state.forget();
+    }
+    response
 }
 
 /// What holds for every address: nothing found, nothing allowed, panics, errors in the client's form, headers.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use harmonia_cache::{Reader, Signer};
+use harmonia_core::api::{Evaluation, EvaluationWaits, JobCounts, Node, Queue};
 use harmonia_core::ports::{LogSpool, Plugins, RemoteHeads};
-use harmonia_core::{Clock, Viewer};
+use harmonia_core::{Clock, EvalId, Viewer};
 use harmonia_db::Db;
 use harmonia_nix::PublicKey;
 use serde::de::DeserializeOwned;
@@ -21,8 +22,11 @@ use crate::auth::Tokens;
 use crate::bodies::{Allowed, Bodies, BodyLimits, Room};
 use crate::error::{ErrorCounts, WebError};
 use crate::live::Hub;
-use crate::overview::{Overview, Overviews};
+use crate::look::Look;
+use crate::memory::{Memory, Terms};
+use crate::overview::Overview;
 use crate::pages::Frame;
+use crate::pages::evaluation::{Asked, Shown};
 use crate::recorder::Recorder;
 use crate::refusals::Refusals;
 
@@ -74,6 +78,9 @@ pub struct AppLimits {
     pub costly_patience: Duration,
     /// What the home page lists may have been read so long ago, for somebody else.
     pub overview_age_max: Duration,
+    /// And everything else that pages and the API read again and again: an evaluation, the queue, nodes. Longer, when it takes
+    /// long to read.
+    pub look_age_max: Duration,
 }
 
 impl Default for AppLimits {
@@ -85,6 +92,7 @@ impl Default for AppLimits {
             costly_max: 8,
             costly_patience: Duration::from_secs(5),
             overview_age_max: Duration::from_secs(2),
+            look_age_max: Duration::from_millis(300),
         }
     }
 }
@@ -100,7 +108,7 @@ struct Inner {
     refusals: Refusals,
     bodies: Bodies,
     costly: Costly,
-    overviews: Overviews,
+    memories: Memories,
     tokens: Tokens,
     error_counts: ErrorCounts,
     /// Random, so that ids of two runs of the process differ in logs.
@@ -123,7 +131,7 @@ impl AppState {
             refusals: Refusals::default(),
             bodies,
             costly,
-            overviews: Overviews::default(),
+            memories: Memories::default(),
             tokens: Tokens::default(),
             error_counts: ErrorCounts::default(),
             process: rand::random(),
@@ -175,8 +183,87 @@ impl AppState {
 
     /// Projects and newest evaluations, as the home page shows them.
     pub(crate) async fn overview(&self, viewer: Viewer) -> Result<Arc<Overview>, WebError> {
-        let age_max = self.options().limits.overview_age_max;
-        Ok(self.0.overviews.get(viewer, &self.db_for(viewer), age_max).await?)
+        let terms = Terms { age: self.options().limits.overview_age_max, ..self.terms() };
+        let read = async |_| Ok(Some(Overview::read(&self.db_for(viewer)).await?));
+        known(self.0.memories.overviews.get(viewer, terms, read).await)
+    }
+
+    /// An evaluation as it is; `None` when there is none that this viewer may see.
+    pub(crate) async fn look(&self, viewer: Viewer, id: EvalId) -> Result<Option<Arc<Look>>, WebError> {
+        let (db, terms) = (self.db_for(viewer), self.terms());
+        let read = |last: Option<Arc<Look>>| {
+            self.costly(viewer, async move { Ok(Look::read(&db, id, last.as_deref(), terms.age).await?) })
+        };
+        self.0.memories.looks.get((viewer, id), terms, read).await
+    }
+
+    /// What a page of an evaluation shows beside its head.
+    pub(crate) async fn shown(&self, viewer: Viewer, asked: &Asked, look: &Arc<Look>) -> Result<Arc<Shown>, WebError> {
+        let id = look.evaluation.id;
+        let read = async |_| Ok(Some(Shown::read(self, viewer, asked, look).await?));
+        known(self.0.memories.shown.get((viewer, id, asked.clone()), self.terms(), read).await)
+    }
+
+    /// Why an evaluation waits, and so many of its jobs.
+    pub(crate) async fn waits(
+        &self,
+        viewer: Viewer,
+        id: EvalId,
+        limit: u32,
+    ) -> Result<Option<Arc<EvaluationWaits>>, WebError> {
+        let (db, now) = (self.db_for(viewer), self.options().clock.now());
+        let read = |_| self.costly(viewer, async move { Ok(db.view_waits(id, limit, now).await?) });
+        self.0.memories.waits.get((viewer, id, limit), self.terms(), read).await
+    }
+
+    /// What runs and what waits.
+    pub(crate) async fn queue(&self, viewer: Viewer, limit: u32) -> Result<Arc<Queue>, WebError> {
+        let (db, now) = (self.db_for(viewer), self.options().clock.now());
+        let read = async |_| Ok(Some(db.view_queue(limit, now).await?));
+        known(self.0.memories.queues.get((viewer, limit), self.terms(), read).await)
+    }
+
+    /// All jobs by status.
+    pub(crate) async fn job_counts(&self, viewer: Viewer) -> Result<JobCounts, WebError> {
+        let read = async |_| Ok(Some(self.db_for(viewer).view_job_counts().await?));
+        Ok(*known(self.0.memories.jobs.get(viewer, self.terms(), read).await)?)
+    }
+
+    /// All nodes: everybody may know them.
+    pub(crate) async fn nodes(&self) -> Result<Arc<Vec<Node>>, WebError> {
+        let read = async |_| Ok(Some(self.db().nodes(self.options().node_silent_after).await?));
+        known(self.0.memories.nodes.get((), self.terms(), read).await)
+    }
+
+    /// Evaluations, newest first, as the database lists them.
+    pub(crate) async fn evaluations(
+        &self,
+        viewer: Viewer,
+        project: Option<&str>,
+        before: Option<EvalId>,
+        limit: u32,
+    ) -> Result<Arc<Vec<Evaluation>>, WebError> {
+        let key = (viewer, project.map(str::to_owned), before, limit);
+        let read = async |_| Ok(Some(self.db_for(viewer).view_evaluations(project, before, limit).await?));
+        known(self.0.memories.evaluations.get(key, self.terms(), read).await)
+    }
+
+    /// Somebody changed something here, and is going to look at it.
+    pub(crate) fn forget(&self) {
+        let Memories { overviews, looks, shown, waits, queues, jobs, nodes, evaluations } = &self.0.memories;
+        overviews.forget();
+        looks.forget();
+        shown.forget();
+        waits.forget();
+        queues.forget();
+        jobs.forget();
+        nodes.forget();
+        evaluations.forget();
+    }
+
+    fn terms(&self) -> Terms {
+        let limits = &self.options().limits;
+        Terms { age: limits.look_age_max, patience: limits.costly_patience }
     }
 
     pub(crate) fn bodies(&self) -> &Bodies {
@@ -212,8 +299,43 @@ impl AppState {
 
     /// What surrounds a page with this title.
     pub(crate) fn frame(&self, title: &str) -> Frame {
-        Frame { title: title.to_owned(), version: self.0.options.version.clone(), refresh_s: None }
+        Frame { title: title.to_owned(), version: self.0.options.version.clone(), refresh_s: None, tag: None }
     }
+}
+
+/// What is read once for all who ask within a moment. Each key begins with who asks, but where everybody sees the same.
+struct Memories {
+    overviews: Memory<Viewer, Overview>,
+    looks: Memory<(Viewer, EvalId), Look>,
+    shown: Memory<(Viewer, EvalId, Asked), Shown>,
+    waits: Memory<(Viewer, EvalId, u32), EvaluationWaits>,
+    queues: Memory<(Viewer, u32), Queue>,
+    jobs: Memory<Viewer, JobCounts>,
+    nodes: Memory<(), Vec<Node>>,
+    evaluations: Memory<(Viewer, Option<String>, Option<EvalId>, u32), Vec<Evaluation>>,
+}
+
+/// Answers of each kind that are kept.
+const KEPT_MAX: usize = 64;
+
+impl Default for Memories {
+    fn default() -> Self {
+        Self {
+            overviews: Memory::new(KEPT_MAX),
+            looks: Memory::new(KEPT_MAX),
+            shown: Memory::new(KEPT_MAX),
+            waits: Memory::new(KEPT_MAX),
+            queues: Memory::new(KEPT_MAX),
+            jobs: Memory::new(KEPT_MAX),
+            nodes: Memory::new(KEPT_MAX),
+            evaluations: Memory::new(KEPT_MAX),
+        }
+    }
+}
+
+/// Of what is always there.
+fn known<T>(read: Result<Option<Arc<T>>, WebError>) -> Result<Arc<T>, WebError> {
+    read?.ok_or_else(|| WebError::internal("nothing-read"))
 }
 
 /// Turns of what costs much: anybody's crowd does not stand in the way of those whom we know.

@@ -10,8 +10,8 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use harmonia_core::api::{
-    Attr, AttrCounts, AttrState, BundleStored, EvaluationCreated, EvaluationDetail, EvaluationWaits, JobCounts,
-    NewEvaluation, Source, Verdict,
+    Attr, AttrCounts, AttrState, BundleStored, EvaluationCreated, EvaluationDetail, EvaluationHead, EvaluationWaits,
+    JobCounts, NewEvaluation, Source, Verdict,
 };
 use harmonia_core::git::{self, Location};
 use harmonia_core::{EvalId, EvalStatus};
@@ -34,6 +34,8 @@ const WHY_AFTER: Duration = Duration::from_secs(5);
 const WHY_EVERY: Duration = Duration::from_secs(10);
 /// Waiting jobs whose reasons are shown.
 const WHY_JOBS: u32 = 3;
+/// Attributes that are read with one call at the end.
+const ATTRS_AT_ONCE: u32 = 5_000;
 /// Lines of a failed build's log that are printed at the end.
 const LOG_TAIL_LINES: usize = 15;
 
@@ -73,7 +75,8 @@ pub(crate) async fn run(args: &EvalArgs) -> Result<(), Failure> {
     }
 }
 
-/// Follows one evaluation until it and its builds have ended.
+/// Follows one evaluation until it and its builds have ended: by its head, and what changed since the last one. All of it is read
+/// once, at the end.
 pub(crate) async fn watch(
     client: &Client,
     id: EvalId,
@@ -81,22 +84,38 @@ pub(crate) async fn watch(
 ) -> Result<EvaluationDetail, Failure> {
     let mut silent_since: Option<Instant> = None;
     let mut standstill = Standstill::new(Instant::now());
+    let mut seen: Option<i64> = None;
     loop {
-        match client.get::<EvaluationDetail>(&format!("/api/v1/evaluations/{id}")).await {
-            Ok(detail) => {
-                silent_since = None;
-                progress.show(&detail);
-                if detail.evaluation.verdict != Verdict::Running {
-                    progress.end();
-                    return Ok(detail);
-                }
-                if standstill.asks_why(&detail, Instant::now()) {
+        let since = seen.map_or_else(String::new, |revision| format!("?since={revision}"));
+        let looked = client.get::<EvaluationHead>(&format!("/api/v1/evaluations/{id}/head{since}")).await;
+        // What it came to, when it is over.
+        let ended = match looked {
+            Ok(head) => {
+                seen = Some(head.revision);
+                progress.show(&head);
+                let is_over = head.evaluation.verdict != Verdict::Running;
+                if !is_over && standstill.asks_why(&head, Instant::now()) {
                     let path = format!("/api/v1/evaluations/{id}/waits?limit={WHY_JOBS}");
                     // Not to know why is no reason to stop watching.
                     if let Ok(waits) = client.get::<EvaluationWaits>(&path).await {
                         progress.waits(&waits);
                     }
                 }
+                // Perhaps somebody had it built again meanwhile.
+                let is_still_over = |detail: &EvaluationDetail| detail.evaluation.verdict != Verdict::Running;
+                if is_over {
+                    whole(client, id).await.map(|detail| Some(detail).filter(is_still_over))
+                } else {
+                    Ok(None)
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(None) => silent_since = None,
+            Ok(Some(detail)) => {
+                progress.end();
+                return Ok(detail);
             }
             // A restart of the server loses nothing: wait for it.
             Err(error @ (CallError::Unreachable(_) | CallError::Refused { status: 503, .. })) => {
@@ -115,6 +134,19 @@ pub(crate) async fn watch(
     }
 }
 
+/// An evaluation with all of its attributes.
+async fn whole(client: &Client, id: EvalId) -> Result<EvaluationDetail, CallError> {
+    let path = format!("/api/v1/evaluations/{id}?limit={ATTRS_AT_ONCE}");
+    let mut detail = client.get::<EvaluationDetail>(&path).await?;
+    while let Some(after) = detail.next.take() {
+        let after: String = url::form_urlencoded::byte_serialize(after.as_bytes()).collect();
+        let page = client.get::<EvaluationDetail>(&format!("{path}&after={after}")).await?;
+        detail.attrs.extend(page.attrs);
+        detail.next = page.next;
+    }
+    Ok(detail)
+}
+
 /// Notices that nothing goes on.
 struct Standstill {
     /// Everything that changes when something goes on.
@@ -128,8 +160,8 @@ impl Standstill {
     }
 
     /// Whether it is time to ask why nothing happens: something waits, nothing of it is worked on, for [`WHY_AFTER`] already.
-    fn asks_why(&mut self, detail: &EvaluationDetail, now: Instant) -> bool {
-        let (evaluation, jobs) = (&detail.evaluation, &detail.jobs);
+    fn asks_why(&mut self, head: &EvaluationHead, now: Instant) -> bool {
+        let (evaluation, jobs) = (&head.evaluation, &head.jobs);
         let state = (evaluation.status, evaluation.counts, *jobs);
         let is_worked_on = evaluation.status == EvalStatus::Running || jobs.building + jobs.uploading > 0;
         if is_worked_on || self.last.replace(state) != Some(state) {
@@ -299,9 +331,15 @@ mod tests {
         EvaluationDetail {
             evaluation: serde_json::from_value(evaluation).expect("an evaluation"),
             attrs: Vec::new(),
+            next: None,
             jobs: JobCounts { pending, building, ..JobCounts::default() },
             warnings: Vec::new(),
         }
+    }
+
+    fn head(status: EvalStatus, pending: u64, building: u64) -> EvaluationHead {
+        let EvaluationDetail { evaluation, jobs, .. } = detail(status, pending, building);
+        EvaluationHead { revision: 1, evaluation, jobs, whole: true, changed: Vec::new() }
     }
 
     #[test]
@@ -342,7 +380,7 @@ mod tests {
             (102, done, 2, 0, true),
         ] {
             let now = start + Duration::from_secs(at);
-            assert_eq!(standstill.asks_why(&detail(status, pending, building), now), asks, "at {at}");
+            assert_eq!(standstill.asks_why(&head(status, pending, building), now), asks, "at {at}");
         }
     }
 }

@@ -24,7 +24,7 @@ macro_rules! files {
 
 /// `migrations/functions`, in any order: bodies are checked when all are there.
 const FILES: &[(&str, &str)] = files! {
-    "accounts" "builders" "claims" "evaluations" "graph" "guards" "healing" "intake" "jobs" "maintenance" "nodes"
+    "accounts" "builders" "claims" "counts" "evaluations" "graph" "guards" "healing" "intake" "jobs" "maintenance" "nodes"
     "plugin_kv" "rebuilds" "reporting" "repositories" "roles" "states" "store_paths" "upstream" "visibility" "wanted"
     "withdrawals"
 };

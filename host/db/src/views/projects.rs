@@ -30,7 +30,7 @@ impl Db {
         .map_err(|error| DbError::from_sqlx("list projects", error))?;
         let ids: Vec<i64> = rows.iter().filter_map(|row| row.newest).collect();
         let mut newest: HashMap<EvalId, Evaluation> =
-            self.evaluations_of(&ids).await?.into_iter().map(|evaluation| (evaluation.id, evaluation)).collect();
+            self.evaluations_listed(&ids).await?.into_iter().map(|evaluation| (evaluation.id, evaluation)).collect();
         Ok(rows
             .into_iter()
             .map(|row| Project {

@@ -1,9 +1,9 @@
 //! Views against real rows, written straight into the tables so that every state can be had.
 
-use harmonia_core::api::{AttrState, Verdict};
+use harmonia_core::api::{AttrCounts, AttrState, Verdict};
 use harmonia_core::{AttemptId, EvalId, JobId, JobStatus, Timestamp, Viewer};
 
-use super::LogMark;
+use super::{LogMark, LookedJob};
 use crate::testing::TestDatabase;
 
 /// One public project with one evaluation of eight attributes, one private project, one builder.
@@ -106,6 +106,10 @@ async fn what_is_not_public_does_not_exist() {
     let db = &test.db;
     let hidden = job(&test, "hidden").await;
     assert_eq!(db.view_evaluation(EvalId(2)).await.expect("reads"), None);
+    assert!(db.look_at_evaluation(EvalId(2)).await.expect("reads").is_none());
+    assert_eq!(db.look_at_row(EvalId(2)).await.expect("reads"), None);
+    assert_eq!(db.view_attrs(EvalId(2), None, 10).await.expect("reads"), (Vec::new(), None));
+    assert!(db.attrs_named(EvalId(2), &["checks.hidden".to_owned()]).await.expect("reads").is_empty());
     assert_eq!(db.view_evaluation_log(EvalId(2)).await.expect("reads"), None);
     assert_eq!(db.view_build(hidden, now()).await.expect("reads"), None);
     assert_eq!(db.find_build("checks.hidden", now()).await.expect("reads"), None);
@@ -121,6 +125,64 @@ async fn what_is_not_public_does_not_exist() {
     assert!(db.view_evaluations(None, Some(EvalId(1)), 10).await.expect("reads").is_empty());
     let queue = db.view_queue(10, now()).await.expect("reads");
     assert!(queue.waiting.iter().all(|job| job.name != "hidden"), "{:?}", queue.waiting);
+}
+
+/// Whoever follows an evaluation reads all of it once, and then what changed.
+#[tokio::test]
+async fn what_changed_is_found_by_looking_again() {
+    let test = world().await;
+    let (db, id) = (&test.db, EvalId(1));
+    let whole = db.look_at_evaluation(id).await.expect("reads").expect("is public");
+    let counted = db.view_evaluation_head(id).await.expect("reads").expect("is public");
+    let counts = AttrCounts::of(whole.attrs.iter().map(|attr| attr.state));
+    assert_eq!(whole.row.counted(counts), counted, "counted here as there");
+    let names: Vec<&str> = whole.attrs.iter().map(|attr| attr.attr.as_str()).collect();
+    assert!(names.len() == 8 && names.is_sorted(), "{names:?}");
+    let open: Vec<(JobId, JobStatus)> = whole.jobs.iter().map(|job| (job.job, job.status)).collect();
+    assert_eq!(open.len(), 6);
+    assert!(db.look_again(&open).await.expect("reads").is_empty());
+
+    let waits = job(&test, "waits").await;
+    sqlx::query!("UPDATE build_jobs SET status = 'succeeded' WHERE id = $1", waits.0)
+        .execute(&db.pool)
+        .await
+        .expect("allowed");
+    let changed = db.look_again(&open).await.expect("reads");
+    let (status, shown) = (JobStatus::Succeeded, JobStatus::Succeeded);
+    assert_eq!(changed, [LookedJob { job: waits, status, shown }]);
+    assert_eq!(
+        db.look_at_attrs(id, &["checks.waits", "checks.wrong"]).await.expect("reads").len(),
+        2,
+        "those that are asked for"
+    );
+    let states = db.look_at_attrs(id, &["checks.waits"]).await.expect("reads");
+    assert_eq!(states, [("checks.waits".to_owned(), AttrState::Succeeded)]);
+    // The attributes of what has ended are those that it had.
+    let row = db.look_at_row(id).await.expect("reads").expect("is public");
+    assert!(row.has_attributes_of(&whole.row));
+    let revision = db.next_revision().await.expect("numbered");
+    assert!(db.next_revision().await.expect("numbered") > revision);
+}
+
+#[tokio::test]
+async fn attributes_come_in_pages() {
+    let test = world().await;
+    let (db, id) = (&test.db, EvalId(1));
+    let all = db.view_evaluation(id).await.expect("reads").expect("is public").attrs;
+    let (mut read, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let (attrs, next) = db.view_attrs(id, after.as_deref(), 3).await.expect("reads");
+        assert!(attrs.len() <= 3);
+        (pages, after) = (pages + 1, next);
+        read.extend(attrs);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((pages, &read), (3, &all));
+    assert_eq!(db.view_attrs(id, None, 8).await.expect("reads").1, None, "exactly as many as there are");
+    let names = ["checks.bad".to_owned(), "checks.nothing".to_owned()];
+    assert_eq!(db.attrs_named(id, &names).await.expect("reads"), all[1..2]);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod charging;
 mod cost;
+mod counts;
 mod deliveries;
 mod evaluations;
 mod heads;

@@ -240,6 +240,13 @@ impl World {
     pub(crate) async fn assert_sound(&self) {
         assert_eq!(self.db.sweep_invariants().await.expect("sweep"), []);
         assert_totals(&self.db).await;
+        // Lists that store what they counted, and then read it, say what counting says.
+        let db = self.db.seen_by(Viewer::Token);
+        for _ in 0..2 {
+            for listed in db.view_evaluations(None, None, 10).await.expect("list") {
+                assert_eq!(db.view_evaluation_head(listed.id).await.expect("read"), Some(listed));
+            }
+        }
     }
 }
 

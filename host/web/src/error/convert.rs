@@ -6,6 +6,7 @@ use harmonia_db::DbError;
 
 use super::WebError;
 use crate::live::WatchError;
+use crate::memory::TooLong;
 use crate::validate::InvalidEvaluation;
 use crate::validate::projects::InvalidSettings;
 
@@ -101,6 +102,12 @@ pub(crate) fn refused_webhook(forge: &str, error: ForgeError) -> WebError {
             WebError::not_found(format!("the forge '{forge}' takes no webhooks"))
         }
         ForgeError::RetryAfter(_) | ForgeError::Unavailable(_) | ForgeError::Plugin(_) => error.into(),
+    }
+}
+
+impl From<TooLong> for WebError {
+    fn from(TooLong: TooLong) -> Self {
+        Self::busy()
     }
 }
 

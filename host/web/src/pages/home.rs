@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 
 use askama::Template;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use harmonia_core::Timestamp;
 use harmonia_core::api::{AttrCounts, Evaluation, JobCounts, Node, Verdict};
 
 use super::format::{self, Badge, When};
-use super::{Frame, evaluation_path, page};
+use super::{Frame, evaluation_path, page_if_changed, tag};
 use crate::error::WebError;
 use crate::extract::Reader;
 use crate::state::AppState;
@@ -132,16 +133,23 @@ struct HomePage {
     slots_used: u32,
 }
 
-pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) -> Result<Response, WebError> {
-    let (db, now) = (state.db_for(viewer), state.options().clock.now());
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    headers: HeaderMap,
+) -> Result<Response, WebError> {
+    let now = state.options().clock.now();
     let overview = state.overview(viewer).await?;
     let (projects, evaluations) = (&overview.projects, &overview.evaluations);
-    let (jobs, nodes) = tokio::try_join!(db.view_job_counts(), db.nodes(state.options().node_silent_after))?;
+    let (jobs, nodes) = tokio::try_join!(state.job_counts(viewer), state.nodes())?;
     let is_moving = jobs.building + jobs.uploading > 0 || evaluations.iter().any(|e| e.verdict == Verdict::Running);
     let mut frame = state.frame("Projects");
     frame.refresh_s = is_moving.then_some(REFRESH_S);
     let online: Vec<&Node> = nodes.iter().filter(|node| node.online).collect();
-    page(&HomePage {
+    let (slots, slots_used) =
+        (online.iter().map(|node| node.max_jobs).sum(), online.iter().map(|node| node.running).sum());
+    let counted: (usize, usize, u32, u32) = (online.len(), nodes.len(), slots, slots_used);
+    page_if_changed(&headers, frame, tag(&state, &(projects, evaluations, jobs, counted)), |frame| HomePage {
         frame,
         projects: projects
             .iter()
@@ -155,8 +163,8 @@ pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) 
         jobs,
         nodes_online: online.len(),
         nodes_known: nodes.len(),
-        slots: online.iter().map(|node| node.max_jobs).sum(),
-        slots_used: online.iter().map(|node| node.running).sum(),
+        slots,
+        slots_used,
     })
 }
 

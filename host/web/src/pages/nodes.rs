@@ -62,7 +62,7 @@ struct NodesPage {
 
 pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebError> {
     let now = state.options().clock.now();
-    let nodes = state.db().nodes(state.options().node_silent_after).await?;
+    let nodes = state.nodes().await?;
     let mut upstreams: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for trouble in state.db().upstream_troubles().await? {
         upstreams.entry(trouble.node.0).or_default().push((trouble.cache, trouble.trouble));
@@ -73,10 +73,10 @@ pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, WebE
     page(&NodesPage {
         frame,
         nodes: nodes
-            .into_iter()
+            .iter()
             .map(|node| {
                 let upstreams = upstreams.remove(&node.id).unwrap_or_default();
-                row(node, upstreams, now)
+                row(node.clone(), upstreams, now)
             })
             .collect(),
         plugins: plugins

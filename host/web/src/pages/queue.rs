@@ -2,12 +2,13 @@
 
 use askama::Template;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use harmonia_core::Timestamp;
 use harmonia_core::api::{JobCounts, QueuedJob};
 
 use super::format::{self, Badge, When};
-use super::{Frame, build_path, page};
+use super::{Frame, build_path, page_if_changed, tag};
 use crate::error::WebError;
 use crate::extract::Reader;
 use crate::state::AppState;
@@ -37,29 +38,33 @@ struct QueuePage {
     more_waiting: u64,
 }
 
-pub(crate) async fn show(State(state): State<AppState>, Reader(viewer): Reader) -> Result<Response, WebError> {
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    headers: HeaderMap,
+) -> Result<Response, WebError> {
     let now = state.options().clock.now();
-    let queue = state.db_for(viewer).view_queue(JOBS, now).await?;
+    let queue = state.queue(viewer, JOBS).await?;
     let mut frame = state.frame("Queue");
     frame.refresh_s = Some(REFRESH_S);
-    page(&QueuePage {
+    page_if_changed(&headers, frame, tag(&state, &*queue), |frame| QueuePage {
         frame,
         more_waiting: queue.counts.pending.saturating_sub(queue.waiting.len() as u64),
         counts: queue.counts,
-        running: queue.running.into_iter().map(|job| row(job, now)).collect(),
-        waiting: queue.waiting.into_iter().map(|job| row(job, now)).collect(),
+        running: queue.running.iter().map(|job| row(job, now)).collect(),
+        waiting: queue.waiting.iter().map(|job| row(job, now)).collect(),
     })
 }
 
-fn row(job: QueuedJob, now: Timestamp) -> JobRow {
+fn row(job: &QueuedJob, now: Timestamp) -> JobRow {
     JobRow {
         page: build_path(&job.project, job.id),
         badge: format::job(job.status),
         since: format::when(job.started_at.unwrap_or(job.queued_at), now),
-        name: job.name,
-        project: job.project,
-        system: job.system,
-        node: job.node,
-        why: job.why,
+        name: job.name.clone(),
+        project: job.project.clone(),
+        system: job.system.clone(),
+        node: job.node.clone(),
+        why: job.why.clone(),
     }
 }

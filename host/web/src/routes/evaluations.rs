@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use harmonia_core::EvalId;
 use harmonia_core::api::{
-    Changed, Evaluation, EvaluationCreated, EvaluationDetail, EvaluationWaits, NewEvaluation, Source,
+    Changed, Evaluation, EvaluationCreated, EvaluationDetail, EvaluationHead, EvaluationWaits, NewEvaluation, Source,
 };
 use harmonia_db::{NewEvaluationRow, NewProject, ProjectKind};
 use serde::Deserialize;
@@ -23,6 +23,9 @@ use crate::validate::{self, CheckedEvaluation};
 const NEW_EVALUATION_BYTES_MAX: usize = 2 << 20;
 /// Evaluations in a list when nobody says how many.
 const LIST_LIMIT: u32 = 30;
+/// Attributes in an answer when nobody says how many, and at most.
+const ATTRS_LIMIT: u32 = 1_000;
+const ATTRS_LIMIT_MAX: u32 = 5_000;
 /// Waiting jobs in an answer when nobody says how many.
 const WAITS_LIMIT: u32 = 10;
 
@@ -39,7 +42,8 @@ pub(crate) async fn list(
     Params(query): Params<ListQuery>,
 ) -> Result<Json<Vec<Evaluation>>, WebError> {
     let limit = query.limit.unwrap_or(LIST_LIMIT);
-    Ok(Json(state.db_for(viewer).view_evaluations(query.project.as_deref(), query.before, limit).await?))
+    let evaluations = state.evaluations(viewer, query.project.as_deref(), query.before, limit).await?;
+    Ok(Json(evaluations.to_vec()))
 }
 
 pub(crate) async fn create(
@@ -83,14 +87,46 @@ async fn branch(state: &AppState, new: &CheckedEvaluation) -> Result<String, Web
     }
 }
 
+#[derive(Deserialize)]
+pub(crate) struct AttrsQuery {
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+/// One with its attributes, by name and so many at once.
 pub(crate) async fn show(
     State(state): State<AppState>,
     Reader(viewer): Reader,
     PathPart(id): PathPart<EvalId>,
+    Params(query): Params<AttrsQuery>,
 ) -> Result<Json<EvaluationDetail>, WebError> {
+    let look = state.look(viewer, id).await?.ok_or_else(|| absent(id))?;
+    let limit = query.limit.unwrap_or(ATTRS_LIMIT).min(ATTRS_LIMIT_MAX);
     let db = state.db_for(viewer);
-    let found = state.costly(viewer, async { Ok(db.view_evaluation(id).await?) }).await?;
-    found.map(Json).ok_or_else(|| absent(id))
+    let (attrs, next) =
+        state.costly(viewer, async { Ok(db.view_attrs(id, query.after.as_deref(), limit).await?) }).await?;
+    Ok(Json(EvaluationDetail {
+        evaluation: look.evaluation.clone(),
+        attrs,
+        next,
+        jobs: look.jobs,
+        warnings: look.warnings().to_vec(),
+    }))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct HeadQuery {
+    since: Option<i64>,
+}
+
+pub(crate) async fn head(
+    State(state): State<AppState>,
+    Reader(viewer): Reader,
+    PathPart(id): PathPart<EvalId>,
+    Params(query): Params<HeadQuery>,
+) -> Result<Json<EvaluationHead>, WebError> {
+    let look = state.look(viewer, id).await?.ok_or_else(|| absent(id))?;
+    Ok(Json(look.head(query.since)))
 }
 
 #[derive(Deserialize)]
@@ -104,10 +140,8 @@ pub(crate) async fn waits(
     PathPart(id): PathPart<EvalId>,
     Params(query): Params<WaitsQuery>,
 ) -> Result<Json<EvaluationWaits>, WebError> {
-    let (db, now) = (state.db_for(viewer), state.options().clock.now());
-    let limit = query.limit.unwrap_or(WAITS_LIMIT);
-    let found = state.costly(viewer, async { Ok(db.view_waits(id, limit, now).await?) }).await?;
-    found.map(Json).ok_or_else(|| absent(id))
+    let waits = state.waits(viewer, id, query.limit.unwrap_or(WAITS_LIMIT)).await?;
+    waits.map(|waits| Json((*waits).clone())).ok_or_else(|| absent(id))
 }
 
 pub(crate) async fn log(

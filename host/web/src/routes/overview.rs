@@ -23,8 +23,7 @@ pub(crate) async fn projects(
     State(state): State<AppState>,
     Reader(viewer): Reader,
 ) -> Result<Json<Vec<Project>>, WebError> {
-    let db = state.db_for(viewer);
-    Ok(Json(state.costly(viewer, async { Ok(db.view_projects().await?) }).await?))
+    Ok(Json(state.overview(viewer).await?.projects.clone()))
 }
 
 pub(crate) async fn queue(
@@ -32,12 +31,11 @@ pub(crate) async fn queue(
     Reader(viewer): Reader,
     Params(query): Params<Limit>,
 ) -> Result<Json<Queue>, WebError> {
-    let now = state.options().clock.now();
-    Ok(Json(state.db_for(viewer).view_queue(query.limit.unwrap_or(QUEUE_LIMIT), now).await?))
+    Ok(Json((*state.queue(viewer, query.limit.unwrap_or(QUEUE_LIMIT)).await?).clone()))
 }
 
 pub(crate) async fn nodes(State(state): State<AppState>) -> Result<Json<Vec<Node>>, WebError> {
-    Ok(Json(state.db().nodes(state.options().node_silent_after).await?))
+    Ok(Json(state.nodes().await?.to_vec()))
 }
 
 pub(crate) async fn status(
@@ -46,19 +44,19 @@ pub(crate) async fn status(
 ) -> Result<Json<ServerStatus>, WebError> {
     let (options, db) = (state.options(), state.db_for(viewer));
     let (jobs, load, nodes, evaluations) = tokio::try_join!(
-        db.view_job_counts(),
-        db.view_evaluation_load(),
-        db.nodes(options.node_silent_after),
-        db.view_evaluations(None, None, STATUS_EVALUATIONS),
+        state.job_counts(viewer),
+        async { Ok(db.view_evaluation_load().await?) },
+        state.nodes(),
+        state.evaluations(viewer, None, None, STATUS_EVALUATIONS),
     )?;
     Ok(Json(ServerStatus {
         version: options.version.clone(),
         jobs,
         evaluations_queued: load.0,
         evaluations_running: load.1,
-        nodes,
+        nodes: nodes.to_vec(),
         public_keys: options.public_keys.iter().map(ToString::to_string).collect(),
         cache_url: options.public_url.clone(),
-        evaluations,
+        evaluations: evaluations.to_vec(),
     }))
 }

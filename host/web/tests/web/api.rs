@@ -81,6 +81,7 @@ async fn what_does_not_exist_and_what_is_malformed() {
         "/api/v1/evaluations/x",
         "/api/v1/evaluations/0",
         "/api/v1/evaluations/1/log",
+        "/api/v1/evaluations/1/head",
         "/api/v1/builds/1",
         "/api/v1/builds/99999999999999999999",
         "/api/v1/builds/1/log",
@@ -95,6 +96,7 @@ async fn what_does_not_exist_and_what_is_malformed() {
     for path in [
         "/api/v1/queue?limit=x",
         "/api/v1/evaluations?before=-",
+        "/api/v1/evaluations/1/head?since=x",
         "/api/v1/builds/find",
         "/api/v1/builds/1/log?attempt=x",
     ] {

@@ -7,6 +7,7 @@ mod forge;
 mod hostile;
 mod lifecycle;
 mod live;
+mod looks;
 mod pages;
 mod private;
 mod projects;

@@ -266,6 +266,7 @@ async fn tokens_and_claims_read_it_and_others_are_told_that_theirs_do_not() {
     }
     for path in [
         format!("/api/v1/evaluations/{}", secret.evaluation.id),
+        format!("/api/v1/evaluations/{}/head", secret.evaluation.id),
         format!("/api/v1/evaluations/{}/log", secret.evaluation.id),
         format!("/api/v1/builds/{}", secret.attempt.job),
         format!("/api/v1/builds/{}/log", secret.attempt.job),

@@ -92,7 +92,8 @@ impl World {
 
     pub(crate) async fn with(parts: Parts) -> Self {
         // What a test changed, it sees.
-        let limits = AppLimits { overview_age_max: Duration::ZERO, ..AppLimits::default() };
+        let limits =
+            AppLimits { overview_age_max: Duration::ZERO, look_age_max: Duration::ZERO, ..AppLimits::default() };
         Self::bounded(parts, limits, ListenerLimits::default()).await
     }
 

@@ -1,10 +1,10 @@
 //! What a person sees while an evaluation runs: a live block on a terminal, one line a change elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use harmonia_core::EvalStatus;
-use harmonia_core::api::{Attr, AttrState, EvaluationDetail, EvaluationWaits};
+use harmonia_core::api::{AttrChange, AttrState, EvaluationHead, EvaluationWaits};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::table::clean;
@@ -14,8 +14,8 @@ const BUILDING_LINES_MAX: usize = 8;
 
 /// Shows an evaluation as it goes on.
 pub(crate) trait Progress: Send {
-    /// A newer state.
-    fn show(&mut self, detail: &EvaluationDetail);
+    /// A newer state, with what changed since the last one.
+    fn show(&mut self, head: &EvaluationHead);
     /// Nothing goes on, and why.
     fn waits(&mut self, waits: &EvaluationWaits);
     /// Nothing more comes.
@@ -48,13 +48,25 @@ const fn symbol(state: AttrState) -> &'static str {
     }
 }
 
-/// Which attributes changed since the last look; keeps the states seen.
+/// The states seen, by name.
 #[derive(Default)]
-struct Seen(HashMap<String, AttrState>);
+struct Seen(BTreeMap<String, AttrState>);
 
 impl Seen {
-    fn changed<'a>(&mut self, detail: &'a EvaluationDetail) -> Vec<&'a Attr> {
-        detail.attrs.iter().filter(|attr| self.0.insert(attr.attr.clone(), attr.state) != Some(attr.state)).collect()
+    /// Which attributes changed since the last look: the server may tell of more than those.
+    fn changed<'a>(&mut self, head: &'a EvaluationHead) -> Vec<&'a AttrChange> {
+        let mut gone = if head.whole { std::mem::take(&mut self.0) } else { BTreeMap::new() };
+        let is_new = |change: &&AttrChange| {
+            let before = self.0.insert(change.attr.clone(), change.state).or_else(|| gone.remove(&change.attr));
+            before != Some(change.state)
+        };
+        head.changed.iter().filter(is_new).collect()
+    }
+
+    /// What is built now.
+    fn building(&self) -> Vec<AttrChange> {
+        let building = self.0.iter().filter(|(_, state)| matches!(state, AttrState::Building | AttrState::Uploading));
+        building.map(|(attr, state)| AttrChange { attr: attr.clone(), state: *state }).collect()
     }
 }
 
@@ -62,7 +74,7 @@ const fn is_over(state: AttrState) -> bool {
     !matches!(state, AttrState::Pending | AttrState::Building | AttrState::Uploading)
 }
 
-fn line(attr: &Attr) -> String {
+fn line(attr: &AttrChange) -> String {
     format!("{} {} {}", symbol(attr.state), clean(&attr.attr), word(attr.state))
 }
 
@@ -83,19 +95,19 @@ pub(crate) struct Lines {
 }
 
 impl Progress for Lines {
-    fn show(&mut self, detail: &EvaluationDetail) {
-        if self.status != Some(detail.evaluation.status) {
-            self.status = Some(detail.evaluation.status);
-            eprintln!("evaluation {}: {}", detail.evaluation.id, detail.evaluation.status);
+    fn show(&mut self, head: &EvaluationHead) {
+        if self.status != Some(head.evaluation.status) {
+            self.status = Some(head.evaluation.status);
+            eprintln!("evaluation {}: {}", head.evaluation.id, head.evaluation.status);
         }
         // Between two tries it runs for a moment, which is no reason to say it again.
-        if let Some(waiting) = &detail.evaluation.waiting
+        if let Some(waiting) = &head.evaluation.waiting
             && self.waits_for.as_ref() != Some(&waiting.reason)
         {
-            eprintln!("evaluation {} waits: {}", detail.evaluation.id, clean(&waiting.reason));
+            eprintln!("evaluation {} waits: {}", head.evaluation.id, clean(&waiting.reason));
             self.waits_for = Some(waiting.reason.clone());
         }
-        for attr in self.seen.changed(detail) {
+        for attr in self.seen.changed(head) {
             // Waiting is no news: the line comes when something happens.
             if attr.state != AttrState::Pending {
                 eprintln!("{}", line(attr));
@@ -136,9 +148,8 @@ impl Screen {
         Self { all, bar, building: Vec::new(), since: HashMap::new(), seen: Seen::default(), waits: Vec::new() }
     }
 
-    fn show_building(&mut self, detail: &EvaluationDetail) {
-        let now: Vec<&Attr> =
-            detail.attrs.iter().filter(|a| matches!(a.state, AttrState::Building | AttrState::Uploading)).collect();
+    fn show_building(&mut self) {
+        let now = self.seen.building();
         self.since.retain(|name, _| now.iter().any(|attr| attr.attr == *name));
         let shown = (now.len() + self.waits.len()).min(BUILDING_LINES_MAX);
         while self.building.len() > shown {
@@ -166,29 +177,29 @@ impl Screen {
 }
 
 impl Progress for Screen {
-    fn show(&mut self, detail: &EvaluationDetail) {
-        for attr in self.seen.changed(detail) {
+    fn show(&mut self, head: &EvaluationHead) {
+        for attr in self.seen.changed(head) {
             if is_over(attr.state) {
                 // Losing a line of progress is no reason to stop watching.
                 let _ = self.all.println(line(attr));
             }
         }
-        let counts = &detail.evaluation.counts;
+        let counts = &head.evaluation.counts;
         self.bar.set_length(counts.total);
         self.bar
             .set_position(counts.succeeded + counts.failed + counts.dep_failed + counts.eval_errors + counts.cancelled);
-        let evaluating = match (detail.evaluation.status, &detail.evaluation.waiting) {
+        let evaluating = match (head.evaluation.status, &head.evaluation.waiting) {
             (EvalStatus::Queued, Some(waiting)) => format!("waits ({}), ", clean(&waiting.reason)),
             (EvalStatus::Queued, None) => "queued, ".to_owned(),
             (EvalStatus::Running, _) => "evaluating, ".to_owned(),
             _ => String::new(),
         };
-        if detail.evaluation.status == EvalStatus::Running || detail.jobs.building + detail.jobs.uploading > 0 {
+        if head.evaluation.status == EvalStatus::Running || head.jobs.building + head.jobs.uploading > 0 {
             self.waits.clear();
         }
-        let jobs = crate::command::read::counts(&detail.jobs);
+        let jobs = crate::command::read::counts(&head.jobs);
         self.bar.set_message(format!("{evaluating}{jobs}"));
-        self.show_building(detail);
+        self.show_building();
     }
 
     fn waits(&mut self, waits: &EvaluationWaits) {
@@ -200,5 +211,43 @@ impl Progress for Screen {
             bar.finish_and_clear();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(whole: bool, changed: &[(&str, AttrState)]) -> EvaluationHead {
+        let changed = changed.iter().map(|(attr, state)| serde_json::json!({ "attr": attr, "state": state }));
+        let head = serde_json::json!({
+            "revision": 1, "whole": whole, "changed": changed.collect::<Vec<_>>(), "jobs": harmonia_core::api::JobCounts::default(),
+            "id": 1, "project": "p", "commit": null, "branch": "main", "attempt": 1, "title": null, "author": null,
+            "dirty": false, "status": "running", "verdict": "running", "complete": false, "error": null,
+            "counts": harmonia_core::api::AttrCounts::default(), "superseded_by": null,
+            "created_at": "2026-01-01T00:00:00Z", "started_at": null, "finished_at": null
+        });
+        serde_json::from_value(head).expect("a head")
+    }
+
+    #[test]
+    fn each_change_is_told_once_however_often_the_server_tells_of_it() {
+        use AttrState::{Building, Pending, Succeeded};
+        let mut seen = Seen::default();
+        for (whole, told, news, building) in [
+            (true, &[("a", Building), ("b", Pending)][..], &["a", "b"][..], &["a"][..]),
+            (false, &[("a", Building), ("b", Building)], &["b"], &["a", "b"]),
+            // Another node, or one that was started again.
+            (true, &[("a", Succeeded), ("b", Building)], &["a"], &["b"]),
+            // It is evaluated again, and there is no `b` any more.
+            (true, &[("a", Succeeded)], &[], &[]),
+            (false, &[], &[], &[]),
+        ] {
+            let head = head(whole, told);
+            let names =
+                |changes: Vec<&AttrChange>| changes.iter().map(|change| change.attr.clone()).collect::<Vec<_>>();
+            assert_eq!(names(seen.changed(&head)), news);
+            assert_eq!(names(seen.building().iter().collect()), building);
+        }
     }
 }

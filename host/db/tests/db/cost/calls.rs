@@ -235,6 +235,7 @@ async fn pages(meter: &mut Meter) {
             async |db: &Db| db.view_evaluation(busy(7)).await,
         )
         .await;
+    looks(meter).await;
     meter
         .call("view_evaluation_log", &[(1, "evaluation")], async |db: &Db| db.view_evaluation_log(EvalId(2_500)).await)
         .await;
@@ -248,6 +249,11 @@ async fn pages(meter: &mut Meter) {
             db.view_evaluations(Some("local/old-3"), None, 20).await
         })
         .await;
+    let list = async |db: &Db| db.view_evaluations(Some("local/old-30"), None, 10).await;
+    meter.call("view_evaluations, counted and stored", &[(10, "evaluations"), (10 * ATTRS, "attributes")], list).await;
+    let marks = (JOBS + 4 * CHAIN) / READS_EACH;
+    let asked = [(10, "evaluations"), (marks, "dozens of jobs that were just marked, each read once")];
+    meter.call("view_evaluations, whose counts are stored", &asked, list).await;
     meter
         .call("view_projects", &[(41, "projects"), (41 * ATTRS, "attributes")], async |db: &Db| {
             db.view_projects().await
@@ -271,6 +277,29 @@ async fn pages(meter: &mut Meter) {
     meter
         .call("nodes", &[(2, "nodes"), (HELD + 8, "held jobs")], async |db: &Db| db.nodes(Duration::from_mins(2)).await)
         .await;
+}
+
+/// What pages, the API and whoever waits for an evaluation read of it.
+async fn looks(meter: &mut Meter) {
+    let asked = [(1, "evaluation"), (JOBS, "jobs"), (JOBS * INPUTS, "inputs")];
+    let whole = meter
+        .call("look_at_evaluation", &asked, async |db: &Db| db.look_at_evaluation(busy(7)).await)
+        .await
+        .expect("there");
+    meter.call("look_at_row", &[(1, "evaluation")], async |db: &Db| db.look_at_row(busy(7)).await).await;
+    let open: Vec<_> = whole.jobs.iter().map(|job| (job.job, job.status)).collect();
+    // Each is looked up once.
+    let asked = [(JOBS / 10, "jobs, each read once, by an index")];
+    meter.call("look_again", &asked, async |db: &Db| db.look_again(&open).await).await;
+    let names: Vec<&str> = whole.attrs.iter().take(5).map(|attr| attr.attr.as_str()).collect();
+    let asked = [(1, "evaluation"), (5, "attributes")];
+    meter.call("look_at_attrs", &asked, async |db: &Db| db.look_at_attrs(busy(7), &names).await).await;
+    let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    meter.call("attrs_named", &asked, async |db: &Db| db.attrs_named(busy(7), &names).await).await;
+    let (attrs, _) =
+        meter.call("view_attrs", &asked, async |db: &Db| db.view_attrs(busy(7), Some("n1"), 5).await).await;
+    assert_eq!(attrs.len(), 5);
+    meter.call("next_revision", &[(1, "number")], async |db: &Db| db.next_revision().await).await;
 }
 
 /// An evaluation of a hundred new derivations in chains of ten, on `stdenv`.
