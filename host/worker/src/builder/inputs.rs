@@ -9,11 +9,12 @@ use harmonia_core::limits::DRV_BYTES_MAX;
 use harmonia_db::{ClaimedJob, DbError, UpstreamFault};
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 
+use super::connections::Lent;
 use super::failure::{Trouble, chain, permanent, transient, transient_error};
 use super::replace::{InUse, delete};
 use super::roots::AttemptRoots;
 use super::spool::AttemptLog;
-use super::{Node, persist};
+use super::{Node, build, persist};
 use crate::pack::physical_path;
 use crate::store_daemon::Connection;
 use crate::substitute::{SubstituteError, SubstituteFailure, Substituter};
@@ -27,20 +28,20 @@ const INPUT_DRVS_FETCHED_MAX: usize = 1_000;
 
 /// What came of making everything ready.
 #[derive(Debug)]
-pub(super) enum Prepared {
-    /// The daemon can build this.
-    Ready(BasicDerivation),
+pub(super) enum Prepared<'a> {
+    /// The daemon can build this, over this connection.
+    Ready(BasicDerivation, Lent<'a>),
     /// A local path has to be replaced, and somebody uses it. No root of this attempt keeps anything alive now.
     InUse(InUse),
 }
 
 /// Makes everything ready for the build.
-pub(super) async fn prepare(
-    node: &Node,
+pub(super) async fn prepare<'a>(
+    node: &'a Node,
     job: &ClaimedJob,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<Prepared, Trouble> {
+) -> Result<Prepared<'a>, Trouble> {
     // Private projects' inputs are for who holds their jobs.
     let substituter = node.substituter.for_claim(&job.token);
     let derivation = fetch_derivation(node, &substituter, &job.drv_path).await?;
@@ -57,8 +58,8 @@ pub(super) async fn prepare(
     let add_root = |path| {
         roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))
     };
-    let missing = match validate(node, &basic.input_srcs, roots, log).await? {
-        Validated::Sound { missing } => missing,
+    let (missing, connection) = match validate(node, job, &basic.input_srcs, roots, log).await? {
+        Validated::Sound { missing, connection } => (missing, connection),
         Validated::InUse(in_use) => return Ok(Prepared::InUse(in_use)),
     };
     // Not before: an output that is there from another time would keep the inputs that it was made from.
@@ -75,7 +76,7 @@ pub(super) async fn prepare(
             return Err(substitution_failed(node, job, error).await);
         }
     }
-    Ok(Prepared::Ready(basic))
+    Ok(Prepared::Ready(basic, connection))
 }
 
 /// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.
@@ -148,11 +149,13 @@ async fn input_outputs(
 }
 
 /// What is there of the inputs.
-enum Validated {
+enum Validated<'a> {
     /// What is there is what the cache published.
     Sound {
         /// What is not there.
         missing: BTreeSet<StorePath>,
+        /// Over which that was asked.
+        connection: Lent<'a>,
     },
     /// Something else is there, and cannot be deleted yet.
     InUse(InUse),
@@ -160,17 +163,19 @@ enum Validated {
 
 /// Compares what is there with what the cache published: no build may see other inputs than those of everybody else.
 /// What differs is deleted.
-async fn validate(
-    node: &Node,
+async fn validate<'a>(
+    node: &'a Node,
+    job: &ClaimedJob,
     inputs: &BTreeSet<StorePath>,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<Validated, Trouble> {
-    if inputs.is_empty() {
-        return Ok(Validated::Sound { missing: BTreeSet::new() });
-    }
-    let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
+) -> Result<Validated<'a>, Trouble> {
+    let options = build::options(job, node.options.cores);
     for _ in 0..VALIDATION_ROUNDS_MAX {
+        let mut daemon = node.connections.take(&options).await.map_err(|error| transient_error(&error))?;
+        if inputs.is_empty() {
+            return Ok(Validated::Sound { missing: BTreeSet::new(), connection: daemon });
+        }
         for path in inputs {
             roots
                 .add(path)
@@ -180,15 +185,16 @@ async fn validate(
         let wrong = wrong_paths(node, &closure).await?;
         if wrong.is_empty() {
             let missing = inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect();
-            return Ok(Validated::Sound { missing });
+            return Ok(Validated::Sound { missing, connection: daemon });
         }
-        // Our own roots would keep it alive.
+        // Our own roots would keep it alive, and so would what the daemon remembers of earlier builds.
+        daemon.close().await;
         for path in inputs {
             roots
                 .remove(path)
                 .map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
         }
-        if let Some(in_use) = delete(node, &mut daemon, wrong.iter().map(|(path, ..)| path.clone()).collect()).await? {
+        if let Some(in_use) = delete(node, wrong.iter().map(|(path, ..)| path.clone()).collect()).await? {
             return Ok(Validated::InUse(in_use));
         }
         for (path, local, canonical) in &wrong {

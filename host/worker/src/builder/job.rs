@@ -13,6 +13,7 @@ use harmonia_db::{ClaimedJob, DbError};
 use harmonia_nix::BasicDerivation;
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Lent;
 use super::failure::{Trouble, chain, transient, transient_error};
 use super::inputs::Prepared;
 use super::roots::AttemptRoots;
@@ -97,11 +98,15 @@ async fn steps(
         .roots
         .attempt(job.attempt)
         .map_err(|error| transient(format!("could not register garbage collector roots: {error}")))?;
-    let derivation = prepare(node, job, &roots, log).await?;
+    let (derivation, connection) = prepare(node, job, &roots, log).await?;
     let began = Instant::now();
-    let built = build::build(node, job, &derivation, log.shared()).await;
+    let built = build::build(node, job, &derivation, connection, log.shared()).await;
     usage.build_seconds = began.elapsed().as_secs_f64();
-    usage.cpu_seconds = built?.cpu_seconds;
+    let (built, mut connection) = built?;
+    usage.cpu_seconds = built.cpu_seconds;
+    let infos = upload::output_infos(&mut connection, job, &derivation, usage);
+    let infos = in_time(node.options.prepare_timeout, "the store daemon did not tell of its outputs", infos).await?;
+    connection.give_back();
 
     match persist(|| node.options.db.attempt_uploading(job.attempt, &job.token)).await {
         Ok(()) => {}
@@ -112,7 +117,7 @@ async fn steps(
     let uploading = slot.into_uploading();
     let publish = async {
         let _turn = node.uploads.acquire().await;
-        upload::publish(node, job, &derivation, &roots, log, usage).await
+        upload::publish(node, job, &derivation, &infos, &roots, log, usage).await
     };
     let result = in_time(node.options.upload_timeout, "its outputs were not published", publish).await;
     drop(uploading);
@@ -120,17 +125,17 @@ async fn steps(
 }
 
 /// The inputs are ready within their time, without that for which others use what has to be replaced.
-async fn prepare(
-    node: &Node,
+async fn prepare<'a>(
+    node: &'a Node,
     job: &ClaimedJob,
     roots: &AttemptRoots,
     log: &OpenLog,
-) -> Result<BasicDerivation, Trouble> {
+) -> Result<(BasicDerivation, Lent<'a>), Trouble> {
     let time = node.options.prepare_timeout;
     let mut deadline = None;
     loop {
         match in_time(time, "its inputs were not ready", inputs::prepare(node, job, roots, log)).await? {
-            Prepared::Ready(derivation) => return Ok(derivation),
+            Prepared::Ready(derivation, connection) => return Ok((derivation, connection)),
             Prepared::InUse(in_use) => {
                 let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + time);
                 in_use.wait(node, job, log, deadline).await?;
