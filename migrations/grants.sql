@@ -99,6 +99,7 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('void_claims', '{builder}'),
     ('write_log_tails', '{builder}'),
     ('attempt_uploading', '{builder,signer}'),
+    ('upload_job', '{signer}'),
     ('fail_attempt', '{builder,signer}'),
     ('release_attempt', '{builder}'),
     ('report_missing_path', '{builder}'),

@@ -35,12 +35,15 @@ BEGIN
 END
 $$;
 
--- All outputs of an attempt in one transaction; the first writer of a path wins.
+-- All outputs of an attempt in one transaction; the first writer of a path wins. Returns the rows that count from now on.
 CREATE OR REPLACE FUNCTION claim_outputs(
     p_attempt bigint, p_token_hash bytea, p_paths text[], p_nar_hashes text[], p_nar_sizes bigint[], p_file_hashes text[],
     p_file_sizes bigint[], p_refs text[], p_cas text[], p_derivers text[]
-) RETURNS SETOF text -- paths whose content differs from what is there
+) RETURNS TABLE (path text, nar_hash text, nar_size bigint, file_hash text, file_size bigint, refs text[], ca text, deriver text,
+    producing_attempt bigint, generation integer, state text, public boolean,
+    differs boolean) -- from the content that the attempt has
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
 DECLARE
     v_job build_jobs := held_job(p_attempt, p_token_hash);
     v_wrong text[];
@@ -57,18 +60,15 @@ BEGIN
     UPDATE build_attempts SET uploading_at = now() WHERE id = p_attempt AND uploading_at IS NULL;
     PERFORM claim_store_paths(p_attempt, p_paths, p_nar_hashes, p_nar_sizes, p_file_hashes, p_file_sizes, p_refs, p_cas,
         p_derivers, (SELECT d.public FROM derivations d WHERE d.drv_path = v_job.drv_path));
+    INSERT INTO reproducibility_findings (path, published_nar_hash, found_nar_hash, attempt_id)
+    SELECT s.path, s.nar_hash, g.nar_hash, p_attempt
+    FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path
+    WHERE s.nar_hash <> g.nar_hash AND NOT EXISTS (SELECT FROM reproducibility_findings f
+        WHERE f.path = s.path AND f.attempt_id = p_attempt AND f.found_nar_hash = g.nar_hash);
     RETURN QUERY
-    WITH differing AS (
-        SELECT s.path, s.nar_hash AS there, g.nar_hash AS here
-        FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path
-        WHERE s.nar_hash <> g.nar_hash
-    ), findings AS (
-        INSERT INTO reproducibility_findings (path, published_nar_hash, found_nar_hash, attempt_id)
-        SELECT path, there, here, p_attempt FROM differing
-        WHERE NOT EXISTS (SELECT FROM reproducibility_findings f
-            WHERE f.path = differing.path AND f.attempt_id = p_attempt AND f.found_nar_hash = differing.here)
-    )
-    SELECT path FROM differing ORDER BY path;
+    SELECT s.path, s.nar_hash, s.nar_size, s.file_hash, s.file_size, s.refs, s.ca, s.deriver, s.producing_attempt, s.generation,
+        s.state, s.public, s.nar_hash <> g.nar_hash
+    FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path ORDER BY s.path;
 END
 $$;
 

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
 use harmonia_core::{AttemptId, ClaimToken};
+use harmonia_db::UploadScope;
 use harmonia_nix::StorePath;
 
 use super::error::{Refusal, SignError};
 use super::publish::take_listings;
-use super::rows::{Row, new_path, rows_of};
+use super::rows::{Row, new_path, rows_by_path, rows_of};
 use super::rules::{self, CheckedOutput};
 use super::wire::{self, Upload};
 use super::{Answered, Signer};
@@ -40,20 +41,28 @@ impl Signer {
         let log = log.as_ref().map(wire::log).transpose()?;
         let listings = take_listings(outputs.iter_mut().map(|(_, upload)| upload).chain(&mut extras));
 
-        let scope = self.db().attempt_scope(attempt, token).await?;
+        // All that is to be known before, in one question. What comes along is asked about when it is known to be needed.
+        let uploads = || outputs.iter().map(|(_, upload)| upload);
+        let paths: Vec<StorePath> = uploads().chain(&extras).map(|upload| upload.path.clone()).collect();
+        let outer = match extras.is_empty() {
+            true => rules::outer_references(uploads().map(|upload| (&upload.path, &upload.references))),
+            false => Vec::new(),
+        };
+        let UploadScope { scope, rows, mut missing } =
+            self.db().upload_scope(attempt, token, &paths, &outer, false).await?;
+        let mut rows = rows_by_path(rows)?;
         let declared = self.require_outputs(&scope.drv_path).await?;
         let outputs = rules::check_outputs(&scope.drv_path, &declared, outputs)?;
         rules::check_needed(outputs.iter().map(|output| &output.upload), &extras)?;
         let extras = self.check_extras(&scope.drv_path, self.only_missing(extras).await?).await?;
 
-        let all = || outputs.iter().chain(&extras).map(|checked| &checked.upload);
-        let missing = self.closure_gate(all()).await?;
+        if !extras.is_empty() {
+            missing = self.closure_gate(outputs.iter().chain(&extras).map(|checked| &checked.upload)).await?;
+        }
         if !missing.is_empty() {
             let paths = missing.iter().map(ToString::to_string).collect();
             return Ok(BuildCompleteAnswer::MissingReferences { paths });
         }
-        let paths: Vec<StorePath> = all().map(|upload| upload.path.clone()).collect();
-        let mut rows = self.rows(&paths).await?;
         // Boxed, as their states are large and short-lived.
         Box::pin(self.verify_uploads(&extras, &mut rows, Some(attempt))).await?;
         // Neither needs the other; a build that is refused has a log all the same.

@@ -4,7 +4,7 @@ use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{AttemptId, ClaimToken, EvalId, JobId};
 use harmonia_nix::store_path::StorePath;
 
-use super::rows::{PathRow, parse_all, strings};
+use super::rows::{PathRow, RawRow, strings};
 use crate::connection::{Db, hash};
 use crate::error::{DbError, parse};
 use crate::queue::size;
@@ -129,10 +129,13 @@ impl Db {
         outputs: &[NewPath],
     ) -> Result<Claimed, DbError> {
         let columns = Columns::of(outputs);
-        let divergent = self
+        let found = self
             .run("claim outputs", || {
-                sqlx::query_scalar!(
-                    r#"SELECT p AS "path!" FROM claim_outputs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS p"#,
+                sqlx::query!(
+                    r#"SELECT path AS "path!", nar_hash AS "nar_hash!", nar_size AS "nar_size!", file_hash AS "file_hash!",
+                           file_size AS "file_size!", refs AS "refs!", ca, deriver, producing_attempt,
+                           generation AS "generation!", state AS "state!", public AS "public!", differs AS "differs!"
+                       FROM claim_outputs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
                     attempt.0,
                     hash(token),
                     &columns.paths,
@@ -147,8 +150,29 @@ impl Db {
                 .fetch_all(&self.pool)
             })
             .await?;
-        let paths: Vec<StorePath> = outputs.iter().map(|output| output.path.clone()).collect();
-        Ok(Claimed { rows: self.path_rows(&paths).await?, divergent: parse_all(&divergent)? })
+        let (mut rows, mut divergent) = (Vec::with_capacity(found.len()), Vec::new());
+        for row in found {
+            let raw = RawRow {
+                path: row.path,
+                nar_hash: row.nar_hash,
+                nar_size: row.nar_size,
+                file_hash: row.file_hash,
+                file_size: row.file_size,
+                refs: row.refs,
+                ca: row.ca,
+                deriver: row.deriver,
+                producing_attempt: row.producing_attempt,
+                generation: row.generation,
+                state: row.state,
+                public: row.public,
+            };
+            let parsed = raw.parse()?;
+            if row.differs {
+                divergent.push(parsed.path.clone());
+            }
+            rows.push(parsed);
+        }
+        Ok(Claimed { rows, divergent })
     }
 
     /// Claims an evaluation's sources; the first writer of a path wins.

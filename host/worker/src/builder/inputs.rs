@@ -6,7 +6,7 @@ use std::io::Read as _;
 
 use harmonia_core::FailureKind;
 use harmonia_core::limits::DRV_BYTES_MAX;
-use harmonia_db::{ClaimedJob, DbError, UpstreamFault};
+use harmonia_db::{BuildInput, ClaimedJob, DbError, UpstreamFault};
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 
 use super::connections::Lent;
@@ -45,9 +45,9 @@ pub(super) async fn prepare<'a>(
     // Private projects' inputs are for who holds their jobs.
     let substituter = node.substituter.for_claim(&job.token);
     let derivation = fetch_derivation(node, &substituter, &job.drv_path).await?;
-    let outputs = input_outputs(node, &substituter, &derivation).await?;
+    let inputs = known_inputs(node, &substituter, &derivation).await?;
     let basic = derivation
-        .resolve(|drv_path, output| outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
+        .resolve(|drv_path, output| inputs.outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
         .map_err(|error| transient_error(&error))?;
     if let Some((name, _)) = basic.outputs.iter().find(|(_, output)| output.path().is_none()) {
         let message = format!(
@@ -58,7 +58,7 @@ pub(super) async fn prepare<'a>(
     let add_root = |path| {
         roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))
     };
-    let (missing, connection) = match validate(node, job, &basic.input_srcs, roots, log).await? {
+    let (missing, connection) = match validate(node, job, &basic.input_srcs, inputs.published, roots, log).await? {
         Validated::Sound { missing, connection } => (missing, connection),
         Validated::InUse(in_use) => return Ok(Prepared::InUse(in_use)),
     };
@@ -114,21 +114,34 @@ fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The paths of the outputs that the inputs have: known to the database, or in their `.drv` files.
-async fn input_outputs(
+/// What is known of a derivation's inputs.
+#[derive(Default)]
+struct KnownInputs {
+    /// The paths of the outputs that they have.
+    outputs: HashMap<(StorePath, String), StorePath>,
+    /// What the database says of paths: the hash that was published, if one was.
+    published: Published,
+}
+
+/// Paths that the database was asked for, and the hashes that it has of them.
+type Published = BTreeMap<StorePath, Option<String>>;
+
+/// Of the database, in one question; outputs that it does not know are in `.drv` files.
+async fn known_inputs(
     node: &Node,
     substituter: &Substituter,
     derivation: &Derivation,
-) -> Result<HashMap<(StorePath, String), StorePath>, Trouble> {
+) -> Result<KnownInputs, Trouble> {
     let drv_paths: Vec<StorePath> = derivation.input_drvs.keys().cloned().collect();
-    let mut outputs = HashMap::new();
-    if drv_paths.is_empty() {
-        return Ok(outputs);
-    }
-    let known =
-        persist(|| node.options.db.derivation_outputs(&drv_paths)).await.map_err(|error| transient_error(&error))?;
-    for (drv_path, name, path) in known {
-        outputs.extend(path.map(|path| ((drv_path, name), path)));
+    let sources: Vec<StorePath> = derivation.input_srcs.iter().cloned().collect();
+    let KnownInputs { mut outputs, mut published } = KnownInputs::default();
+    if !drv_paths.is_empty() || !sources.is_empty() {
+        let known = persist(|| node.options.db.build_inputs(&drv_paths, &sources)).await;
+        for BuildInput { output, path, nar_hash } in known.map_err(|error| transient_error(&error))? {
+            let Some(path) = path else { continue };
+            outputs.extend(output.map(|output| (output, path.clone())));
+            published.insert(path, nar_hash);
+        }
     }
     let mut unknown: BTreeSet<&StorePath> = BTreeSet::new();
     for (drv_path, names) in &derivation.input_drvs {
@@ -145,7 +158,7 @@ async fn input_outputs(
             outputs.extend(path.map(|path| ((drv_path.clone(), name.to_owned()), path.clone())));
         }
     }
-    Ok(outputs)
+    Ok(KnownInputs { outputs, published })
 }
 
 /// What is there of the inputs.
@@ -167,6 +180,7 @@ async fn validate<'a>(
     node: &'a Node,
     job: &ClaimedJob,
     inputs: &BTreeSet<StorePath>,
+    mut published: Published,
     roots: &AttemptRoots,
     log: &AttemptLog,
 ) -> Result<Validated<'a>, Trouble> {
@@ -182,7 +196,7 @@ async fn validate<'a>(
                 .map_err(|error| transient(format!("could not register a garbage collector root: {error}")))?;
         }
         let closure = local_closure(&mut daemon, inputs).await?;
-        let wrong = wrong_paths(node, &closure).await?;
+        let wrong = wrong_paths(node, &closure, &mut published).await?;
         if wrong.is_empty() {
             let missing = inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect();
             return Ok(Validated::Sound { missing, connection: daemon });
@@ -235,22 +249,24 @@ async fn local_closure(
     Ok(closure)
 }
 
-/// Path, local hash and published hash of what differs.
+/// Path, local hash and published hash of what differs. What nobody asked for yet of `published` is added to it.
 async fn wrong_paths(
     node: &Node,
     closure: &BTreeMap<StorePath, NarHash>,
+    published: &mut Published,
 ) -> Result<Vec<(StorePath, String, String)>, Trouble> {
-    let paths: Vec<StorePath> = closure.keys().cloned().collect();
-    let published =
-        persist(|| node.options.db.canonical_paths(&paths)).await.map_err(|error| transient_error(&error))?;
-    let differs = |(local, published): (NarHash, &str)| published.parse::<NarHash>() != Ok(local);
-    Ok(published
-        .into_iter()
-        .filter_map(|row| {
-            let local = *closure.get(&row.path)?;
-            differs((local, &row.nar_hash)).then(|| (row.path, local.to_string(), row.nar_hash))
-        })
-        .collect())
+    let unasked: Vec<StorePath> = closure.keys().filter(|path| !published.contains_key(*path)).cloned().collect();
+    if !unasked.is_empty() {
+        let found = persist(|| node.options.db.canonical_paths(&unasked)).await;
+        let found = found.map_err(|error| transient_error(&error))?;
+        published.extend(unasked.into_iter().map(|path| (path, None)));
+        published.extend(found.into_iter().map(|row| (row.path, Some(row.nar_hash))));
+    }
+    let differs = |(path, local): (&StorePath, &NarHash)| {
+        let hash = published.get(path)?.as_ref()?;
+        (hash.parse::<NarHash>() != Ok(*local)).then(|| (path.clone(), local.to_string(), hash.clone()))
+    };
+    Ok(closure.iter().filter_map(differs).collect())
 }
 
 /// What a cache did not give is reported, so that others ask that cache themselves, and it is built if need be; this job

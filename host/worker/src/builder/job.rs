@@ -25,6 +25,9 @@ use crate::signer_client::{SignerError, Upload, UploadSource};
 /// Giving a job back when the node stops may take this long; afterwards the reaper does it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Outputs up to this size are packed so fast that the database need not hear before that the build is over.
+const UNTOLD_BYTES_MAX: u64 = 1 << 20;
+
 /// Pauses between tries to give back a job whose end the database does not take.
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_mins(5);
@@ -108,15 +111,22 @@ async fn steps(
     let infos = in_time(node.options.prepare_timeout, "the store daemon did not tell of its outputs", infos).await?;
     connection.give_back();
 
-    match persist(|| node.options.db.attempt_uploading(job.attempt, &job.token)).await {
-        Ok(()) => {}
-        Err(DbError::StaleClaim) => return Err(Trouble::Void),
-        Err(error) => return Err(transient_error(&error).into()),
+    let turn = node.uploads.try_acquire().ok();
+    // What is small and need not wait goes up at once, and the signer that is asked where to says the same.
+    if turn.is_none() || usage.output_bytes > UNTOLD_BYTES_MAX {
+        match persist(|| node.options.db.attempt_uploading(job.attempt, &job.token)).await {
+            Ok(()) => {}
+            Err(DbError::StaleClaim) => return Err(Trouble::Void),
+            Err(error) => return Err(transient_error(&error).into()),
+        }
     }
     // From here on the next job may build.
     let uploading = slot.into_uploading();
     let publish = async {
-        let _turn = node.uploads.acquire().await;
+        let _turn = match turn {
+            Some(turn) => Some(turn),
+            None => node.uploads.acquire().await.ok(),
+        };
         upload::publish(node, job, &derivation, &infos, &roots, log, usage).await
     };
     let result = in_time(node.options.upload_timeout, "its outputs were not published", publish).await;

@@ -30,7 +30,7 @@ async fn jobs_of_a_claim_whose_answer_was_lost_are_given_back_and_built() {
     let build = build.expect("a job");
     let outcomes: Vec<&str> = build.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == "aborted").count(), 2, "{outcomes:?}");
-    assert_eq!((outcomes.len(), build.status), (3, JobStatus::Uploading), "{outcomes:?}");
+    assert_eq!((outcomes.len(), build.status), (3, JobStatus::Building), "what follows is the signer's: {outcomes:?}");
 }
 
 /// The signer's word that it does not find something in the store.
@@ -78,7 +78,7 @@ async fn what_the_store_lost_is_uploaded_again() {
     assert_eq!(asked, [outputs, outputs, extra_paths, outputs, extra_paths, outputs, extra_paths]);
     assert!(String::from_utf8_lossy(&world.object(&complete.outputs[0].info.file_hash)).contains("main\n"));
     assert!(String::from_utf8_lossy(&world.object(&complete.extra_paths[0].file_hash)).contains("extra\n"));
-    assert_eq!(world.status(jobs[0]).await, JobStatus::Uploading);
+    assert_eq!(world.status(jobs[0]).await, JobStatus::Building, "what follows is the signer's");
 }
 
 #[tokio::test]
