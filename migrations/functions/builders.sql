@@ -26,6 +26,17 @@ BEGIN
 END
 $$;
 
+-- A small log, of an attempt that is held.
+CREATE OR REPLACE FUNCTION keep_log(p_attempt bigint, p_token_hash bytea, p_log bytea) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job build_jobs := held_job(p_attempt, p_token_hash);
+BEGIN
+    INSERT INTO small_objects (key, bytes) VALUES (format('log/%s.%s', substr(v_job.drv_path, 12), p_attempt), p_log)
+    ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes;
+END
+$$;
+
 -- `p_kind` null: transient. `p_delays_ms[n]` is the delay after the n-th transient failure; none left: infrastructure failure.
 CREATE OR REPLACE FUNCTION fail_attempt(
     p_attempt bigint, p_token_hash bytea, p_kind text, p_message text, p_exit_code integer, p_log_key text,

@@ -18,14 +18,14 @@ use crate::{PutContract, keys};
 
 /// What kind of object goes up, as its headers say.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    content_type: &'static str,
-    content_encoding: Option<&'static str>,
+pub(super) struct Form {
+    pub(super) content_type: &'static str,
+    pub(super) content_encoding: Option<&'static str>,
 }
 
 const NAR: Form = Form { content_type: "application/x-nix-nar", content_encoding: None };
 /// Clients such as `nix log` undo the encoding by themselves.
-const LOG: Form = Form { content_type: "text/plain; charset=utf-8", content_encoding: Some("zstd") };
+pub(super) const LOG: Form = Form { content_type: "text/plain; charset=utf-8", content_encoding: Some("zstd") };
 
 impl Signer {
     /// Says of each path, and of the log, whether its object is in the bucket or where to PUT it.
@@ -41,6 +41,8 @@ impl Signer {
                 let is_built = !paths.is_empty();
                 let found = self.db().upload_scope(attempt, token, &paths, &[], is_built).await?;
                 let scope = found.scope;
+                let is_new = is_built && found.rows.is_empty();
+                self.remember_scope(attempt, token, is_new.then(|| scope.clone()));
                 let outputs: Vec<&StorePath> = scope.outputs.values().flatten().collect();
                 let extras = uploads.iter().filter(|upload| !outputs.contains(&&upload.path)).cloned().collect();
                 self.check_extras(&scope.drv_path, extras).await?;
@@ -63,7 +65,7 @@ impl Signer {
         let paths = stream::iter(slots).buffered(PARALLEL_REQUESTS).try_collect().await?;
         let log = match (log, log_key) {
             (None, _) => None,
-            (Some(object), Some(key)) => Some(self.object_slot(key, object, LOG).await?),
+            (Some(log), Some(key)) => Some(self.object_slot(key, log.object, LOG).await?),
             (Some(_), None) => {
                 let problem = Refusal::TooMuch { what: "logs of an evaluation", found: 1, max: 0 };
                 return Err(problem.into());

@@ -119,7 +119,41 @@ pub(super) struct RawRow {
     pub(super) public: bool,
 }
 
+/// The same of a statement that may have none.
+pub(super) struct RawColumns {
+    pub(super) path: Option<String>,
+    pub(super) nar_hash: Option<String>,
+    pub(super) nar_size: Option<i64>,
+    pub(super) file_hash: Option<String>,
+    pub(super) file_size: Option<i64>,
+    pub(super) refs: Option<Vec<String>>,
+    pub(super) ca: Option<String>,
+    pub(super) deriver: Option<String>,
+    pub(super) producing_attempt: Option<i64>,
+    pub(super) generation: Option<i32>,
+    pub(super) state: Option<String>,
+    pub(super) public: Option<bool>,
+}
+
 impl RawRow {
+    /// `None`: there is no row.
+    pub(super) fn of(columns: RawColumns) -> Option<Self> {
+        Some(Self {
+            path: columns.path?,
+            nar_hash: columns.nar_hash?,
+            nar_size: columns.nar_size?,
+            file_hash: columns.file_hash?,
+            file_size: columns.file_size?,
+            refs: columns.refs?,
+            ca: columns.ca,
+            deriver: columns.deriver,
+            producing_attempt: columns.producing_attempt,
+            generation: columns.generation?,
+            state: columns.state?,
+            public: columns.public?,
+        })
+    }
+
     pub(super) fn parse(self) -> Result<PathRow, DbError> {
         Ok(PathRow {
             path: parse("store path", &self.path)?,
@@ -204,19 +238,19 @@ impl Db {
         let missing = parse_all(&first.missing)?;
         // Without any such path there is one row, of nulls.
         let raw = found.into_iter().filter_map(|row| {
-            Some(RawRow {
-                path: row.path?,
-                nar_hash: row.nar_hash?,
-                nar_size: row.nar_size?,
-                file_hash: row.file_hash?,
-                file_size: row.file_size?,
-                refs: row.refs?,
+            RawRow::of(RawColumns {
+                path: row.path,
+                nar_hash: row.nar_hash,
+                nar_size: row.nar_size,
+                file_hash: row.file_hash,
+                file_size: row.file_size,
+                refs: row.refs,
                 ca: row.ca,
                 deriver: row.deriver,
                 producing_attempt: row.producing_attempt,
-                generation: row.generation?,
-                state: row.state?,
-                public: row.public?,
+                generation: row.generation,
+                state: row.state,
+                public: row.public,
             })
         });
         Ok(UploadScope { scope, rows: raw.map(RawRow::parse).collect::<Result<_, _>>()?, missing })

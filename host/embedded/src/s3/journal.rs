@@ -410,7 +410,9 @@ mod tests {
     fn who_waits_for_a_disk_that_fails_hears_of_it_and_the_next_one_is_fine() {
         let dir = tempfile::tempdir().expect("folder");
         let failures = AtomicU64::new(1);
-        let broken = move |file: &File| match failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)) {
+        let broken = move |file: &File| match failures
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+        {
             Ok(_) => Err(io::Error::other("no disk")),
             Err(_) => file.sync_data(),
         };

@@ -127,11 +127,7 @@ struct KnownInputs {
 type Published = BTreeMap<StorePath, Option<String>>;
 
 /// Of the database, in one question; outputs that it does not know are in `.drv` files.
-async fn known_inputs(
-    node: &Node,
-    substituter: &Substituter,
-    derivation: &Derivation,
-) -> Result<KnownInputs, Trouble> {
+async fn known_inputs(node: &Node, substituter: &Substituter, derivation: &Derivation) -> Result<KnownInputs, Trouble> {
     let drv_paths: Vec<StorePath> = derivation.input_drvs.keys().cloned().collect();
     let sources: Vec<StorePath> = derivation.input_srcs.iter().cloned().collect();
     let KnownInputs { mut outputs, mut published } = KnownInputs::default();

@@ -188,7 +188,7 @@ async fn report_to_signer(
     let compressed = compressed_log(log).await;
     let blob = compressed.as_ref().map(log_blob);
     let mut uploads = Vec::new();
-    if let (Some(compressed), Some(blob)) = (&compressed, &blob) {
+    if let (Some(compressed), Some(blob)) = (&compressed, blob.as_ref().filter(|blob| blob.bytes_base64.is_none())) {
         let source = UploadSource::File(compressed.file.to_path_buf());
         let request = log_request(job.attempt, blob.clone());
         let upload = Upload { request, sources: Vec::new(), log: Some(source) };

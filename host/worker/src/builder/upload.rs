@@ -48,14 +48,16 @@ pub(super) async fn publish(
         packed.push((OutputInfo { name: (*name).to_owned(), info: wire }, file));
     }
     let log = compressed_log(log).await;
+    let blob = log.as_ref().map(log_blob);
+    let uploaded = log.as_ref().zip(blob.as_ref().filter(|blob| blob.bytes_base64.is_none()));
     let upload = Upload {
         request: SlotsRequest {
             holder: Holder::Attempt(job.attempt),
             paths: packed.iter().map(|(output, _)| output.info.clone()).collect(),
-            log: log.as_ref().map(log_blob),
+            log: uploaded.map(|(_, blob)| blob.clone()),
         },
         sources: packed.iter().map(|(_, packed)| source(packed)).collect(),
-        log: log.as_ref().map(|log| UploadSource::File(log.file.to_path_buf())),
+        log: uploaded.map(|(log, _)| UploadSource::File(log.file.to_path_buf())),
     };
     node.signer.send(&job.token, &upload).await.map_err(|error| of_signer(&error))?;
 
@@ -63,7 +65,7 @@ pub(super) async fn publish(
         attempt: job.attempt,
         outputs: packed.iter().map(|(output, _)| output.clone()).collect(),
         extra_paths: Vec::new(),
-        log: upload.request.log.clone(),
+        log: blob,
         usage: *usage,
     };
     // The packed files (here `packed`, `log` and this) live until the end, to be uploaded again if need be.
