@@ -102,7 +102,8 @@ async fn a_store_that_keeps_nothing_is_no_fault_of_the_build() {
 async fn a_log_that_the_store_lost_is_uploaded_again() {
     let world = World::new().await;
     // Too much to come along with the report.
-    let prints = "for i in $(seq 500); do read x < /proc/sys/kernel/random/uuid; echo $x; done; exit 1";
+    let prints =
+        "i=0; while [ $i -lt 500 ]; do read x < /proc/sys/kernel/random/uuid; echo $x; i=$((i + 1)); done; exit 1";
     let drv = world.daemon.store.instantiate(&derivation("fails", prints));
     world.queue(&[&drv]).await;
     let is_lost = AtomicU32::new(1);
