@@ -83,6 +83,13 @@ CREATE INDEX store_paths_unpublished ON store_paths (claimed_at) WHERE state || 
 CREATE INDEX store_paths_attempt ON store_paths (producing_attempt);
 CREATE INDEX store_paths_object ON store_paths (object_key);
 
+-- What is too small to be an object of its own: logs and listings, under the keys that they would have in the bucket.
+CREATE TABLE small_objects (
+    key text PRIMARY KEY,
+    bytes bytea NOT NULL CHECK (length(bytes) <= 8192)
+);
+ALTER TABLE small_objects ALTER COLUMN bytes SET STORAGE EXTERNAL; -- logs are compressed already
+
 -- What upstream caches answered about paths: a memo of both answers, bounded by their expiry.
 CREATE TABLE upstream_paths (
     path text NOT NULL CHECK (path LIKE '/nix/store/%' AND length(path) <= 255),

@@ -50,6 +50,7 @@ BEGIN
         PERFORM grant_to('SELECT ON ' || v_table, '{evaluator}');
     END LOOP;
     PERFORM grant_to('SELECT ON reproducibility_findings', '{signer}');
+    PERFORM grant_to('SELECT ON small_objects', '{signer,frontend}');
     -- Frontends: everything that has no claim to check.
     FOREACH v_table IN ARRAY ARRAY['repositories', 'projects', 'forge_syncs', 'poll_heads', 'webhook_deliveries', 'pull_requests',
         'pull_request_heads', 'pull_request_approvals', 'pull_request_commands', 'forge_permissions', 'bundles', 'bundle_chunks',
@@ -100,6 +101,8 @@ SELECT grant_to('EXECUTE ON FUNCTION ' || f, r) FROM (VALUES
     ('void_claims', '{builder}'),
     ('write_log_tails', '{builder}'),
     ('attempt_uploading', '{builder,signer}'),
+    ('upload_job', '{signer}'),
+    ('keep_log', '{signer}'),
     ('fail_attempt', '{builder,signer}'),
     ('release_attempt', '{builder}'),
     ('report_missing_path', '{builder}'),

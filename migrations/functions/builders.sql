@@ -10,6 +10,33 @@ BEGIN
 END
 $$;
 
+-- The job behind an attempt's token, for a signer; HC001 when it is no longer held. `p_uploading`: its outputs are on their way,
+-- which it need not have been told before.
+CREATE OR REPLACE FUNCTION upload_job(p_attempt bigint, p_token_hash bytea, p_uploading boolean) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job bigint := attempt_job(p_attempt, p_token_hash);
+BEGIN
+    IF p_uploading AND EXISTS (SELECT FROM build_jobs WHERE id = v_job AND status = 'building') THEN
+        -- A crash of the server that forgets it leaves a job that is building, whose outputs can be claimed all the same.
+        PERFORM set_config('synchronous_commit', 'off', true);
+        PERFORM attempt_uploading(p_attempt, p_token_hash);
+    END IF;
+    RETURN v_job;
+END
+$$;
+
+-- A small log, of an attempt that is held.
+CREATE OR REPLACE FUNCTION keep_log(p_attempt bigint, p_token_hash bytea, p_log bytea) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_job build_jobs := held_job(p_attempt, p_token_hash);
+BEGIN
+    INSERT INTO small_objects (key, bytes) VALUES (format('log/%s.%s', substr(v_job.drv_path, 12), p_attempt), p_log)
+    ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes;
+END
+$$;
+
 -- `p_kind` null: transient. `p_delays_ms[n]` is the delay after the n-th transient failure; none left: infrastructure failure.
 CREATE OR REPLACE FUNCTION fail_attempt(
     p_attempt bigint, p_token_hash bytea, p_kind text, p_message text, p_exit_code integer, p_log_key text,

@@ -35,12 +35,18 @@ BEGIN
 END
 $$;
 
--- All outputs of an attempt in one transaction; the first writer of a path wins.
+-- All outputs of an attempt in one transaction, with its log and their listings, where those are small; the first writer of a
+-- path wins. Returns the rows that count from now on; or, with null for all else, those of `p_references` that are in no cache: then
+-- nothing is claimed.
 CREATE OR REPLACE FUNCTION claim_outputs(
     p_attempt bigint, p_token_hash bytea, p_paths text[], p_nar_hashes text[], p_nar_sizes bigint[], p_file_hashes text[],
-    p_file_sizes bigint[], p_refs text[], p_cas text[], p_derivers text[]
-) RETURNS SETOF text -- paths whose content differs from what is there
+    p_file_sizes bigint[], p_refs text[], p_cas text[], p_derivers text[], p_log bytea, p_listings bytea[],
+    p_references text[]
+) RETURNS TABLE (path text, nar_hash text, nar_size bigint, file_hash text, file_size bigint, refs text[], ca text, deriver text,
+    producing_attempt bigint, generation integer, state text, public boolean,
+    differs boolean) -- from the content that the attempt has
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+#variable_conflict use_column
 DECLARE
     v_job build_jobs := held_job(p_attempt, p_token_hash);
     v_wrong text[];
@@ -53,22 +59,39 @@ BEGIN
         RAISE EXCEPTION 'a completion must name exactly the outputs of %; missing or foreign: %', v_job.drv_path,
             array_to_string(v_wrong[1:5], ', ') USING ERRCODE = 'HC003';
     END IF;
+    IF cardinality(p_references) > 0 THEN
+        RETURN QUERY
+        SELECT w.path, null::text, null::bigint, null::text, null::bigint, null::text[], null::text, null::text, null::bigint,
+            null::integer, null::text, null::boolean, null::boolean
+        FROM unnest(p_references) AS w(path)
+        WHERE NOT EXISTS (SELECT FROM store_paths s WHERE s.path = w.path AND s.state = 'published')
+            AND NOT EXISTS (SELECT FROM upstream_paths u WHERE u.path = w.path AND u.present AND u.expires_at > now());
+        IF FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
     UPDATE build_jobs SET status = 'uploading' WHERE id = v_job.id AND status = 'building';
     UPDATE build_attempts SET uploading_at = now() WHERE id = p_attempt AND uploading_at IS NULL;
     PERFORM claim_store_paths(p_attempt, p_paths, p_nar_hashes, p_nar_sizes, p_file_hashes, p_file_sizes, p_refs, p_cas,
         p_derivers, (SELECT d.public FROM derivations d WHERE d.drv_path = v_job.drv_path));
+    IF p_log IS NOT NULL THEN
+        PERFORM keep_log(p_attempt, p_token_hash, p_log);
+    END IF;
+    INSERT INTO small_objects (key, bytes)
+    SELECT substr(g.path, 12, 32) || '.ls', g.listing
+    FROM unnest(p_paths, p_listings) AS g(path, listing) JOIN store_paths s ON s.path = g.path
+    -- What another attempt made has its own.
+    WHERE g.listing IS NOT NULL AND s.producing_attempt = p_attempt AND s.state = 'claimed'
+    ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes;
+    INSERT INTO reproducibility_findings (path, published_nar_hash, found_nar_hash, attempt_id)
+    SELECT s.path, s.nar_hash, g.nar_hash, p_attempt
+    FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path
+    WHERE s.nar_hash <> g.nar_hash AND NOT EXISTS (SELECT FROM reproducibility_findings f
+        WHERE f.path = s.path AND f.attempt_id = p_attempt AND f.found_nar_hash = g.nar_hash);
     RETURN QUERY
-    WITH differing AS (
-        SELECT s.path, s.nar_hash AS there, g.nar_hash AS here
-        FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path
-        WHERE s.nar_hash <> g.nar_hash
-    ), findings AS (
-        INSERT INTO reproducibility_findings (path, published_nar_hash, found_nar_hash, attempt_id)
-        SELECT path, there, here, p_attempt FROM differing
-        WHERE NOT EXISTS (SELECT FROM reproducibility_findings f
-            WHERE f.path = differing.path AND f.attempt_id = p_attempt AND f.found_nar_hash = differing.here)
-    )
-    SELECT path FROM differing ORDER BY path;
+    SELECT s.path, s.nar_hash, s.nar_size, s.file_hash, s.file_size, s.refs, s.ca, s.deriver, s.producing_attempt, s.generation,
+        s.state, s.public, s.nar_hash <> g.nar_hash
+    FROM unnest(p_paths, p_nar_hashes) AS g(path, nar_hash) JOIN store_paths s ON s.path = g.path ORDER BY s.path;
 END
 $$;
 
@@ -90,6 +113,9 @@ BEGIN
         deriver = excluded.deriver, producing_attempt = excluded.producing_attempt, generation = s.generation + 1,
         state = 'claimed', public = s.public OR excluded.public, claimed_at = now(), published_at = NULL, lost_at = NULL
     WHERE s.state = 'lost';
+    -- It says at which offsets of an earlier archive files lie. (Nothing, but where a path was lost.)
+    DELETE FROM small_objects WHERE key IN (SELECT substr(s.path, 12, 32) || '.ls' FROM store_paths s
+        WHERE s.path = ANY (p_paths) AND s.generation > 1 AND s.state = 'claimed' AND s.claimed_at = now());
 END
 $$;
 

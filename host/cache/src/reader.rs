@@ -127,7 +127,11 @@ impl Body {
     /// Takes the first piece before anything is promised to the client.
     async fn open(mut object: ObjectBody) -> Result<Self, ReadError> {
         object.prime().await?;
-        Ok(Self {
+        Ok(Self::of(object))
+    }
+
+    fn of(object: ObjectBody) -> Self {
+        Self {
             offset: object.offset,
             length: object.length,
             total: object.total,
@@ -135,7 +139,7 @@ impl Body {
             etag: object.etag.clone(),
             content_encoding: object.content_encoding.clone(),
             object,
-        })
+        }
     }
 
     /// The bytes, piece by piece with constant memory. Ends with an error rather than early.
@@ -227,26 +231,48 @@ impl Reader {
     /// `/<hash part>.ls`, as JSON.
     pub async fn listing(&self, viewer: Viewer, hash_part: &str) -> Result<Option<Bytes>, ReadError> {
         let Some(entry) = self.visible_entry(viewer, hash_part).await? else { return Ok(None) };
+        let key = keys::listing(&entry.path);
+        if let Some(small) = self.inner.db.small_object(&key).await? {
+            return Ok(Some(small.into()));
+        }
         // The JSON may grow a little when it is normalised.
-        Ok(self.inner.store.get_bytes(&keys::listing(&entry.path), 2 * LISTING_BYTES_MAX).await?)
+        Ok(self.inner.store.get_bytes(&key, 2 * LISTING_BYTES_MAX).await?)
     }
 
     /// The latest log of a derivation, `name` being its base name (`<hash>-<name>.drv`). Its `content_encoding` says how
     /// it is compressed.
     pub async fn log(&self, viewer: Viewer, name: &str) -> Result<Option<Body>, ReadError> {
         let Some(drv) = self.visible_derivation(viewer, name).await? else { return Ok(None) };
-        self.open(&keys::log(&drv), None).await
+        let key = keys::log(&drv);
+        match self.inner.db.latest_small_log(&drv).await? {
+            Some(small) => Ok(Some(self.small_log(&key, small))),
+            None => self.open(&key, None).await,
+        }
     }
 
     /// The log at a key that the database gave (`log/<name>.drv.<attempt>`), for pages that checked who asks.
     pub async fn log_at(&self, key: &str) -> Result<Option<Body>, ReadError> {
-        if key.starts_with("log/") { self.open(key, None).await } else { Ok(None) }
+        if !key.starts_with("log/") {
+            return Ok(None);
+        }
+        match self.inner.db.small_object(key).await? {
+            Some(small) => Ok(Some(self.small_log(key, small))),
+            None => self.open(key, None).await,
+        }
+    }
+
+    fn small_log(&self, key: &str, bytes: Vec<u8>) -> Body {
+        Body::of(ObjectBody::small(&self.inner.store, key, bytes.into(), "zstd"))
     }
 
     /// The last bytes of the object of such a log.
     pub async fn log_end_at(&self, key: &str, bytes_max: usize) -> Result<Option<Bytes>, ReadError> {
         if !key.starts_with("log/") {
             return Ok(None);
+        }
+        if let Some(small) = self.inner.db.small_object(key).await? {
+            let small = Bytes::from(small);
+            return Ok(Some(small.slice(small.len().saturating_sub(bytes_max)..)));
         }
         match self.inner.store.get(key, Some(ByteRange::Last(bytes_max as u64))).await {
             Ok(Some(object)) => Ok(Some(object.read_all(key, bytes_max).await?)),

@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use harmonia_core::signer_api::{BuildCompleteAnswer, BuildFailedAnswer};
 use harmonia_core::{AttemptId, ClaimToken, Clock, SystemClock, TokenHash};
-use harmonia_db::Db;
+use harmonia_db::{AttemptScope, Db};
 use harmonia_nix::{DerivationOutput, PublicKey, SecretKey, StorePath};
 use quick_cache::sync::Cache;
 
@@ -54,6 +54,8 @@ const PARALLEL_REQUESTS: usize = 16;
 
 /// Most derivations whose outputs are remembered.
 const OUTPUTS_MAX: usize = 20_000;
+/// Most attempts that are remembered between their slots and their completion.
+const SCOPES_MAX: usize = 10_000;
 /// Most answers kept for callers that ask again.
 const ANSWERS_MAX: usize = 10_000;
 
@@ -77,13 +79,16 @@ pub struct SignerOptions {
     pub verify: Verify,
     /// Called after each publication; usually [`crate::Reader::published`] of the same process.
     pub on_published: Option<PublishedHook>,
+    /// Small logs and listings become objects, too, instead of being kept in the database: for clients that read the bucket
+    /// without [`crate::Reader`].
+    pub small_in_bucket: bool,
     /// Where presigned URLs begin to be valid.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Default for SignerOptions {
     fn default() -> Self {
-        Self { verify: Verify::default(), on_published: None, clock: Arc::new(SystemClock) }
+        Self { verify: Verify::default(), on_published: None, small_in_bucket: false, clock: Arc::new(SystemClock) }
     }
 }
 
@@ -111,6 +116,8 @@ struct Inner {
     looks: Flights<objects::Look, objects::LookAnswer>,
     /// What derivations make, as their `.drv` files say; read for every completion, and always the same.
     outputs: Cache<StorePath, Arc<Outputs>>,
+    /// What was found out for attempts whose outputs were uploaded with slots from here: the same for as long as the token holds.
+    scopes: Cache<(AttemptId, TokenHash), AttemptScope>,
     /// How calls that ended an attempt were answered, for callers that did not get the answer: their token is void by then.
     /// Another signer does not know; to it, such a call is a stale one.
     answered: Cache<(AttemptId, TokenHash), Answered>,
@@ -134,6 +141,7 @@ impl Signer {
             options,
             looks: Flights::default(),
             outputs: Cache::new(OUTPUTS_MAX),
+            scopes: Cache::new(SCOPES_MAX),
             answered: Cache::new(ANSWERS_MAX),
             write_once: AtomicBool::new(true),
         };
@@ -159,6 +167,19 @@ impl Signer {
 
     fn answered(&self, attempt: AttemptId, token: &ClaimToken) -> Option<Answered> {
         self.inner.answered.get(&(attempt, token.hash()))
+    }
+
+    /// What a completion has to know of an attempt whose slots came from here, of whose paths there was nothing then.
+    fn scope_of_new(&self, attempt: AttemptId, token: &ClaimToken) -> Option<AttemptScope> {
+        self.inner.scopes.get(&(attempt, token.hash()))
+    }
+
+    fn remember_scope(&self, attempt: AttemptId, token: &ClaimToken, scope: Option<AttemptScope>) {
+        let key = (attempt, token.hash());
+        match scope {
+            Some(scope) => self.inner.scopes.insert(key, scope),
+            None => drop(self.inner.scopes.remove(&key)),
+        }
     }
 
     fn remember_answer(&self, attempt: AttemptId, token: &ClaimToken, answer: Answered) {

@@ -106,6 +106,18 @@ pub(crate) struct ObjectStore {
 pub(crate) struct Signer {
     pub(crate) key_files: Vec<PathBuf>,
     pub(crate) verify: Verify,
+    pub(crate) small_objects: SmallObjects,
+}
+
+/// Where small logs and listings are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SmallObjects {
+    /// In the database.
+    #[default]
+    Database,
+    /// In the bucket, each an object.
+    Bucket,
 }
 
 /// What clients and builders trust and ask.

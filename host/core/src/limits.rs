@@ -31,3 +31,6 @@ pub const TRANSIENT_TRIES_MAX: u32 = 3;
 pub const LOST_NODES_MAX: u32 = 5;
 /// For so long after some builder last offered a system, it is evaluated, whether a builder is there or not.
 pub const SYSTEMS_KNOWN_FOR: std::time::Duration = std::time::Duration::from_hours(30 * 24);
+
+/// Logs (compressed) and listings up to this size are kept in the database instead of becoming objects of their own.
+pub const SMALL_OBJECT_BYTES_MAX: usize = 4 << 10;

@@ -62,6 +62,10 @@ pub struct LogBlob {
     pub file_hash: String,
     /// Size of the zstd bytes.
     pub file_size: u64,
+    /// The zstd bytes themselves, base64 with padding, when they are no more than
+    /// [`crate::limits::SMALL_OBJECT_BYTES_MAX`]: then nothing is uploaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_base64: Option<String>,
 }
 
 /// Asks where to PUT.
@@ -179,7 +183,7 @@ pub struct BuildComplete {
     /// Paths that the outputs refer to and that no cache has, uploaded along (known derivations' outputs or sources).
     #[serde(default)]
     pub extra_paths: Vec<PathInfo>,
-    /// The log, uploaded before.
+    /// The log: with its bytes, or uploaded before.
     #[serde(default)]
     pub log: Option<LogBlob>,
     /// What it took.
@@ -225,7 +229,7 @@ pub struct BuildFailed {
     pub attempt: AttemptId,
     /// How.
     pub failure: Failure,
-    /// The log, uploaded before.
+    /// The log: with its bytes, or uploaded before.
     #[serde(default)]
     pub log: Option<LogBlob>,
     /// What it took.

@@ -52,8 +52,9 @@ pub use migrate::Migrated;
 pub use nodes::{HeartbeatAnswer, NodeRegistration, Released, SignerNode};
 pub use outbox::DueNotification;
 pub use paths::{
-    AttemptScope, CanonicalPath, Claimed, ClaimedWalk, EvaluationScope, Finished, Healed, MissingPath, NewPath,
-    PathRow, PathState, UnfinishedPublication, UpstreamAnswer, UpstreamFault, UpstreamTrouble,
+    Alongside, AttemptScope, BuildInput, CanonicalPath, Claimed, ClaimedWalk, EvaluationScope, Finished, Healed,
+    MissingPath, NewPath, PathRow, PathState, UnfinishedPublication, UploadScope, UpstreamAnswer, UpstreamFault,
+    UpstreamTrouble,
 };
 pub use projects::{ForgeProject, HookTarget, PollSource, PollTarget};
 pub use queue::{

@@ -5,7 +5,7 @@ mod publish;
 mod rows;
 mod upstream;
 
-pub use publish::{Claimed, Finished, Healed, MissingPath, NewPath, UnfinishedPublication};
-pub use rows::{AttemptScope, CanonicalPath, EvaluationScope, PathRow, PathState};
+pub use publish::{Alongside, Claimed, Finished, Healed, MissingPath, NewPath, UnfinishedPublication};
+pub use rows::{AttemptScope, BuildInput, CanonicalPath, EvaluationScope, PathRow, PathState, UploadScope};
 pub(crate) use rows::{parse_all, strings};
 pub use upstream::{ClaimedWalk, UpstreamAnswer, UpstreamFault, UpstreamTrouble};

@@ -8,6 +8,7 @@ mod backend;
 mod copy;
 mod errors;
 mod folder;
+mod journal;
 mod keys;
 mod layout;
 mod list;
@@ -100,6 +101,7 @@ pub enum S3Error {
 #[derive(Debug)]
 pub struct S3Endpoint {
     address: SocketAddr,
+    folder: Arc<folder::Folder>,
     stop: CancellationToken,
     server: JoinHandle<usize>,
 }
@@ -134,8 +136,9 @@ impl S3Endpoint {
             .map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
         let address = listener.local_addr().map_err(|cause| S3Error::Listen { address: options.listen, cause })?;
 
+        let folder = Arc::new(folder);
         let mut service =
-            S3ServiceBuilder::new(backend::Backend { folder: Arc::new(folder), clock: Arc::clone(&clock) });
+            S3ServiceBuilder::new(backend::Backend { folder: Arc::clone(&folder), clock: Arc::clone(&clock) });
         service.set_auth(access::OneKeyPair {
             access_key: options.access_key,
             secret_key: SecretKey::from(options.secret_key),
@@ -147,12 +150,17 @@ impl S3Endpoint {
             harmonia_listener::serve("the object store", listener, limits, stop.clone(), move |_| service.clone());
         let server = tokio::spawn(serving);
         tracing::info!("The object store answers at http://{address}");
-        Ok(Self { address, stop, server })
+        Ok(Self { address, folder, stop, server })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How often it was waited for the disk since the start, for whatever object.
+    pub fn syncs(&self) -> u64 {
+        self.folder.syncs()
     }
 
     /// The endpoint URL for clients, who have to use path style.

@@ -62,6 +62,11 @@ pub(crate) struct Allowed {
     pub(crate) time: Duration,
 }
 
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WebError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| WebError::bad_request(format!("the body is not the JSON expected here: {error}")))
+}
+
 /// The node's budget.
 #[derive(Clone)]
 pub(crate) struct Bodies {
@@ -98,9 +103,18 @@ impl Bodies {
         allowed: Allowed,
     ) -> Result<(T, Room), WebError> {
         let (bytes, room) = self.bytes(headers, body, allowed).await?;
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|error| WebError::bad_request(format!("the body is not the JSON expected here: {error}")))?;
-        Ok((value, room))
+        Ok((parse(&bytes)?, room))
+    }
+
+    /// As [`Bodies::json`], of a sender who is known only when it was read.
+    pub(crate) async fn strangers_json<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        allowed: Allowed,
+    ) -> Result<(T, Room), WebError> {
+        let (bytes, room) = self.strangers_bytes(headers, body, allowed).await?;
+        Ok((parse(&bytes)?, room))
     }
 
     async fn bytes(&self, headers: &HeaderMap, body: Body, allowed: Allowed) -> Result<(Bytes, Room), WebError> {

@@ -43,8 +43,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
+/// Up to this size a body is read before it is asked who sent it: reading costs less than asking, and what the call is about
+/// is asked anyway.
+const UNASKED_BYTES_MAX: u64 = 64 << 10;
+
 /// `Authorization: Bearer <claim token>`: a worker that holds an attempt or an evaluation, or held one: answers may be asked
-/// for again. Whom nobody ever gave this token is refused before a byte of the body is read; what the token is good for is
+/// for again. Whom nobody ever gave this token is refused before a byte of a large body is read; what the token is good for is
 /// checked against what the call is about.
 pub(crate) struct Claim(pub(crate) ClaimToken);
 
@@ -52,9 +56,7 @@ impl FromRequestParts<AppState> for Claim {
     type Rejection = WebError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, WebError> {
-        let token = auth::bearer(&parts.headers)
-            .ok_or_else(|| WebError::unauthorized("this call needs `Authorization: Bearer <claim token>`"))?;
-        let token: ClaimToken = token.parse().map_err(|error| WebError::unauthorized(format!("{error}")))?;
+        let token = claim_token(parts)?;
         match state.db().claim_of(&token).await? {
             Some(_) => Ok(Self(token)),
             None => Err(WebError::stale_claim()),
@@ -62,8 +64,19 @@ impl FromRequestParts<AppState> for Claim {
     }
 }
 
+fn claim_token(parts: &Parts) -> Result<ClaimToken, WebError> {
+    let token = auth::bearer(&parts.headers)
+        .ok_or_else(|| WebError::unauthorized("this call needs `Authorization: Bearer <claim token>`"))?;
+    token.parse().map_err(|error| WebError::unauthorized(format!("{error}")))
+}
+
 /// The same on nodes with a signer; others say that they have none before they ask whose it is.
-pub(crate) struct SignerClaim(pub(crate) Signer, pub(crate) ClaimToken);
+pub(crate) struct SignerClaim {
+    pub(crate) signer: Signer,
+    pub(crate) token: ClaimToken,
+    /// Whether it is known that the token was given out.
+    pub(crate) is_known: bool,
+}
 
 impl FromRequestParts<AppState> for SignerClaim {
     type Rejection = WebError;
@@ -74,8 +87,12 @@ impl FromRequestParts<AppState> for SignerClaim {
                 "this node is no signer: ask one of the nodes that have the capability `signer`",
             ));
         };
+        let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if declared.is_some_and(|length: u64| length <= UNASKED_BYTES_MAX) {
+            return Ok(Self { signer, token: claim_token(parts)?, is_known: false });
+        }
         let Claim(token) = Claim::from_request_parts(parts, state).await?;
-        Ok(Self(signer, token))
+        Ok(Self { signer, token, is_known: true })
     }
 }
 

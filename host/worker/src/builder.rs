@@ -7,6 +7,7 @@ mod build;
 mod capacity;
 mod claimer;
 mod claiming;
+mod connections;
 mod evidence;
 mod failure;
 mod held;
@@ -35,6 +36,7 @@ use crate::binary_cache::BinaryCache;
 use crate::signer_client::SignerClient;
 use crate::store_daemon::StoreDaemon;
 use crate::substitute::{Substituter, SubstituterOptions};
+use connections::Connections;
 use evidence::Watch;
 use held::Held;
 use roots::Roots;
@@ -131,6 +133,8 @@ pub struct Builder {
 struct Node {
     options: BuilderOptions,
     daemon: StoreDaemon,
+    /// Those that builds use.
+    connections: Connections,
     substituter: Substituter,
     signer: SignerClient,
     spool: Arc<Spool>,
@@ -175,6 +179,7 @@ impl Builder {
         // Builds write where the daemon has its temporary files, and to the store.
         let watch = Watch::new(vec![store_dir(&options), std::env::temp_dir(), options.spool_dir.clone()]);
         let node = Node {
+            connections: Connections::new(daemon.clone()),
             daemon,
             substituter,
             signer: options.signer.clone(),

@@ -37,6 +37,9 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 pub trait SignerDirectory: Send + Sync + 'static {
     /// Base URLs (`http://host:port`) of signers that were heard of lately.
     fn signers(&self) -> PortFuture<'_, Result<Vec<String>, BoxError>>;
+
+    /// Not one of them answered: whatever is remembered of them may be out of date.
+    fn none_answered(&self) {}
 }
 
 /// Any error of a [`SignerDirectory`].
@@ -244,6 +247,7 @@ impl SignerClient {
                     }
                 }
             }
+            self.directory.none_answered();
             retry.pause(last, wait).await?;
         }
     }

@@ -114,7 +114,7 @@ impl TestDaemon {
             .env("NIX_DAEMON_SOCKET_PATH", &socket)
             .args(["--store", &store.store_uri()])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(store.dir.path().join("daemon.log")).expect("a log"))
             .spawn()
             .expect("nix-daemon runs");
         let daemon = Self { store, child };
@@ -134,6 +134,12 @@ impl TestDaemon {
     /// Its process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How many connections it accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        let log = std::fs::read_to_string(self.store.dir.path().join("daemon.log")).expect("the daemon's log");
+        log.lines().filter(|line| line.contains("accepted connection")).count()
     }
 
     /// Kills the processes that the daemon forked for its connections, as a crash would.

@@ -131,6 +131,26 @@ fn parse_content_range(header: &str) -> Option<(u64, u64)> {
 }
 
 impl ObjectBody {
+    /// What stands for an object of the bucket, and is at hand.
+    pub(crate) fn small(store: &ObjectStore, key: &str, bytes: Bytes, content_encoding: &str) -> Self {
+        let length = bytes.len() as u64;
+        Self {
+            store: store.clone(),
+            key: key.to_owned(),
+            stream: ByteStream::from(bytes),
+            first_piece: None,
+            position: 0,
+            resumes: 0,
+            offset: 0,
+            length,
+            total: length,
+            is_partial: false,
+            etag: None,
+            content_type: None,
+            content_encoding: Some(content_encoding.to_owned()),
+        }
+    }
+
     /// Reads the first piece now, so that a store that cannot deliver is found out before anything is promised to others.
     pub async fn prime(&mut self) -> Result<(), ObjectError> {
         if self.first_piece.is_none() {

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use harmonia_core::limits::PATHS_PER_CALL_MAX;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer};
 use harmonia_core::{AttemptId, ClaimToken};
+use harmonia_db::{Alongside, UploadScope};
 use harmonia_nix::StorePath;
 
 use super::error::{Refusal, SignError};
 use super::publish::take_listings;
-use super::rows::{Row, new_path, rows_of};
+use super::rows::{Row, new_path, rows_by_path, rows_of};
 use super::rules::{self, CheckedOutput};
 use super::wire::{self, Upload};
 use super::{Answered, Signer};
@@ -38,27 +39,41 @@ impl Signer {
         let mut extras = wire::uploads(&extra_paths)?;
         wire::distinct(outputs.iter().map(|(_, upload)| &upload.path).chain(extras.iter().map(|extra| &extra.path)))?;
         let log = log.as_ref().map(wire::log).transpose()?;
-        let listings = take_listings(outputs.iter_mut().map(|(_, upload)| upload).chain(&mut extras));
+        let mut listings = take_listings(outputs.iter_mut().map(|(_, upload)| upload).chain(&mut extras));
 
-        let scope = self.db().attempt_scope(attempt, token).await?;
+        // All that is to be known before, in one question. What comes along is asked about when it is known to be needed.
+        let uploads = || outputs.iter().map(|(_, upload)| upload);
+        let paths: Vec<StorePath> = uploads().chain(&extras).map(|upload| upload.path.clone()).collect();
+        let outer = match extras.is_empty() {
+            true => rules::outer_references(uploads().map(|upload| (&upload.path, &upload.references))),
+            false => Vec::new(),
+        };
+        // Or none: then the claim, which checks the token and the references itself, is the first. (A log that is in the bucket
+        // must not become the latest on the word of a token that nobody checked.)
+        let is_log_at_hand = log.as_ref().is_none_or(|log| log.bytes.is_some()) && !self.inner.options.small_in_bucket;
+        let known = self.scope_of_new(attempt, token).filter(|_| extras.is_empty() && is_log_at_hand);
+        let is_known = known.is_some();
+        let UploadScope { scope, rows, mut missing } = match known {
+            Some(scope) => UploadScope { scope, rows: Vec::new(), missing: Vec::new() },
+            None => self.db().upload_scope(attempt, token, &paths, &outer, false).await?,
+        };
+        let mut rows = rows_by_path(rows)?;
         let declared = self.require_outputs(&scope.drv_path).await?;
         let outputs = rules::check_outputs(&scope.drv_path, &declared, outputs)?;
         rules::check_needed(outputs.iter().map(|output| &output.upload), &extras)?;
         let extras = self.check_extras(&scope.drv_path, self.only_missing(extras).await?).await?;
 
-        let all = || outputs.iter().chain(&extras).map(|checked| &checked.upload);
-        let missing = self.closure_gate(all()).await?;
-        if !missing.is_empty() {
-            let paths = missing.iter().map(ToString::to_string).collect();
-            return Ok(BuildCompleteAnswer::MissingReferences { paths });
+        if !extras.is_empty() {
+            missing = self.closure_gate(outputs.iter().chain(&extras).map(|checked| &checked.upload)).await?;
         }
-        let paths: Vec<StorePath> = all().map(|upload| upload.path.clone()).collect();
-        let mut rows = self.rows(&paths).await?;
+        if !missing.is_empty() {
+            return Ok(missing_references(&missing));
+        }
         // Boxed, as their states are large and short-lived.
         Box::pin(self.verify_uploads(&extras, &mut rows, Some(attempt))).await?;
         // Neither needs the other; a build that is refused has a log all the same.
         let verified = Box::pin(self.verify_uploads(&outputs, &mut rows, Some(attempt)));
-        let logged = Box::pin(self.publish_log(&scope.drv_path, attempt, log));
+        let logged = Box::pin(self.publish_log(&scope.drv_path, attempt, log.as_ref()));
         let (verified, log_key) = tokio::join!(verified, logged);
         verified?;
 
@@ -68,8 +83,27 @@ impl Signer {
             self.publish_sources(&rows, &listings).await?;
         }
         let new: Vec<_> = outputs.iter().map(|output| new_path(&output.upload)).collect();
-        let claimed = self.db().claim_outputs(attempt, token, &new).await?;
-        self.publish_build(scope.job, &rows_of(claimed.rows)?, &listings, &usage, log_key.as_deref()).await?;
+        let mut along = Alongside::default();
+        if is_known {
+            along.references = outer;
+        }
+        if !self.inner.options.small_in_bucket {
+            along.log = log.and_then(|log| log.bytes);
+            along.listings = listings.keep_small(new.iter().map(|output| &output.path));
+        }
+        let claimed = self.db().claim_outputs(attempt, token, &new, &along).await?;
+        if !claimed.missing.is_empty() {
+            return Ok(missing_references(&claimed.missing));
+        }
+        let claimed_rows = rows_of(claimed.rows)?;
+        self.publish_build(scope.job, &claimed_rows, &listings, &usage, log_key.as_deref()).await?;
+        if is_known {
+            // What others claimed since the slots were asked for: they verified it then.
+            let is_ours = |row: &Row| outputs.iter().any(|output| output.upload.object == row.upload.object);
+            for row in claimed_rows.iter().filter(|row| !is_ours(row)) {
+                self.confirm_delivered(row).await?;
+            }
+        }
         let answer = if claimed.divergent.is_empty() {
             BuildCompleteAnswer::Published
         } else {
@@ -142,4 +176,8 @@ impl Signer {
         }
         self.require(declared).await
     }
+}
+
+fn missing_references(paths: &[StorePath]) -> BuildCompleteAnswer {
+    BuildCompleteAnswer::MissingReferences { paths: paths.iter().map(ToString::to_string).collect() }
 }

@@ -3,7 +3,7 @@
 use harmonia_core::ClaimToken;
 use harmonia_core::limits::ERROR_BYTES_MAX;
 use harmonia_core::signer_api::{BuildFailed, BuildFailedAnswer, Failure};
-use harmonia_db::FailOutcome;
+use harmonia_db::{DbError, FailOutcome};
 
 use super::error::SignError;
 use super::{Answered, Signer, wire};
@@ -16,7 +16,17 @@ impl Signer {
         }
         let declared = call.log.as_ref().map(wire::log).transpose()?;
         let scope = self.db().attempt_scope(call.attempt, token).await?;
-        let log_key = self.publish_log(&scope.drv_path, call.attempt, declared).await;
+        let mut log_key = self.publish_log(&scope.drv_path, call.attempt, declared.as_ref()).await;
+        if let Some(bytes) = declared.and_then(|log| log.bytes).filter(|_| !self.inner.options.small_in_bucket) {
+            match self.db().keep_log(call.attempt, token, &bytes).await {
+                Ok(()) => {}
+                Err(error @ DbError::StaleClaim) => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(attempt = %call.attempt, error = &error as &dyn std::error::Error, "could not keep a log");
+                    log_key = None;
+                }
+            }
+        }
         let failure = Failure { message: shorten(&call.failure.message), ..call.failure.clone() };
         let outcome = self.db().fail_attempt(call.attempt, token, &failure, &call.usage, log_key.as_deref()).await?;
         let answer = BuildFailedAnswer { retried: matches!(outcome, FailOutcome::Retried { .. }) };

@@ -3,10 +3,11 @@
 //!
 //! A claimed row implies that its object was verified and that the closure gate was passed, so anybody may publish it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use harmonia_core::limits::SMALL_OBJECT_BYTES_MAX;
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{AttemptId, JobId, chain};
 use harmonia_db::{MissingPath, PathState, UnfinishedPublication};
@@ -16,7 +17,8 @@ use harmonia_nix::{NarInfo, SecretKey, Sha256Hash, StorePath};
 use super::content::{self, References};
 use super::error::{ObjectDifference, SignError};
 use super::rows::{Row, rows_of};
-use super::wire::{Object, Upload};
+use super::slots::LOG;
+use super::wire::{Log, Upload};
 use super::{PARALLEL_REQUESTS, Signer};
 use crate::{ObjectError, PutOptions, keys};
 
@@ -29,13 +31,35 @@ const REPORTS_PER_ROUND: u32 = 1_000;
 /// Largest narinfo that is read (the limit of the parser).
 const NARINFO_BYTES_MAX: usize = 4 << 20;
 
-/// Listings that came along with a call, with the NAR that each describes.
-pub(super) type Listings = BTreeMap<StorePath, (Sha256Hash, String)>;
+/// Listings that came along with a call, each of them one.
+#[derive(Debug, Default)]
+pub(super) struct Listings {
+    /// With the NAR that each describes.
+    of: BTreeMap<StorePath, (Sha256Hash, String)>,
+    /// Those that the database has.
+    kept: BTreeSet<StorePath>,
+}
 
 pub(super) fn take_listings<'a>(uploads: impl Iterator<Item = &'a mut Upload>) -> Listings {
-    uploads
-        .filter_map(|upload| upload.listing.take().map(|listing| (upload.path.clone(), (upload.nar_hash, listing))))
-        .collect()
+    let taken = uploads.filter_map(|upload| {
+        let listing = upload.listing.take().filter(|listing| is_listing(&upload.path, listing))?;
+        Some((upload.path.clone(), (upload.nar_hash, listing)))
+    });
+    Listings { of: taken.collect(), kept: BTreeSet::new() }
+}
+
+impl Listings {
+    /// Those of `paths` that are small, which are not to become objects.
+    pub(super) fn keep_small<'a>(&mut self, paths: impl Iterator<Item = &'a StorePath>) -> BTreeMap<StorePath, String> {
+        let mut small = BTreeMap::new();
+        for path in paths {
+            if let Some((_, listing)) = self.of.get(path).filter(|(_, text)| text.len() <= SMALL_OBJECT_BYTES_MAX) {
+                small.insert(path.clone(), listing.clone());
+                self.kept.insert(path.clone());
+            }
+        }
+        small
+    }
 }
 
 impl Signer {
@@ -43,7 +67,7 @@ impl Signer {
     /// rows, without any builder. Says how many publications it finished; to be called again while that is not 0, and
     /// every now and then.
     ///
-    /// Listings of these paths are lost, since only the builder had them.
+    /// Large listings of these paths are lost, since only the builder had them.
     pub async fn finish_unfinished(&self) -> Result<usize, SignError> {
         let unfinished = self.db().unfinished_publications(UNFINISHED_PER_ROUND).await?;
         let mut finished = 0;
@@ -65,12 +89,14 @@ impl Signer {
         let rows = rows_of(rows)?;
         let mut log_key = None;
         let key = keys::attempt_log(&drv_path, attempt);
-        if self.store().head(&key).await?.is_some() {
+        if self.db().small_object(&key).await?.is_some() {
+            log_key = Some(key);
+        } else if self.store().head(&key).await?.is_some() {
             self.store().copy(&key, &keys::log(&drv_path)).await?;
             log_key = Some(key);
         }
         tracing::info!(%job, %attempt, "finishing a publication that was interrupted");
-        self.publish_build(job, &rows, &Listings::new(), &AttemptUsage::default(), log_key.as_deref()).await?;
+        self.publish_build(job, &rows, &Listings::default(), &AttemptUsage::default(), log_key.as_deref()).await?;
         // Time has passed since the objects were verified.
         for row in &rows {
             self.confirm_delivered(row).await?;
@@ -141,7 +167,7 @@ impl Signer {
         Ok(true)
     }
 
-    async fn confirm_delivered(&self, row: &Row) -> Result<bool, SignError> {
+    pub(super) async fn confirm_delivered(&self, row: &Row) -> Result<bool, SignError> {
         let is_there = self.is_delivered(row).await?;
         if !is_there {
             tracing::warn!(path = %row.upload.path, "the object of a published path is gone: it is to be built again");
@@ -217,8 +243,9 @@ impl Signer {
     }
 
     async fn write_narinfo(&self, upload: &Upload, listings: &Listings) -> Result<(), ObjectError> {
-        match listings.get(&upload.path) {
-            Some((nar_hash, listing)) if *nar_hash == upload.nar_hash && is_listing(&upload.path, listing) => {
+        match listings.of.get(&upload.path) {
+            Some((nar_hash, _)) if *nar_hash == upload.nar_hash && listings.kept.contains(&upload.path) => {}
+            Some((nar_hash, listing)) if *nar_hash == upload.nar_hash => {
                 let options = PutOptions { content_type: "application/json", ..PutOptions::default() };
                 self.store().put(&keys::listing(&upload.path), listing.clone().into(), options).await?;
             }
@@ -242,9 +269,26 @@ impl Signer {
         &self,
         drv_path: &StorePath,
         attempt: AttemptId,
-        declared: Option<Object>,
+        declared: Option<&Log>,
     ) -> Option<String> {
         let key = keys::attempt_log(drv_path, attempt);
+        let declared = match declared {
+            Some(Log { bytes: Some(bytes), .. }) if self.inner.options.small_in_bucket => {
+                let options = PutOptions {
+                    content_type: LOG.content_type,
+                    content_encoding: LOG.content_encoding,
+                    ..PutOptions::default()
+                };
+                if let Err(error) = self.store().put(&key, bytes.clone().into(), options).await {
+                    tracing::warn!(key, error = &error as &dyn std::error::Error, "could not store a log");
+                }
+                declared
+            }
+            // The caller puts it into the database.
+            Some(Log { bytes: Some(_), .. }) => return Some(key),
+            declared => declared,
+        };
+        let declared = declared.map(|log| log.object);
         let found = match declared {
             Some(object) => self.look(&key, object).await,
             None => Ok(Some(ObjectDifference::Missing)),
@@ -330,7 +374,7 @@ mod tests {
             path: path.clone(),
             nar_hash: Sha256Hash::of(b"nar"),
             nar_size: 120,
-            object: Object { hash: Sha256Hash::of(b"file"), size: 80 },
+            object: super::super::wire::Object { hash: Sha256Hash::of(b"file"), size: 80 },
             references: BTreeSet::from([path]),
             deriver: None,
             ca: None,

@@ -26,9 +26,12 @@ impl Row {
 
 impl Signer {
     pub(super) async fn rows(&self, paths: &[StorePath]) -> Result<BTreeMap<StorePath, Row>, SignError> {
-        let rows = self.db().path_rows(paths).await?;
-        rows.into_iter().map(|row| row_of(row).map(|row| (row.upload.path.clone(), row))).collect()
+        rows_by_path(self.db().path_rows(paths).await?)
     }
+}
+
+pub(super) fn rows_by_path(rows: Vec<PathRow>) -> Result<BTreeMap<StorePath, Row>, SignError> {
+    rows.into_iter().map(|row| row_of(row).map(|row| (row.upload.path.clone(), row))).collect()
 }
 
 pub(super) fn rows_of(rows: Vec<PathRow>) -> Result<Vec<Row>, SignError> {

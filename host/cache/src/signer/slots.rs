@@ -10,7 +10,7 @@ use harmonia_core::signer_api::{Holder, Slot, SlotsAnswer, SlotsRequest};
 use harmonia_nix::StorePath;
 
 use super::error::{ObjectDifference, Refusal, SignError};
-use super::rows::Row;
+use super::rows::{Row, rows_by_path};
 use super::rules;
 use super::wire::{self, Object, Upload};
 use super::{PARALLEL_REQUESTS, Signer};
@@ -18,14 +18,14 @@ use crate::{PutContract, keys};
 
 /// What kind of object goes up, as its headers say.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    content_type: &'static str,
-    content_encoding: Option<&'static str>,
+pub(super) struct Form {
+    pub(super) content_type: &'static str,
+    pub(super) content_encoding: Option<&'static str>,
 }
 
 const NAR: Form = Form { content_type: "application/x-nix-nar", content_encoding: None };
 /// Clients such as `nix log` undo the encoding by themselves.
-const LOG: Form = Form { content_type: "text/plain; charset=utf-8", content_encoding: Some("zstd") };
+pub(super) const LOG: Form = Form { content_type: "text/plain; charset=utf-8", content_encoding: Some("zstd") };
 
 impl Signer {
     /// Says of each path, and of the log, whether its object is in the bucket or where to PUT it.
@@ -34,24 +34,28 @@ impl Signer {
     pub async fn slots(&self, token: &ClaimToken, request: &SlotsRequest) -> Result<SlotsAnswer, SignError> {
         let uploads = wire::uploads(&request.paths)?;
         let log = request.log.as_ref().map(wire::log).transpose()?;
-        let log_key = match request.holder {
+        let paths: Vec<StorePath> = uploads.iter().map(|upload| upload.path.clone()).collect();
+        let (log_key, rows) = match request.holder {
             Holder::Attempt(attempt) => {
-                let scope = self.db().attempt_scope(attempt, token).await?;
+                // Who asks for its log alone has failed.
+                let is_built = !paths.is_empty();
+                let found = self.db().upload_scope(attempt, token, &paths, &[], is_built).await?;
+                let scope = found.scope;
+                let is_new = is_built && found.rows.is_empty();
+                self.remember_scope(attempt, token, is_new.then(|| scope.clone()));
                 let outputs: Vec<&StorePath> = scope.outputs.values().flatten().collect();
                 let extras = uploads.iter().filter(|upload| !outputs.contains(&&upload.path)).cloned().collect();
                 self.check_extras(&scope.drv_path, extras).await?;
-                Some(keys::attempt_log(&scope.drv_path, attempt))
+                (Some(keys::attempt_log(&scope.drv_path, attempt)), rows_by_path(found.rows)?)
             }
             Holder::Evaluation(evaluation) => {
                 self.db().evaluation_scope(evaluation, token).await?;
                 for upload in &uploads {
                     rules::check_source(upload)?;
                 }
-                None
+                (None, self.rows(&paths).await?)
             }
         };
-        let paths: Vec<StorePath> = uploads.iter().map(|upload| upload.path.clone()).collect();
-        let rows = self.rows(&paths).await?;
         // Before the look: whoever deletes either sees the lease, or has deleted before we look.
         let leased: Vec<StorePath> = rows.keys().cloned().collect();
         if !leased.is_empty() {
@@ -61,7 +65,7 @@ impl Signer {
         let paths = stream::iter(slots).buffered(PARALLEL_REQUESTS).try_collect().await?;
         let log = match (log, log_key) {
             (None, _) => None,
-            (Some(object), Some(key)) => Some(self.object_slot(key, object, LOG).await?),
+            (Some(log), Some(key)) => Some(self.object_slot(key, log.object, LOG).await?),
             (Some(_), None) => {
                 let problem = Refusal::TooMuch { what: "logs of an evaluation", found: 1, max: 0 };
                 return Err(problem.into());

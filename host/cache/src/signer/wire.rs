@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use harmonia_core::limits::{
     DRV_BYTES_MAX, DRVS_PER_CALL_MAX, LISTING_BYTES_MAX, PATHS_PER_CALL_MAX, REFERENCES_MAX, SINGLE_PUT_BYTES_MAX,
+    SMALL_OBJECT_BYTES_MAX,
 };
 use harmonia_core::signer_api::{DrvFile, LogBlob, PathInfo};
 use harmonia_nix::{ContentAddress, Sha256Hash, StorePath};
@@ -35,6 +36,14 @@ pub(super) struct Upload {
 pub(super) struct Object {
     pub(super) hash: Sha256Hash,
     pub(super) size: u64,
+}
+
+/// A compressed log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Log {
+    pub(super) object: Object,
+    /// It came along, since it is small.
+    pub(super) bytes: Option<Vec<u8>>,
 }
 
 /// A `.drv` file as sent.
@@ -67,8 +76,17 @@ pub(super) fn uploads(infos: &[PathInfo]) -> Result<Vec<Upload>, Refusal> {
     Ok(uploads)
 }
 
-pub(super) fn log(blob: &LogBlob) -> Result<Object, Refusal> {
-    object(&blob.file_hash, blob.file_size)
+pub(super) fn log(blob: &LogBlob) -> Result<Log, Refusal> {
+    let object = object(&blob.file_hash, blob.file_size)?;
+    let Some(text) = &blob.bytes_base64 else { return Ok(Log { object, bytes: None }) };
+    bound("bytes of a log in base64", text.len() as u64, (SMALL_OBJECT_BYTES_MAX as u64).div_ceil(3) * 4)?;
+    let bytes = BASE64.decode(text).map_err(|cause| malformed("bytes_base64", text, cause))?;
+    bound("bytes of a log that comes along", bytes.len() as u64, SMALL_OBJECT_BYTES_MAX as u64)?;
+    if Sha256Hash::of(&bytes) != object.hash || bytes.len() as u64 != object.size {
+        let cause = "it is not what its hash and size say";
+        return Err(malformed("bytes_base64", text, std::io::Error::other(cause)));
+    }
+    Ok(Log { object, bytes: Some(bytes) })
 }
 
 pub(super) fn derivations(files: Vec<DrvFile>) -> Result<Vec<SentDerivation>, Refusal> {
@@ -167,6 +185,23 @@ mod tests {
     fn a_listing_that_is_too_large_is_left_out() {
         let large = PathInfo { listing: Some("x".repeat(LISTING_BYTES_MAX + 1)), ..info() };
         assert_eq!(upload(&large).expect("accepted").listing, None);
+    }
+
+    #[test]
+    fn a_log_that_comes_along_is_what_it_is_said_to_be() {
+        let bytes = vec![7; 100];
+        let blob = LogBlob {
+            file_hash: Sha256Hash::of(&bytes).to_string(),
+            file_size: 100,
+            bytes_base64: Some(BASE64.encode(&bytes)),
+        };
+        assert_eq!(log(&blob).expect("sound").bytes, Some(bytes));
+        let with = |text: String| log(&LogBlob { bytes_base64: Some(text), ..blob.clone() });
+        assert!(matches!(with(BASE64.encode([8; 100])), Err(Refusal::Malformed { field: "bytes_base64", .. })));
+        assert!(matches!(with("*".to_owned()), Err(Refusal::Malformed { field: "bytes_base64", .. })));
+        assert!(matches!(with(BASE64.encode(vec![7; SMALL_OBJECT_BYTES_MAX + 9])), Err(Refusal::TooMuch { .. })));
+        let other_size = LogBlob { file_size: 99, ..blob.clone() };
+        assert!(matches!(log(&other_size), Err(Refusal::Malformed { .. })));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use harmonia_cache::{SignErrorKind, Signer, keys};
 use harmonia_core::Viewer;
 use harmonia_core::signer_api::{BuildComplete, BuildCompleteAnswer, Holder};
-use harmonia_db::{NewPath, PathState};
+use harmonia_db::{Alongside, NewPath, PathState};
 use harmonia_nix::{ContentAddress, NarInfo, Sha256Hash, StorePath};
 
-use crate::world::{Attempt, Drv, Nar, World, poll_once, poll_times};
+use crate::world::{Attempt, Drv, Log, Nar, World, poll_once, poll_times};
 
 async fn narinfo(world: &World, path: &StorePath) -> Option<NarInfo> {
     let text = world.reader.narinfo(Viewer::Public, path.hash_part()).await.expect("known")?;
@@ -39,12 +39,24 @@ async fn any_signer_finishes_what_was_claimed() {
     };
     let second = world.second_signer();
     assert_eq!(second.finish_unfinished().await.expect("nothing to do"), 0);
-    world.db().claim_outputs(attempt.id, &attempt.token, &[new]).await.expect("claimed");
+    let log = Log::of("building\n");
+    let listing = r#"{"root":{"narOffset":96,"size":3,"type":"regular"},"version":1}"#;
+    let along = Alongside {
+        log: Some(log.compressed.clone()),
+        listings: [(new.path.clone(), listing.to_owned())].into(),
+        references: vec![],
+    };
+    world.db().claim_outputs(attempt.id, &attempt.token, &[new], &along).await.expect("claimed");
     assert!(narinfo(&world, lib.output("out")).await.is_none());
 
     assert_eq!(second.finish_unfinished().await.expect("finished"), 1);
     assert_eq!(second.finish_unfinished().await.expect("nothing to do"), 0);
     assert_eq!(narinfo(&world, lib.output("out")).await.expect("published").nar_hash, out.hash());
+    // With what only the builder had, as far as that was small.
+    let found = world.reader.listing(Viewer::Public, lib.output("out").hash_part()).await.expect("known");
+    assert_eq!(found.as_deref(), Some(listing.as_bytes()));
+    let kept = world.reader.log(Viewer::Public, lib.path.base_name()).await.expect("known").expect("its log");
+    assert_eq!(kept.length, log.compressed.len() as u64);
     world.claim(&app).await;
 }
 

@@ -113,7 +113,7 @@ async fn objects_are_what_was_declared() {
         SlotsRequest { holder: Holder::Attempt(attempt.id), paths: vec![out.info(&foreign(), &[])], log: None };
     let error = world.signer.slots(&attempt.token, &request).await.expect_err("a foreign path");
     assert!(refusal(&error).contains("does not cover"), "{}", refusal(&error));
-    let log = Some(LogBlob { file_hash: Sha256Hash::of(b"").to_string(), file_size: u64::MAX });
+    let log = Some(LogBlob { file_hash: Sha256Hash::of(b"").to_string(), file_size: u64::MAX, bytes_base64: None });
     let request = SlotsRequest { paths: vec![], log, ..request };
     let error = world.signer.slots(&attempt.token, &request).await.expect_err("a log beyond all bounds");
     assert!(refusal(&error).contains("bytes of one object"), "{}", refusal(&error));

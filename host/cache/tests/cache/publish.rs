@@ -1,6 +1,6 @@
 //! Paths that get into the cache as they should.
 
-use harmonia_cache::{SignErrorKind, keys};
+use harmonia_cache::{SignErrorKind, SignerOptions, keys};
 use harmonia_core::FailureKind;
 use harmonia_core::Viewer;
 use harmonia_core::signer_api::{
@@ -331,4 +331,60 @@ fn every_call_can_move_between_threads() {
 
 fn unreachable_call() -> harmonia_core::signer_api::BuildComplete {
     panic!("types are checked, nothing runs")
+}
+
+const LISTING: &str = r#"{"root":{"narOffset":96,"size":3,"type":"regular"},"version":1}"#;
+
+/// Whatever becomes objects, who reads the cache sees no difference.
+#[tokio::test]
+async fn small_logs_and_listings_become_objects_only_where_that_is_wanted() {
+    for (in_bucket, name) in [(false, "rows"), (true, "objects")] {
+        let world = World::with(SignerOptions { small_in_bucket: in_bucket, ..SignerOptions::default() }).await;
+        let drv = Drv::new(name, &["out"], &[]);
+        world.insert(&[&drv], &[]).await;
+        let (attempt, mut call) = world.built(&drv, &[("out", &Nar::file(name), &[])]).await;
+        let log = Log::of("building\n");
+        call.log = Some(log.along());
+        call.outputs[0].info.listing = Some(LISTING.to_owned());
+        let answer = world.signer.build_complete(&attempt.token, call).await.expect("accepted");
+        assert_eq!(answer, BuildCompleteAnswer::Published);
+
+        let key = keys::attempt_log(&drv.path, attempt.id);
+        for object in [keys::listing(drv.output("out")), key.clone(), keys::log(&drv.path)] {
+            assert_eq!(world.bucket.store.head(&object).await.expect("known").is_some(), in_bucket, "{object}");
+        }
+        let listing = world.reader.listing(Viewer::Public, drv.output("out").hash_part()).await.expect("known");
+        assert_eq!(listing.as_deref(), Some(LISTING.as_bytes()));
+        let latest = world.reader.log(Viewer::Public, drv.path.base_name()).await.expect("known");
+        assert_eq!(latest.as_ref().and_then(|body| body.content_encoding.as_deref()), Some("zstd"));
+        assert_eq!(read(latest).await, log.compressed);
+        assert_eq!(read(world.reader.log_at(&key).await.expect("known")).await, log.compressed);
+        let end = world.reader.log_end_at(&key, 5).await.expect("known").expect("there");
+        assert_eq!(end, log.compressed[log.compressed.len() - 5..]);
+    }
+}
+
+/// Of a failed attempt, too; and the newest log counts, wherever it is.
+#[tokio::test]
+async fn the_latest_log_is_the_newest_whether_it_is_small_or_large() {
+    let world = World::start().await;
+    let drv = Drv::new("unlucky", &["out"], &[]);
+    world.insert(&[&drv], &[]).await;
+    let failure = || Failure { kind: Some(FailureKind::Build), message: "exit 1".to_owned(), exit_code: Some(1) };
+    let fail = |attempt, log| BuildFailed { attempt, failure: failure(), log, usage: AttemptUsage::default() };
+    for (text, is_small) in [("first\n", true), ("second\n", false), ("third\n", true)] {
+        let attempt = world.claim(&drv).await;
+        let log = Log::of(text);
+        let blob = match is_small {
+            true => log.along(),
+            false => {
+                world.upload(&attempt.token, Holder::Attempt(attempt.id), &[], Some(&log)).await;
+                log.blob()
+            }
+        };
+        world.signer.build_failed(&attempt.token, &fail(attempt.id, Some(blob))).await.expect("recorded");
+        let latest = world.reader.log(Viewer::Public, drv.path.base_name()).await.expect("known");
+        assert_eq!(read(latest).await, log.compressed, "{text}");
+        world.db().rebuild_job(attempt.job, "somebody").await.expect("pending again");
+    }
 }

@@ -227,8 +227,18 @@ impl Log {
         Self { compressed: zstd::encode_all(text.as_bytes(), 3).expect("in memory") }
     }
 
+    /// As a builder sends it along when it is small.
+    pub(crate) fn along(&self) -> LogBlob {
+        let bytes_base64 = Some(base64::engine::general_purpose::STANDARD.encode(&self.compressed));
+        LogBlob { bytes_base64, ..self.blob() }
+    }
+
     pub(crate) fn blob(&self) -> LogBlob {
-        LogBlob { file_hash: Sha256Hash::of(&self.compressed).to_string(), file_size: self.compressed.len() as u64 }
+        LogBlob {
+            file_hash: Sha256Hash::of(&self.compressed).to_string(),
+            file_size: self.compressed.len() as u64,
+            bytes_base64: None,
+        }
     }
 }
 

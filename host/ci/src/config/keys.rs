@@ -40,6 +40,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
         "which uploaded archives are read again before they are signed (hashes, size, references): declared (only those whose \
          path requires it; builders are believed), always, or a share such as sample:0.05",
     ),
+    (
+        "signer.small_objects",
+        "where small logs and listings are kept: database, or bucket, when clients read the bucket without our endpoint",
+    ),
     ("cache.url", "URL of the binary cache as builders and clients see it; default: the public URL's root"),
     ("cache.public_keys", "public keys (name:base64) whose signatures count, beside those of signer.key_files"),
     (

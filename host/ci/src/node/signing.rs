@@ -7,7 +7,7 @@ use harmonia_cache::{PublishedHook, Signer, SignerOptions};
 use harmonia_db::{Channel, Db};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, SmallObjects};
 use crate::exit::chain;
 
 /// How often it looks without being told.
@@ -15,7 +15,8 @@ const EVERY: Duration = Duration::from_secs(15);
 
 /// How the signer of this configuration works.
 pub(super) fn options(config: &Config, on_published: Option<PublishedHook>) -> SignerOptions {
-    SignerOptions { verify: config.signer.verify, on_published, ..SignerOptions::default() }
+    let small_in_bucket = config.signer.small_objects == SmallObjects::Bucket;
+    SignerOptions { verify: config.signer.verify, on_published, small_in_bucket, ..SignerOptions::default() }
 }
 
 /// Runs until `stop`.

@@ -1,10 +1,12 @@
 //! Writes: claiming and publishing paths, and healing what was lost.
 
+use std::collections::BTreeMap;
+
 use harmonia_core::signer_api::AttemptUsage;
 use harmonia_core::{AttemptId, ClaimToken, EvalId, JobId};
 use harmonia_nix::store_path::StorePath;
 
-use super::rows::{PathRow, parse_all, strings};
+use super::rows::{PathRow, RawColumns, RawRow, strings};
 use crate::connection::{Db, hash};
 use crate::error::{DbError, parse};
 use crate::queue::size;
@@ -37,6 +39,8 @@ pub struct Claimed {
     pub rows: Vec<PathRow>,
     /// Paths whose content differs from what was there first.
     pub divergent: Vec<StorePath>,
+    /// References that are in no cache, for which nothing was claimed.
+    pub missing: Vec<StorePath>,
 }
 
 /// A job ended well.
@@ -70,6 +74,17 @@ pub enum Healed {
     NoProducer,
     /// It was not published (any more).
     NotPublished,
+}
+
+/// What goes with a claim of outputs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Alongside {
+    /// Must be published, or in an upstream cache, or nothing is claimed.
+    pub references: Vec<StorePath>,
+    /// The attempt's log, compressed, when it is too small for an object of its own.
+    pub log: Option<Vec<u8>>,
+    /// Listings by path, likewise.
+    pub listings: BTreeMap<StorePath, String>,
 }
 
 /// Columns for `unnest`.
@@ -121,18 +136,24 @@ impl Db {
     }
 
     /// Claims all outputs of an attempt in one transaction; the first writer of a path wins. Refused unless `outputs` are
-    /// exactly the derivation's. From here on the job is finished by signers, whatever happens to the builder.
+    /// exactly the derivation's. Nothing is claimed while references are missing. From here on the job is finished by signers, whatever happens to the builder.
     pub async fn claim_outputs(
         &self,
         attempt: AttemptId,
         token: &ClaimToken,
         outputs: &[NewPath],
+        along: &Alongside,
     ) -> Result<Claimed, DbError> {
         let columns = Columns::of(outputs);
-        let divergent = self
+        let listing = |path: &NewPath| along.listings.get(&path.path).map(|listing| listing.clone().into_bytes());
+        let references = strings(&along.references);
+        let listings: Vec<Option<Vec<u8>>> = outputs.iter().map(listing).collect();
+        let found = self
             .run("claim outputs", || {
-                sqlx::query_scalar!(
-                    r#"SELECT p AS "path!" FROM claim_outputs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS p"#,
+                sqlx::query!(
+                    r#"SELECT path AS "path!", nar_hash, nar_size, file_hash, file_size, refs, ca, deriver, producing_attempt, generation,
+                           state, public, differs
+                       FROM claim_outputs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"#,
                     attempt.0,
                     hash(token),
                     &columns.paths,
@@ -143,12 +164,74 @@ impl Db {
                     &columns.references,
                     &columns.cas as &[Option<String>],
                     &columns.derivers as &[Option<String>],
+                    along.log.as_deref(),
+                    &listings as &[Option<Vec<u8>>],
+                    &references,
                 )
                 .fetch_all(&self.pool)
             })
             .await?;
-        let paths: Vec<StorePath> = outputs.iter().map(|output| output.path.clone()).collect();
-        Ok(Claimed { rows: self.path_rows(&paths).await?, divergent: parse_all(&divergent)? })
+        let (mut rows, mut divergent, mut missing) = (Vec::with_capacity(found.len()), Vec::new(), Vec::new());
+        for row in found {
+            let differs = row.differs == Some(true);
+            let raw = RawRow::of(RawColumns {
+                path: Some(row.path.clone()),
+                nar_hash: row.nar_hash,
+                nar_size: row.nar_size,
+                file_hash: row.file_hash,
+                file_size: row.file_size,
+                refs: row.refs,
+                ca: row.ca,
+                deriver: row.deriver,
+                producing_attempt: row.producing_attempt,
+                generation: row.generation,
+                state: row.state,
+                public: row.public,
+            });
+            let Some(raw) = raw else {
+                missing.push(parse("store path", &row.path)?);
+                continue;
+            };
+            let parsed = raw.parse()?;
+            if differs {
+                divergent.push(parsed.path.clone());
+            }
+            rows.push(parsed);
+        }
+        Ok(Claimed { rows, divergent, missing })
+    }
+
+    /// Keeps a small log of an attempt that is held.
+    pub async fn keep_log(&self, attempt: AttemptId, token: &ClaimToken, log: &[u8]) -> Result<(), DbError> {
+        self.run("keep a log", || {
+            sqlx::query!("SELECT keep_log($1, $2, $3)", attempt.0, hash(token), log).execute(&self.pool)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// What is kept here under a key of the bucket, since it is small.
+    pub async fn small_object(&self, key: &str) -> Result<Option<Vec<u8>>, DbError> {
+        self.run("read a small object", || {
+            sqlx::query_scalar!("SELECT bytes FROM small_objects WHERE key = $1", key).fetch_optional(&self.pool)
+        })
+        .await
+    }
+
+    /// The log of the newest attempt at a derivation that ended with one, when that is small.
+    pub async fn latest_small_log(&self, drv_path: &StorePath) -> Result<Option<Vec<u8>>, DbError> {
+        self.run("read a small log", || {
+            sqlx::query_scalar!(
+                "SELECT s.bytes FROM build_jobs j
+                 CROSS JOIN LATERAL (SELECT a.log_key FROM build_attempts a
+                     WHERE a.job_id = j.id AND a.outcome IN ('succeeded', 'failed', 'transient') ORDER BY a.id DESC LIMIT 1) a
+                 JOIN small_objects s ON s.key = a.log_key
+                 WHERE j.drv_path = $1",
+                drv_path.as_str()
+            )
+            .fetch_optional(&self.pool)
+        })
+        .await
     }
 
     /// Claims an evaluation's sources; the first writer of a path wins.

@@ -132,7 +132,7 @@ impl FakeNode {
         self.db.attempt_uploading(job.attempt, &job.token).await?;
         let number = job.name[1..].parse().expect("a number");
         let outputs = [new_path(path(number, ""))];
-        self.db.claim_outputs(job.attempt, &job.token, &outputs).await?;
+        self.db.claim_outputs(job.attempt, &job.token, &outputs, &crate::Alongside::default()).await?;
         let paths = outputs.map(|output| output.path);
         self.db.publish_outputs(job.job, &paths, &AttemptUsage::default(), None).await.map(|_| ())
     }

@@ -136,7 +136,12 @@ impl Task {
             return;
         }
         let outputs = new_paths(&self.world.db, &claimed, self.rng.random_range(1..3)).await;
-        if expected(db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await, "claim outputs").is_none() {
+        if expected(
+            db.claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default()).await,
+            "claim outputs",
+        )
+        .is_none()
+        {
             return;
         }
         // Now and then the signer dies here; any other finishes it.

@@ -157,7 +157,8 @@ async fn beside(db: Db, what: Beside, project: harmonia_core::ProjectId, round: 
                 let outputs = new_paths(&db, &claimed, 1).await;
                 let paths: Vec<StorePath> = outputs.iter().map(|output| output.path.clone()).collect();
                 let built = async {
-                    db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await?;
+                    db.claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default())
+                        .await?;
                     db.publish_outputs(claimed.job, &paths, &AttemptUsage::default(), None).await
                 };
                 match built.await {

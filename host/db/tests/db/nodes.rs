@@ -28,7 +28,12 @@ async fn a_new_incarnation_takes_back_what_the_old_one_held() {
     let claimed = world.claim(2).await;
     world
         .db
-        .claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&world.db, &claimed[1], 1).await)
+        .claim_outputs(
+            claimed[1].attempt,
+            &claimed[1].token,
+            &new_paths(&world.db, &claimed[1], 1).await,
+            &harmonia_db::Alongside::default(),
+        )
         .await
         .expect("claim outputs");
     let released = world.db.register_node(&registration("n", 2)).await.expect("register");

@@ -253,7 +253,13 @@ impl Act<'_> {
             NameWaiting => self.insert(&[], &[2]).await,
             Revive => self.insert(&[6, 12], &[12]).await,
             Complete => {
-                db.claim_outputs(zero.attempt, &zero.token, &new_paths(db, zero, 1).await).await?;
+                db.claim_outputs(
+                    zero.attempt,
+                    &zero.token,
+                    &new_paths(db, zero, 1).await,
+                    &harmonia_db::Alongside::default(),
+                )
+                .await?;
                 db.publish_outputs(zero.job, &[out_path(0)], &AttemptUsage::default(), None).await.map(|_| ())
             }
             FailForGood => {

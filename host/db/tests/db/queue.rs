@@ -59,7 +59,10 @@ async fn what_completes_a_job_holds_its_current_token() {
         let stale = &first.token;
         assert!(matches!(world.db.attempt_uploading(attempt, stale).await, Err(DbError::StaleClaim)));
         let outputs = new_paths(&world.db, &second, 1).await;
-        assert!(matches!(world.db.claim_outputs(attempt, stale, &outputs).await, Err(DbError::StaleClaim)));
+        assert!(matches!(
+            world.db.claim_outputs(attempt, stale, &outputs, &harmonia_db::Alongside::default()).await,
+            Err(DbError::StaleClaim)
+        ));
         assert!(matches!(world.db.release_attempt(attempt, stale, "").await, Err(DbError::StaleClaim)));
         assert!(matches!(world.db.attempt_scope(attempt, stale).await, Err(DbError::StaleClaim)));
         assert!(matches!(
@@ -256,7 +259,11 @@ async fn a_cancelled_running_build_is_voided_but_not_one_whose_outputs_are_accep
     world.insert(&eval, &graph(&[&[], &[]]), &[0, 1]).await.expect("insert");
     let claimed = world.claim(2).await;
     let outputs = new_paths(&world.db, &claimed[1], 1).await;
-    world.db.claim_outputs(claimed[1].attempt, &claimed[1].token, &outputs).await.expect("claim outputs");
+    world
+        .db
+        .claim_outputs(claimed[1].attempt, &claimed[1].token, &outputs, &harmonia_db::Alongside::default())
+        .await
+        .expect("claim outputs");
     // Evaluation 1 and job 0.
     assert_eq!(world.db.cancel_evaluation(eval.id, "me").await.expect("cancel"), 2);
     assert_eq!(world.statuses().await, [(0, Cancelled), (1, Uploading)]);
@@ -286,12 +293,22 @@ async fn the_first_writer_of_a_path_wins_and_the_difference_is_recorded() {
     assert_eq!(world.status(1).await, Building, "one of its outputs is still missing");
     let wrong = world
         .db
-        .claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&world.db, &claimed[0], 2).await)
+        .claim_outputs(
+            claimed[1].attempt,
+            &claimed[1].token,
+            &new_paths(&world.db, &claimed[0], 2).await,
+            &harmonia_db::Alongside::default(),
+        )
         .await;
     assert!(matches!(wrong, Err(DbError::Refused { .. })), "not all of its outputs: {wrong:?}");
     let answer = world
         .db
-        .claim_outputs(claimed[1].attempt, &claimed[1].token, &new_paths(&world.db, &claimed[1], 2).await)
+        .claim_outputs(
+            claimed[1].attempt,
+            &claimed[1].token,
+            &new_paths(&world.db, &claimed[1], 2).await,
+            &harmonia_db::Alongside::default(),
+        )
         .await
         .expect("claim");
     assert_eq!(answer.divergent, [out_path(0)]);

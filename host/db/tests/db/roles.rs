@@ -127,7 +127,15 @@ async fn each_role_can_do_its_work() {
 
     let scope = signer.attempt_scope(job.attempt, &job.token).await.expect("scope");
     assert_eq!((scope.drv_path, scope.drv_public), (drv_path(0), true));
-    signer.claim_outputs(job.attempt, &job.token, &new_paths(&world.db, &job, 1).await).await.expect("claim outputs");
+    signer
+        .claim_outputs(
+            job.attempt,
+            &job.token,
+            &new_paths(&world.db, &job, 1).await,
+            &harmonia_db::Alongside::default(),
+        )
+        .await
+        .expect("claim outputs");
     signer.renew_leases(&[out_path(0)]).await.expect("lease");
     signer.unavailable_references(&[out_path(0)]).await.expect("closure gate");
     signer.modulo_hashes(&[drv_path(0)]).await.expect("modulo");

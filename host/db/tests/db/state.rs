@@ -459,16 +459,25 @@ async fn a_claimed_path_whose_object_is_gone_is_never_published_on_the_way() {
     world.evaluated("main", &graph, &[1]).await;
     let claimed = world.claim_only(0).await;
     let outputs = new_paths(&world.db, &claimed, 1).await;
-    world.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await.expect("claim outputs");
+    world
+        .db
+        .claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default())
+        .await
+        .expect("claim outputs");
     // The attempt that is being completed goes on, and claims its outputs anew.
     assert!(world.db.give_up_claimed_path(&out_path(0), Some(claimed.attempt)).await.expect("give up"));
     assert_eq!(world.status(0).await, harmonia_core::JobStatus::Uploading);
-    world.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await.expect("claim outputs");
+    world
+        .db
+        .claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default())
+        .await
+        .expect("claim outputs");
     // Seen by somebody else: the job is built again, and nothing above ran meanwhile.
     assert!(world.db.give_up_claimed_path(&out_path(0), None).await.expect("give up"));
     assert_eq!(world.statuses().await, [(0, Pending), (1, Pending)]);
     assert!(!world.db.give_up_claimed_path(&out_path(0), None).await.expect("nothing more to give up"));
-    let stale = world.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await;
+    let stale =
+        world.db.claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default()).await;
     assert!(matches!(stale, Err(DbError::StaleClaim)), "{stale:?}");
     assert!(world.db.canonical_paths(&[out_path(0)]).await.expect("read").is_empty());
     world.built(0).await;

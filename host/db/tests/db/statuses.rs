@@ -308,7 +308,9 @@ async fn a_change_that_commits_during_a_computation_is_not_lost() {
         sqlx::query!("BEGIN").execute(pool(&slow)).await.expect("begin");
         slow.attempt_uploading(job.attempt, &job.token).await.expect("upload");
         let outputs = crate::world::new_paths(&it.world.db, job, 1).await;
-        slow.claim_outputs(job.attempt, &job.token, &outputs).await.expect("claim outputs");
+        slow.claim_outputs(job.attempt, &job.token, &outputs, &harmonia_db::Alongside::default())
+            .await
+            .expect("claim outputs");
         let paths: Vec<_> = outputs.into_iter().map(|output| output.path).collect();
         slow.publish_outputs(job.job, &paths, &harmonia_core::signer_api::AttemptUsage::default(), None)
             .await

@@ -189,7 +189,7 @@ impl World {
     pub(crate) async fn complete(&self, claimed: &ClaimedJob) -> Result<u64, DbError> {
         self.db.attempt_uploading(claimed.attempt, &claimed.token).await?;
         let outputs = new_paths(&self.db, claimed, 1).await;
-        self.db.claim_outputs(claimed.attempt, &claimed.token, &outputs).await?;
+        self.db.claim_outputs(claimed.attempt, &claimed.token, &outputs, &harmonia_db::Alongside::default()).await?;
         let paths: Vec<StorePath> = outputs.into_iter().map(|output| output.path).collect();
         let finished = self.db.publish_outputs(claimed.job, &paths, &AttemptUsage::default(), Some("log/x")).await?;
         self.db.finish_withdrawals().await?; // as the chores do

@@ -52,6 +52,16 @@ impl Backend {
         tokio::task::spawn_blocking(move || work(&folder)).await.map_err(|cause| s3_error!(cause, InternalError))?
     }
 
+    /// Nobody has to wait for it.
+    fn tidy(&self) {
+        let folder = Arc::clone(&self.folder);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = folder.tidy() {
+                tracing::error!(%error, "Could not make durable what the journal of the object store has, trying again");
+            }
+        });
+    }
+
     pub(crate) fn now_ns(&self) -> i64 {
         i64::try_from(self.clock.now().unix_timestamp_nanos()).unwrap_or(i64::MAX)
     }
@@ -182,6 +192,7 @@ impl S3 for Backend {
             .blocking(move |folder| folder.publish(received.file, &bucket, &metadata, &condition).map_err(disk))
             .await?;
         published(outcome)?;
+        self.tidy();
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(tag),
             checksum_sha256: checksum.checksum_sha256,

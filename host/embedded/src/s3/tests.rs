@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use super::*;
 
 mod copy;
+mod durable;
 mod killed;
 
 const ACCESS_KEY: &str = "AKtest";

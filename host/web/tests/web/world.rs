@@ -396,7 +396,11 @@ impl World {
 }
 
 pub(crate) fn blob(compressed: &[u8]) -> LogBlob {
-    LogBlob { file_hash: Sha256Hash::of(compressed).to_string(), file_size: compressed.len() as u64 }
+    LogBlob {
+        file_hash: Sha256Hash::of(compressed).to_string(),
+        file_size: compressed.len() as u64,
+        bytes_base64: None,
+    }
 }
 
 /// An evaluation that a test asks for.

@@ -1,6 +1,6 @@
-//! One build by the store daemon: its own connection, its log, its limits. Start at [`build`].
+//! One build by the store daemon: over a connection that it has for itself, its log, its limits. Start at [`build`].
 //!
-//! Dropping the future closes the connection, on which the daemon kills the build's processes.
+//! Dropping the future (and the connection with it) closes the connection, on which the daemon kills the build's processes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use harmonia_nix::worker_protocol::types::{BuildMode, BuildResult, ClientOptions
 use harmonia_nix::worker_protocol::{ActivityResult, LogMessage, LogTarget};
 
 use super::Node;
-use super::failure::{Trouble, chain, of_build, permanent, transient, transient_error};
+use super::connections::Lent;
+use super::failure::{Trouble, chain, of_build, permanent, transient};
 use super::spool::AttemptLog;
 
 /// The daemon's own wall-clock limit comes this much after ours, which names the limit and is exact.
@@ -26,16 +27,15 @@ pub(super) struct Built {
     pub(super) cpu_seconds: Option<f64>,
 }
 
-/// Builds `derivation`, whose inputs must be valid, and logs what it prints.
-pub(super) async fn build(
-    node: &Node,
+/// Builds `derivation`, whose inputs must be valid, over a connection that has this job's [`options`], and logs what it prints.
+pub(super) async fn build<'a>(
+    node: &'a Node,
     job: &ClaimedJob,
     derivation: &BasicDerivation,
+    mut connection: Lent<'a>,
     log: Arc<AttemptLog>,
-) -> Result<Built, Trouble> {
+) -> Result<(Built, Lent<'a>), Trouble> {
     let limits = &job.limits;
-    let mut connection =
-        node.daemon.connect_with(&options(job, node.options.cores)).await.map_err(|error| transient_error(&error))?;
     connection.set_log(LogTarget::callback(move |message| {
         if let LogMessage::Result { result: ActivityResult::BuildLogLine(line), .. } = message {
             log.line(&line);
@@ -54,7 +54,7 @@ pub(super) async fn build(
     };
     match result {
         Ok(result) => match of_build(&result, is_fixed_output(derivation), evidence) {
-            None => Ok(Built { cpu_seconds: cpu_seconds(&result) }),
+            None => Ok((Built { cpu_seconds: cpu_seconds(&result) }, connection)),
             Some(failure) if failure.kind == Some(FailureKind::Timeout) => {
                 // Ours comes before the daemon's for the whole build, so that this is the one for silence.
                 let limit = limits.max_silent_s;
@@ -68,21 +68,29 @@ pub(super) async fn build(
     }
 }
 
-fn options(job: &ClaimedJob, cores: u64) -> ClientOptions {
-    let mut overrides = BTreeMap::from([
+/// What the daemon is told for a job. All of it each time: it remembers what the job before set.
+pub(super) fn options(job: &ClaimedJob, cores: u64) -> ClientOptions {
+    let timeout_s = match job.limits.timeout_s {
+        0 => 0,
+        limit => limit + DAEMON_GRACE.as_secs(),
+    };
+    let settings = [
         // The log is kept by us.
-        ("keep-build-log".to_owned(), "false".to_owned()),
-    ]);
-    if job.limits.timeout_s > 0 {
-        overrides.insert("timeout".to_owned(), (job.limits.timeout_s + DAEMON_GRACE.as_secs()).to_string());
-    }
+        ("keep-build-log", "false".to_owned()),
+        ("timeout", timeout_s.to_string()),
+        // A process of the daemon remembers which paths were valid, and with which hash, for so many seconds; others build and
+        // delete meanwhile.
+        ("narinfo-cache-positive-ttl", "0".to_owned()),
+        ("narinfo-cache-negative-ttl", "0".to_owned()),
+    ];
+    let overrides = settings.map(|(name, value)| (name.to_owned(), value));
     ClientOptions {
         max_build_jobs: 1,
         // The daemon judges silence: it sees every byte, we see whole lines only, and a progress bar is not silence.
         max_silent_time_s: job.limits.max_silent_s,
         build_cores: cores,
         use_substitutes: false,
-        overrides,
+        overrides: BTreeMap::from(overrides),
         ..ClientOptions::default()
     }
 }

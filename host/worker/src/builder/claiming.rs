@@ -160,6 +160,7 @@ async fn classes(node: &Node) -> Result<Vec<ClassId>, DbError> {
 }
 
 async fn check_claims(node: &Node) {
+    node.connections.close_idle();
     if let Err(error) = node.held.stop_void(&node.options.db).await {
         tracing::debug!(%error, "Could not check the held claims");
     }

@@ -6,14 +6,15 @@ use std::io::Read as _;
 
 use harmonia_core::FailureKind;
 use harmonia_core::limits::DRV_BYTES_MAX;
-use harmonia_db::{ClaimedJob, DbError, UpstreamFault};
+use harmonia_db::{BuildInput, ClaimedJob, DbError, UpstreamFault};
 use harmonia_nix::{BasicDerivation, Derivation, NarHash, StorePath};
 
+use super::connections::Lent;
 use super::failure::{Trouble, chain, permanent, transient, transient_error};
 use super::replace::{InUse, delete};
 use super::roots::AttemptRoots;
 use super::spool::AttemptLog;
-use super::{Node, persist};
+use super::{Node, build, persist};
 use crate::pack::physical_path;
 use crate::store_daemon::Connection;
 use crate::substitute::{SubstituteError, SubstituteFailure, Substituter};
@@ -27,26 +28,26 @@ const INPUT_DRVS_FETCHED_MAX: usize = 1_000;
 
 /// What came of making everything ready.
 #[derive(Debug)]
-pub(super) enum Prepared {
-    /// The daemon can build this.
-    Ready(BasicDerivation),
+pub(super) enum Prepared<'a> {
+    /// The daemon can build this, over this connection.
+    Ready(BasicDerivation, Lent<'a>),
     /// A local path has to be replaced, and somebody uses it. No root of this attempt keeps anything alive now.
     InUse(InUse),
 }
 
 /// Makes everything ready for the build.
-pub(super) async fn prepare(
-    node: &Node,
+pub(super) async fn prepare<'a>(
+    node: &'a Node,
     job: &ClaimedJob,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<Prepared, Trouble> {
+) -> Result<Prepared<'a>, Trouble> {
     // Private projects' inputs are for who holds their jobs.
     let substituter = node.substituter.for_claim(&job.token);
     let derivation = fetch_derivation(node, &substituter, &job.drv_path).await?;
-    let outputs = input_outputs(node, &substituter, &derivation).await?;
+    let inputs = known_inputs(node, &substituter, &derivation).await?;
     let basic = derivation
-        .resolve(|drv_path, output| outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
+        .resolve(|drv_path, output| inputs.outputs.get(&(drv_path.clone(), output.to_owned())).cloned())
         .map_err(|error| transient_error(&error))?;
     if let Some((name, _)) = basic.outputs.iter().find(|(_, output)| output.path().is_none()) {
         let message = format!(
@@ -57,8 +58,8 @@ pub(super) async fn prepare(
     let add_root = |path| {
         roots.add(path).map_err(|error| transient(format!("could not register a garbage collector root: {error}")))
     };
-    let missing = match validate(node, &basic.input_srcs, roots, log).await? {
-        Validated::Sound { missing } => missing,
+    let (missing, connection) = match validate(node, job, &basic.input_srcs, inputs.published, roots, log).await? {
+        Validated::Sound { missing, connection } => (missing, connection),
         Validated::InUse(in_use) => return Ok(Prepared::InUse(in_use)),
     };
     // Not before: an output that is there from another time would keep the inputs that it was made from.
@@ -75,7 +76,7 @@ pub(super) async fn prepare(
             return Err(substitution_failed(node, job, error).await);
         }
     }
-    Ok(Prepared::Ready(basic))
+    Ok(Prepared::Ready(basic, connection))
 }
 
 /// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.
@@ -113,21 +114,30 @@ fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The paths of the outputs that the inputs have: known to the database, or in their `.drv` files.
-async fn input_outputs(
-    node: &Node,
-    substituter: &Substituter,
-    derivation: &Derivation,
-) -> Result<HashMap<(StorePath, String), StorePath>, Trouble> {
+/// What is known of a derivation's inputs.
+#[derive(Default)]
+struct KnownInputs {
+    /// The paths of the outputs that they have.
+    outputs: HashMap<(StorePath, String), StorePath>,
+    /// What the database says of paths: the hash that was published, if one was.
+    published: Published,
+}
+
+/// Paths that the database was asked for, and the hashes that it has of them.
+type Published = BTreeMap<StorePath, Option<String>>;
+
+/// Of the database, in one question; outputs that it does not know are in `.drv` files.
+async fn known_inputs(node: &Node, substituter: &Substituter, derivation: &Derivation) -> Result<KnownInputs, Trouble> {
     let drv_paths: Vec<StorePath> = derivation.input_drvs.keys().cloned().collect();
-    let mut outputs = HashMap::new();
-    if drv_paths.is_empty() {
-        return Ok(outputs);
-    }
-    let known =
-        persist(|| node.options.db.derivation_outputs(&drv_paths)).await.map_err(|error| transient_error(&error))?;
-    for (drv_path, name, path) in known {
-        outputs.extend(path.map(|path| ((drv_path, name), path)));
+    let sources: Vec<StorePath> = derivation.input_srcs.iter().cloned().collect();
+    let KnownInputs { mut outputs, mut published } = KnownInputs::default();
+    if !drv_paths.is_empty() || !sources.is_empty() {
+        let known = persist(|| node.options.db.build_inputs(&drv_paths, &sources)).await;
+        for BuildInput { output, path, nar_hash } in known.map_err(|error| transient_error(&error))? {
+            let Some(path) = path else { continue };
+            outputs.extend(output.map(|output| (output, path.clone())));
+            published.insert(path, nar_hash);
+        }
     }
     let mut unknown: BTreeSet<&StorePath> = BTreeSet::new();
     for (drv_path, names) in &derivation.input_drvs {
@@ -144,15 +154,17 @@ async fn input_outputs(
             outputs.extend(path.map(|path| ((drv_path.clone(), name.to_owned()), path.clone())));
         }
     }
-    Ok(outputs)
+    Ok(KnownInputs { outputs, published })
 }
 
 /// What is there of the inputs.
-enum Validated {
+enum Validated<'a> {
     /// What is there is what the cache published.
     Sound {
         /// What is not there.
         missing: BTreeSet<StorePath>,
+        /// Over which that was asked.
+        connection: Lent<'a>,
     },
     /// Something else is there, and cannot be deleted yet.
     InUse(InUse),
@@ -160,35 +172,39 @@ enum Validated {
 
 /// Compares what is there with what the cache published: no build may see other inputs than those of everybody else.
 /// What differs is deleted.
-async fn validate(
-    node: &Node,
+async fn validate<'a>(
+    node: &'a Node,
+    job: &ClaimedJob,
     inputs: &BTreeSet<StorePath>,
+    mut published: Published,
     roots: &AttemptRoots,
     log: &AttemptLog,
-) -> Result<Validated, Trouble> {
-    if inputs.is_empty() {
-        return Ok(Validated::Sound { missing: BTreeSet::new() });
-    }
-    let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
+) -> Result<Validated<'a>, Trouble> {
+    let options = build::options(job, node.options.cores);
     for _ in 0..VALIDATION_ROUNDS_MAX {
+        let mut daemon = node.connections.take(&options).await.map_err(|error| transient_error(&error))?;
+        if inputs.is_empty() {
+            return Ok(Validated::Sound { missing: BTreeSet::new(), connection: daemon });
+        }
         for path in inputs {
             roots
                 .add(path)
                 .map_err(|error| transient(format!("could not register a garbage collector root: {error}")))?;
         }
         let closure = local_closure(&mut daemon, inputs).await?;
-        let wrong = wrong_paths(node, &closure).await?;
+        let wrong = wrong_paths(node, &closure, &mut published).await?;
         if wrong.is_empty() {
             let missing = inputs.iter().filter(|path| !closure.contains_key(*path)).cloned().collect();
-            return Ok(Validated::Sound { missing });
+            return Ok(Validated::Sound { missing, connection: daemon });
         }
-        // Our own roots would keep it alive.
+        // Our own roots would keep it alive, and so would what the daemon remembers of earlier builds.
+        daemon.close().await;
         for path in inputs {
             roots
                 .remove(path)
                 .map_err(|error| transient(format!("could not remove a garbage collector root: {error}")))?;
         }
-        if let Some(in_use) = delete(node, &mut daemon, wrong.iter().map(|(path, ..)| path.clone()).collect()).await? {
+        if let Some(in_use) = delete(node, wrong.iter().map(|(path, ..)| path.clone()).collect()).await? {
             return Ok(Validated::InUse(in_use));
         }
         for (path, local, canonical) in &wrong {
@@ -229,22 +245,24 @@ async fn local_closure(
     Ok(closure)
 }
 
-/// Path, local hash and published hash of what differs.
+/// Path, local hash and published hash of what differs. What nobody asked for yet of `published` is added to it.
 async fn wrong_paths(
     node: &Node,
     closure: &BTreeMap<StorePath, NarHash>,
+    published: &mut Published,
 ) -> Result<Vec<(StorePath, String, String)>, Trouble> {
-    let paths: Vec<StorePath> = closure.keys().cloned().collect();
-    let published =
-        persist(|| node.options.db.canonical_paths(&paths)).await.map_err(|error| transient_error(&error))?;
-    let differs = |(local, published): (NarHash, &str)| published.parse::<NarHash>() != Ok(local);
-    Ok(published
-        .into_iter()
-        .filter_map(|row| {
-            let local = *closure.get(&row.path)?;
-            differs((local, &row.nar_hash)).then(|| (row.path, local.to_string(), row.nar_hash))
-        })
-        .collect())
+    let unasked: Vec<StorePath> = closure.keys().filter(|path| !published.contains_key(*path)).cloned().collect();
+    if !unasked.is_empty() {
+        let found = persist(|| node.options.db.canonical_paths(&unasked)).await;
+        let found = found.map_err(|error| transient_error(&error))?;
+        published.extend(unasked.into_iter().map(|path| (path, None)));
+        published.extend(found.into_iter().map(|row| (row.path, Some(row.nar_hash))));
+    }
+    let differs = |(path, local): (&StorePath, &NarHash)| {
+        let hash = published.get(path)?.as_ref()?;
+        (hash.parse::<NarHash>() != Ok(*local)).then(|| (path.clone(), local.to_string(), hash.clone()))
+    };
+    Ok(closure.iter().filter_map(differs).collect())
 }
 
 /// What a cache did not give is reported, so that others ask that cache themselves, and it is built if need be; this job

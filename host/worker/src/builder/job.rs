@@ -13,6 +13,7 @@ use harmonia_db::{ClaimedJob, DbError};
 use harmonia_nix::BasicDerivation;
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Lent;
 use super::failure::{Trouble, chain, transient, transient_error};
 use super::inputs::Prepared;
 use super::roots::AttemptRoots;
@@ -23,6 +24,9 @@ use crate::signer_client::{SignerError, Upload, UploadSource};
 
 /// Giving a job back when the node stops may take this long; afterwards the reaper does it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Outputs up to this size are packed so fast that the database need not hear before that the build is over.
+const UNTOLD_BYTES_MAX: u64 = 1 << 20;
 
 /// Pauses between tries to give back a job whose end the database does not take.
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
@@ -97,22 +101,33 @@ async fn steps(
         .roots
         .attempt(job.attempt)
         .map_err(|error| transient(format!("could not register garbage collector roots: {error}")))?;
-    let derivation = prepare(node, job, &roots, log).await?;
+    let (derivation, connection) = prepare(node, job, &roots, log).await?;
     let began = Instant::now();
-    let built = build::build(node, job, &derivation, log.shared()).await;
+    let built = build::build(node, job, &derivation, connection, log.shared()).await;
     usage.build_seconds = began.elapsed().as_secs_f64();
-    usage.cpu_seconds = built?.cpu_seconds;
+    let (built, mut connection) = built?;
+    usage.cpu_seconds = built.cpu_seconds;
+    let infos = upload::output_infos(&mut connection, job, &derivation, usage);
+    let infos = in_time(node.options.prepare_timeout, "the store daemon did not tell of its outputs", infos).await?;
+    connection.give_back();
 
-    match persist(|| node.options.db.attempt_uploading(job.attempt, &job.token)).await {
-        Ok(()) => {}
-        Err(DbError::StaleClaim) => return Err(Trouble::Void),
-        Err(error) => return Err(transient_error(&error).into()),
+    let turn = node.uploads.try_acquire().ok();
+    // What is small and need not wait goes up at once, and the signer that is asked where to says the same.
+    if turn.is_none() || usage.output_bytes > UNTOLD_BYTES_MAX {
+        match persist(|| node.options.db.attempt_uploading(job.attempt, &job.token)).await {
+            Ok(()) => {}
+            Err(DbError::StaleClaim) => return Err(Trouble::Void),
+            Err(error) => return Err(transient_error(&error).into()),
+        }
     }
     // From here on the next job may build.
     let uploading = slot.into_uploading();
     let publish = async {
-        let _turn = node.uploads.acquire().await;
-        upload::publish(node, job, &derivation, &roots, log, usage).await
+        let _turn = match turn {
+            Some(turn) => Some(turn),
+            None => node.uploads.acquire().await.ok(),
+        };
+        upload::publish(node, job, &derivation, &infos, &roots, log, usage).await
     };
     let result = in_time(node.options.upload_timeout, "its outputs were not published", publish).await;
     drop(uploading);
@@ -120,17 +135,17 @@ async fn steps(
 }
 
 /// The inputs are ready within their time, without that for which others use what has to be replaced.
-async fn prepare(
-    node: &Node,
+async fn prepare<'a>(
+    node: &'a Node,
     job: &ClaimedJob,
     roots: &AttemptRoots,
     log: &OpenLog,
-) -> Result<BasicDerivation, Trouble> {
+) -> Result<(BasicDerivation, Lent<'a>), Trouble> {
     let time = node.options.prepare_timeout;
     let mut deadline = None;
     loop {
         match in_time(time, "its inputs were not ready", inputs::prepare(node, job, roots, log)).await? {
-            Prepared::Ready(derivation) => return Ok(derivation),
+            Prepared::Ready(derivation, connection) => return Ok((derivation, connection)),
             Prepared::InUse(in_use) => {
                 let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + time);
                 in_use.wait(node, job, log, deadline).await?;
@@ -173,7 +188,7 @@ async fn report_to_signer(
     let compressed = compressed_log(log).await;
     let blob = compressed.as_ref().map(log_blob);
     let mut uploads = Vec::new();
-    if let (Some(compressed), Some(blob)) = (&compressed, &blob) {
+    if let (Some(compressed), Some(blob)) = (&compressed, blob.as_ref().filter(|blob| blob.bytes_base64.is_none())) {
         let source = UploadSource::File(compressed.file.to_path_buf());
         let request = log_request(job.attempt, blob.clone());
         let upload = Upload { request, sources: Vec::new(), log: Some(source) };

@@ -68,13 +68,12 @@ pub(super) struct InUse {
 }
 
 /// Deletes `wrong` and what refers to it, which the store would otherwise keep it for. In use: nothing is deleted.
-pub(super) async fn delete(
-    node: &Node,
-    daemon: &mut Connection,
-    wrong: BTreeSet<StorePath>,
-) -> Result<Option<InUse>, Failure> {
+pub(super) async fn delete(node: &Node, wrong: BTreeSet<StorePath>) -> Result<Option<InUse>, Failure> {
     let Some(differs) = wrong.first().cloned() else { return Ok(None) };
-    let doomed = with_referrers(daemon, wrong).await?;
+    // What was built over a connection is kept alive by it.
+    node.connections.close_all().await;
+    let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
+    let doomed = with_referrers(&mut daemon, wrong).await?;
     let Err(refusal) = daemon.collect_garbage(&GcRequest::delete(doomed.clone())).await else { return Ok(None) };
     let users = users(node, &doomed).await?;
     if users.is_empty() {

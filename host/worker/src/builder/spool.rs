@@ -10,8 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use harmonia_core::AttemptId;
-use harmonia_core::limits::LOG_TAIL_BYTES;
+use harmonia_core::limits::{LOG_TAIL_BYTES, SMALL_OBJECT_BYTES_MAX};
 use harmonia_core::ports::{LogSpool, PortFuture};
 use harmonia_core::signer_api::LogBlob;
 
@@ -118,9 +120,16 @@ impl Drop for OpenLog {
     }
 }
 
-/// What a signer is told of a compressed log.
+/// What a signer is told of a compressed log: all of it, when it is small.
 pub(super) fn log_blob(compressed: &Compressed) -> LogBlob {
-    LogBlob { file_hash: compressed.file_hash.to_string(), file_size: compressed.file_size }
+    let is_small = compressed.file_size <= SMALL_OBJECT_BYTES_MAX as u64;
+    // What cannot be read is uploaded like a large one, and the error shows there.
+    let bytes = is_small.then(|| std::fs::read(&compressed.file).ok()).flatten();
+    LogBlob {
+        file_hash: compressed.file_hash.to_string(),
+        file_size: compressed.file_size,
+        bytes_base64: bytes.map(|bytes| BASE64.encode(bytes)),
+    }
 }
 
 /// The log of one running attempt.

@@ -3,6 +3,7 @@
 
 mod building;
 mod caches;
+mod connections;
 mod hanging;
 mod lost_answers;
 mod queue;

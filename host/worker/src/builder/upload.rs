@@ -17,6 +17,7 @@ use super::roots::AttemptRoots;
 use super::spool::{OpenLog, log_blob};
 use crate::pack::{Compressed, PackOptions, Packed, pack, physical_path};
 use crate::signer_client::{Upload, UploadSource};
+use crate::store_daemon::Connection;
 
 /// Paths below this size are compressed by the thread that reads them: starting others would take longer.
 const SMALL_NAR_BYTES: u64 = 1 << 20;
@@ -25,18 +26,20 @@ const EXTRA_ROUNDS_MAX: usize = 8;
 /// Most paths uploaded along with the outputs.
 const EXTRA_PATHS_MAX: usize = 1_000;
 
+/// What the local store says of outputs.
+pub(super) type Infos = BTreeMap<StorePath, types::PathInfo>;
+
 /// Uploads all outputs and the log, and has them published.
 pub(super) async fn publish(
     node: &Node,
     job: &ClaimedJob,
     derivation: &BasicDerivation,
+    infos: &Infos,
     roots: &AttemptRoots,
     log: &OpenLog,
-    usage: &mut AttemptUsage,
+    usage: &AttemptUsage,
 ) -> Result<(), Trouble> {
-    let outputs: BTreeMap<&str, &StorePath> =
-        derivation.outputs.iter().filter_map(|(name, output)| Some((name.as_str(), output.path()?))).collect();
-    let infos = output_infos(node, job, outputs.values().copied(), usage).await?;
+    let outputs = outputs(derivation);
     let mut packed = Vec::new();
     for (name, path) in &outputs {
         let info =
@@ -45,14 +48,16 @@ pub(super) async fn publish(
         packed.push((OutputInfo { name: (*name).to_owned(), info: wire }, file));
     }
     let log = compressed_log(log).await;
+    let blob = log.as_ref().map(log_blob);
+    let uploaded = log.as_ref().zip(blob.as_ref().filter(|blob| blob.bytes_base64.is_none()));
     let upload = Upload {
         request: SlotsRequest {
             holder: Holder::Attempt(job.attempt),
             paths: packed.iter().map(|(output, _)| output.info.clone()).collect(),
-            log: log.as_ref().map(log_blob),
+            log: uploaded.map(|(_, blob)| blob.clone()),
         },
         sources: packed.iter().map(|(_, packed)| source(packed)).collect(),
-        log: log.as_ref().map(|log| UploadSource::File(log.file.to_path_buf())),
+        log: uploaded.map(|(log, _)| UploadSource::File(log.file.to_path_buf())),
     };
     node.signer.send(&job.token, &upload).await.map_err(|error| of_signer(&error))?;
 
@@ -60,7 +65,7 @@ pub(super) async fn publish(
         attempt: job.attempt,
         outputs: packed.iter().map(|(output, _)| output.clone()).collect(),
         extra_paths: Vec::new(),
-        log: upload.request.log.clone(),
+        log: blob,
         usage: *usage,
     };
     // The packed files (here `packed`, `log` and this) live until the end, to be uploaded again if need be.
@@ -94,16 +99,19 @@ pub(super) async fn publish(
     Err(permanent(FailureKind::Infrastructure, "the outputs refer to ever more paths that are in no cache").into())
 }
 
+fn outputs(derivation: &BasicDerivation) -> BTreeMap<&str, &StorePath> {
+    derivation.outputs.iter().filter_map(|(name, output)| Some((name.as_str(), output.path()?))).collect()
+}
+
 /// What the local store knows of the outputs; an error when they are too large together.
-async fn output_infos<'a>(
-    node: &Node,
+pub(super) async fn output_infos(
+    daemon: &mut Connection,
     job: &ClaimedJob,
-    paths: impl Iterator<Item = &'a StorePath>,
+    derivation: &BasicDerivation,
     usage: &mut AttemptUsage,
-) -> Result<BTreeMap<StorePath, types::PathInfo>, Trouble> {
-    let mut daemon = node.daemon.connect().await.map_err(|error| transient_error(&error))?;
+) -> Result<Infos, Trouble> {
     let mut infos = BTreeMap::new();
-    for path in paths {
+    for path in outputs(derivation).into_values() {
         if let Some(info) = daemon.query_path_info(path).await.map_err(|error| transient_error(&error))? {
             infos.insert(path.clone(), info);
         }
@@ -218,11 +226,7 @@ async fn drop_local(node: &Node, outputs: &BTreeMap<&str, &StorePath>, roots: &A
         ?paths,
         "Another build published these outputs first, with other content; the local ones are deleted"
     );
-    let result = match node.daemon.connect().await {
-        Ok(mut daemon) => delete(node, &mut daemon, paths).await,
-        Err(error) => Err(transient_error(&error)),
-    };
-    let why_not = match result {
+    let why_not = match delete(node, paths).await {
         Ok(None) => return,
         Ok(Some(in_use)) => in_use.to_string(),
         Err(failure) => failure.message,

@@ -1,33 +1,58 @@
 //! Signers as the `nodes` table knows them.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use harmonia_core::ports::PortFuture;
 use harmonia_db::Db;
 
 use super::{BoxError, SignerClient, SignerDirectory, SignerOptions};
 
-/// The signers that the database calls alive.
+/// For so long an answer of the database is good for further calls, unless none of those signers answers.
+const FRESH_FOR: Duration = Duration::from_secs(5);
+
+/// The signers that the database calls alive. Cheap to clone: clones know the same.
 #[derive(Clone)]
 pub struct DatabaseDirectory {
-    /// The database.
-    pub db: Db,
-    /// A signer silent for longer is not tried.
-    pub silent_after: Duration,
+    db: Db,
+    silent_after: Duration,
+    known: Arc<Mutex<Option<(Instant, Vec<String>)>>>,
+}
+
+impl DatabaseDirectory {
+    /// A signer that is silent for longer than `silent_after` is not tried.
+    pub fn new(db: Db, silent_after: Duration) -> Self {
+        Self { db, silent_after, known: Arc::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<(Instant, Vec<String>)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SignerDirectory for DatabaseDirectory {
     fn signers(&self) -> PortFuture<'_, Result<Vec<String>, BoxError>> {
         Box::pin(async move {
+            let fresh = self.known().clone().filter(|(since, _)| since.elapsed() < FRESH_FOR);
+            if let Some((_, signers)) = fresh {
+                return Ok(signers);
+            }
             let nodes = self.db.live_signers(self.silent_after).await?;
-            Ok(nodes.into_iter().map(|node| node.endpoint).collect())
+            let signers: Vec<String> = nodes.into_iter().map(|node| node.endpoint).collect();
+            // One that starts is not waited for longer than it takes.
+            *self.known() = (!signers.is_empty()).then(|| (Instant::now(), signers.clone()));
+            Ok(signers)
         })
+    }
+
+    fn none_answered(&self) {
+        *self.known() = None;
     }
 }
 
 impl SignerClient {
     /// A client over the signers that the database calls alive, with the default patience.
-    pub fn from_database(http: reqwest::Client, db: Db, silent_after: std::time::Duration) -> Self {
-        Self::new(http, std::sync::Arc::new(DatabaseDirectory { db, silent_after }), SignerOptions::default())
+    pub fn from_database(http: reqwest::Client, db: Db, silent_after: Duration) -> Self {
+        Self::new(http, Arc::new(DatabaseDirectory::new(db, silent_after)), SignerOptions::default())
     }
 }

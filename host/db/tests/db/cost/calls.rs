@@ -96,7 +96,7 @@ async fn builds(meter: &mut Meter) {
         .await;
     meter
         .call("claim_outputs", &[(1, "job"), (1, "output")], async |db: &Db| {
-            db.claim_outputs(built.attempt, &built.token, &outputs).await
+            db.claim_outputs(built.attempt, &built.token, &outputs, &harmonia_db::Alongside::default()).await
         })
         .await;
     meter

@@ -104,7 +104,16 @@ async fn ours(meter: &mut Meter, claimed: &ClaimedJob) {
         .call("confirm_lost_path, of nothing", &path, async |db: &Db| db.confirm_lost_path(&out_path(N + 7)).await)
         .await;
     let given = new_path(out_path(N + 1), 1);
-    meter.db.claim_outputs(claimed.attempt, &claimed.token, std::slice::from_ref(&given)).await.expect("claimed");
+    meter
+        .db
+        .claim_outputs(
+            claimed.attempt,
+            &claimed.token,
+            std::slice::from_ref(&given),
+            &harmonia_db::Alongside::default(),
+        )
+        .await
+        .expect("claimed");
     let given_up = meter
         .call("give_up_claimed_path", &[(1, "path"), (1, "job")], async |db: &Db| {
             db.give_up_claimed_path(&given.path, Some(claimed.attempt)).await

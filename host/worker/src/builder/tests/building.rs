@@ -7,8 +7,9 @@ use harmonia_core::signer_api::Failure;
 use harmonia_core::{AttemptId, FailureKind};
 use harmonia_db::JobLimits;
 
-use super::super::build::build;
+use super::super::build::{build, options};
 use super::super::failure::Trouble;
+use super::super::failure::transient_error;
 use super::super::spool::{AttemptLog, OpenLog};
 use super::super::{Builder, Node};
 use super::world::{World, claimed};
@@ -51,7 +52,11 @@ async fn run(
 ) -> Result<(), Trouble> {
     let drv_path = world.daemon.store.instantiate(expression);
     let derivation = world.read_derivation(&drv_path).resolve(|_, _| None).expect("no inputs");
-    build(node, &claimed(&drv_path, limits), &derivation, log).await.map(drop)
+    let job = claimed(&drv_path, limits);
+    let connection = node.connections.take(&options(&job, 1)).await.map_err(|error| transient_error(&error))?;
+    let (_, connection) = build(node, &job, &derivation, connection, log).await?;
+    connection.give_back();
+    Ok(())
 }
 
 fn failure(result: Result<(), Trouble>) -> Failure {
@@ -208,7 +213,8 @@ async fn a_daemon_that_dies_or_is_away_is_a_transient_failure() {
     let drv_path = bench.world.daemon.store.instantiate(&expression);
     let derivation = bench.world.read_derivation(&drv_path).resolve(|_, _| None).expect("no inputs");
     let job = claimed(&drv_path, LIMITS);
-    let mut build = Box::pin(build(&bench.node, &job, &derivation, bench.log.shared()));
+    let connection = bench.node.connections.take(&options(&job, 1)).await.expect("connection");
+    let mut build = Box::pin(build(&bench.node, &job, &derivation, connection, bench.log.shared()));
     tokio::select! {
         result = &mut build => panic!("it never ends: {result:?}"),
         () = until("it runs", || bench.log.size() > 0) => {}
@@ -223,14 +229,12 @@ async fn a_daemon_that_dies_or_is_away_is_a_transient_failure() {
     kill_all(&marker);
     until("its processes are gone", || processes_with(&marker).is_empty()).await;
 
-    let Bench { world, node, log } = bench;
+    let Bench { world, node, .. } = bench;
     let expression = super::derivation("never", ": > $out");
-    let drv_path = world.daemon.store.instantiate(&expression);
-    let derivation = world.read_derivation(&drv_path).resolve(|_, _| None).expect("no inputs");
+    let job = claimed(&world.daemon.store.instantiate(&expression), LIMITS);
     drop(world);
-    let away = failure(
-        super::super::build::build(&node, &claimed(&drv_path, LIMITS), &derivation, log.shared()).await.map(drop),
-    );
+    let away = node.connections.take(&options(&job, 1)).await.map(drop);
+    let away = failure(away.map_err(|error| transient_error(&error).into()));
     assert_eq!(away.kind, None, "{away:?}");
     assert!(away.message.contains("is it running?"), "{away:?}");
 }

@@ -165,7 +165,7 @@ impl World {
             ca: None,
             deriver: Some(claimed.drv_path.clone()),
         };
-        db.claim_outputs(attempt, token, &[new]).await.expect("claims");
+        db.claim_outputs(attempt, token, &[new], &harmonia_db::Alongside::default()).await.expect("claims");
         db.publish_outputs(job, std::slice::from_ref(path), &AttemptUsage::default(), None).await.expect("publishes");
     }
 

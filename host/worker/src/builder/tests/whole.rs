@@ -74,7 +74,7 @@ async fn a_job_is_built_and_uploaded_with_its_log_and_nothing_is_left_over() {
     let jobs = world.queue(&[&drv]).await;
     let running = Running::start(&world).await;
     until("it is complete", || !world.recorded().completed.is_empty()).await;
-    assert_eq!(world.status(jobs[0]).await, JobStatus::Uploading, "what follows is the signer's");
+    assert_eq!(world.status(jobs[0]).await, JobStatus::Building, "what follows is the signer's");
     running.drain().await.expect("drains");
 
     let complete = world.recorded().completed[0].clone();
@@ -134,7 +134,7 @@ async fn a_derivation_that_is_not_in_the_store_comes_from_the_cache_and_must_be_
     super::super::job::run(Arc::clone(&node), job, slot, CancellationToken::new()).await;
     let complete = world.recorded().completed[0].clone();
     assert!(String::from_utf8_lossy(&world.object(&complete.outputs[0].info.file_hash)).contains("cached\n"));
-    assert_eq!(world.status(jobs[0]).await, JobStatus::Uploading);
+    assert_eq!(world.status(jobs[0]).await, JobStatus::Building, "what follows is the signer's");
 }
 
 #[tokio::test]

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use harmonia_core::policy::FirstInFirstOut;
 use harmonia_core::ports::PortFuture;
 use harmonia_core::signer_api::{
-    BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, Slot, SlotsAnswer, SlotsRequest,
+    BuildComplete, BuildCompleteAnswer, BuildFailed, BuildFailedAnswer, LogBlob, Slot, SlotsAnswer, SlotsRequest,
 };
 use harmonia_core::{AttemptId, ClaimToken, Incarnation, JobId, NodeId};
 use harmonia_db::testing::TestDatabase;
@@ -28,6 +30,15 @@ pub(crate) struct Recorded {
     pub(crate) failed: Vec<BuildFailed>,
     /// Objects by the hash that the slots request declared.
     pub(crate) objects: BTreeMap<String, Vec<u8>>,
+}
+
+impl Recorded {
+    /// A log that came along counts as one that was PUT.
+    fn keep(&mut self, log: Option<&LogBlob>) {
+        if let Some(LogBlob { file_hash, bytes_base64: Some(text), .. }) = log {
+            self.objects.insert(file_hash.clone(), BASE64.decode(text).expect("base64"));
+        }
+    }
 }
 
 /// Answers instead of the usual ones; `None` for the usual.
@@ -184,11 +195,15 @@ fn usual_answer(request: &Request, recorded: &mut Recorded, base: &str) -> Answe
             Answer::new(200, "")
         }
         ("POST", "/api/build-complete") => {
-            recorded.completed.push(read(request));
+            let complete: BuildComplete = read(request);
+            recorded.keep(complete.log.as_ref());
+            recorded.completed.push(complete);
             Answer::json(&BuildCompleteAnswer::Published)
         }
         ("POST", "/api/build-failed") => {
-            recorded.failed.push(read(request));
+            let failed: BuildFailed = read(request);
+            recorded.keep(failed.log.as_ref());
+            recorded.failed.push(failed);
             Answer::json(&BuildFailedAnswer { retried: false })
         }
         _ => Answer::new(404, "no such call"),
