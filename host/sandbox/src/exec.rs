@@ -261,7 +261,8 @@ fn run(
     step(|| "set the host name".to_owned(), rustix::system::sethostname(b"localhost"))?;
     root::build(spec)?;
     let host_user = spec.builder.as_ref().and_then(|builder| builder.host_user).filter(|_| was_root);
-    let (ours, theirs) = if host_user.is_some() { identity::pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
+    let (ours, theirs) =
+        if host_user.is_some() { identity::pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     let Some(child) = fork()? else {
         let report = step(|| "report".to_owned(), report.try_clone())?;
         drop(ours);

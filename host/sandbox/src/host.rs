@@ -17,10 +17,7 @@ use crate::spec::SandboxSpec;
 
 /// Runs the builder; returns when it ended and all that came of it is dead.
 pub(crate) fn run(spec: &SandboxSpec, builtin: Builtin, was_root: bool) -> Result<End, SandboxError> {
-    step(
-        || "adopt orphans".to_owned(),
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())),
-    )?;
+    step(|| "adopt orphans".to_owned(), rustix::process::set_child_subreaper(Some(rustix::process::getpid())))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let (failure_read, failure_write) = exec::pipe()?;
     let Some(child) = exec::fork()? else {
@@ -33,7 +30,8 @@ pub(crate) fn run(spec: &SandboxSpec, builtin: Builtin, was_root: bool) -> Resul
     if stopped {
         let _gone = rustix::process::kill_process(child, Signal::KILL);
     }
-    let waited = step(|| "wait for the builder".to_owned(), rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
+    let waited =
+        step(|| "wait for the builder".to_owned(), rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
     kill_what_is_left()?;
     let mut failure = Vec::new();
     step(|| "hear from the builder".to_owned(), std::fs::File::from(failure_read).read_to_end(&mut failure))?;
@@ -57,8 +55,10 @@ fn wait_until_it_ends_or_is_stopped(child: Pid) -> Result<bool, SandboxError> {
         step(|| "watch the builder".to_owned(), rustix::process::pidfd_open(child, PidfdFlags::empty()))?;
     let stdin = io::stdin();
     loop {
-        let mut fds =
-            [PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN), PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
+        let mut fds = [
+            PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
+        ];
         match rustix::event::poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return step(|| "wait for the builder".to_owned(), Err(error)),

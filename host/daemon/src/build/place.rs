@@ -26,6 +26,8 @@ pub(super) struct Place {
     pub(super) sandboxed: bool,
     /// Its hash is known, so that it may reach the network.
     pub(super) is_fixed: bool,
+    /// It asks for virtual machines (`requiredSystemFeatures`).
+    needs_kvm: bool,
     /// The build directory, on the host.
     pub(super) build_dir: PathBuf,
     /// The same, as the builder sees it.
@@ -78,6 +80,11 @@ impl Place {
         let mut place = Self {
             sandboxed,
             is_fixed,
+            needs_kvm: attributes
+                .strings("requiredSystemFeatures")?
+                .unwrap_or_default()
+                .iter()
+                .any(|name| name == "kvm"),
             build_dir: PathBuf::new(),
             top: request.options.sandbox_build_dir.clone(),
             scratch: BTreeMap::new(),
@@ -222,6 +229,10 @@ impl Place {
             }
             spec.binds.retain(|bind| bind.target != *inside);
             spec.binds.push(Bind { writable: true, optional, devices: true, ..Bind::at(source, inside) });
+        }
+        if self.needs_kvm {
+            let device = "/dev/kvm";
+            spec.binds.push(Bind { writable: true, optional: true, devices: true, ..Bind::same(device) });
         }
         let top = self.top.display();
         let User { uid, gid } = INSIDE;

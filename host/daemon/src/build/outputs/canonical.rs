@@ -150,8 +150,9 @@ impl<'a> Canonical<'a> {
             }
         }
         remove_attributes(file).map_err(io("remove the extended attributes of"))?;
-        if kind != FileType::Symlink && !matches!(stat.st_mode & 0o7777, 0o444 | 0o555) {
-            let mode = if stat.st_mode & 0o100 == 0 { 0o444 } else { 0o555 };
+        // A directory that cannot be entered, as Nix would leave it here, is of no use to anybody.
+        let mode = if kind == FileType::Directory || stat.st_mode & 0o100 != 0 { 0o555 } else { 0o444 };
+        if kind != FileType::Symlink && stat.st_mode & 0o7777 != mode {
             rustix::fs::chmod(by_descriptor(file), Mode::from_raw_mode(mode)).map_err(io("change the mode of"))?;
         }
         let own = rustix::process::geteuid();
