@@ -1,5 +1,8 @@
 //! Builds: what a builder finds, what becomes of its outputs, what stops it; beside stock Nix where that can build the same.
 
+mod builtins;
+mod hostile;
+mod limits;
 mod world;
 
 use harmonia_nix::worker_protocol::BuildStatus;

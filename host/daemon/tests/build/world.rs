@@ -290,3 +290,13 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// The command lines of processes in which `mark` stands.
+pub(crate) fn processes_with(mark: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("Linux").flatten();
+    let lines = processes.filter_map(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    lines.filter(|line| line.contains(mark)).collect()
+}
