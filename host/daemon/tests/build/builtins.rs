@@ -95,7 +95,8 @@ fn files_are_fetched_and_unpacked() {
     assert!(heads[0].contains("authorization: Basic YW5uYTpzZWNyZXQ="), "{}", heads[0]);
     assert!(!heads.iter().any(|head| head.to_lowercase().contains("accept-encoding")), "the bytes are what is hashed");
 
-    let (port, serving) = server(|_, _| "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(), 1);
+    let (port, serving) =
+        server(|_, _| "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(), 1);
     let url = format!("http://127.0.0.1:{port}/gone");
     let build = world.build(&fetchurl(&format!("url = \"{url}\";")));
     assert_eq!(build.lines, [format!("error: unable to download '{url}': HTTP error 404")]);
@@ -107,7 +108,10 @@ fn files_are_fetched_and_unpacked() {
     request.options.hashed_mirrors = vec![format!("http://127.0.0.1:{port}")];
     world.run(request).outputs();
     let head = &serving.join().expect("served")[0];
-    assert!(head.starts_with("GET /sha256/2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 "), "{head}");
+    assert!(
+        head.starts_with("GET /sha256/2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 "),
+        "{head}"
+    );
 }
 
 #[test]
