@@ -91,7 +91,8 @@ async fn every_derivation_ends_as_with_nix_and_leaves_the_same() {
         };
         if !is_same {
             let (their_message, our_message) = (&theirs.messages[name], &ours.messages[name]);
-            differences.push(format!("{name}:\n  Nix  {their_end:?} {their_message}\n  ours {our_end:?} {our_message}"));
+            differences
+                .push(format!("{name}:\n  Nix  {their_end:?} {their_message}\n  ours {our_end:?} {our_message}"));
         }
     }
     for sql in ROWS {
@@ -99,5 +100,11 @@ async fn every_derivation_ends_as_with_nix_and_leaves_the_same() {
         differences.extend(their_rows.difference(&our_rows).map(|row| format!("only Nix: {row}")));
         differences.extend(our_rows.difference(&their_rows).map(|row| format!("only ours: {row}")));
     }
-    assert!(differences.is_empty(), "{} differences:\n{}\n{}", differences.len(), differences.join("\n"), ours.daemon.log());
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}\n{}",
+        differences.len(),
+        differences.join("\n"),
+        ours.daemon.log()
+    );
 }

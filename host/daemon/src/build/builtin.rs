@@ -45,7 +45,9 @@ impl Input {
 }
 
 /// What the helper is told to run.
-pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites) -> Result<BuilderRun, String> {
+///
+/// `proxy` is the one way out that it has, if it has only one.
+pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites, proxy: Option<&str>) -> Result<BuilderRun, String> {
     let derivation = &request.derivation;
     let name = String::from_utf8_lossy(&derivation.builder["builtin:".len()..]).into_owned();
     if !["fetchurl", "buildenv", "unpack-channel"].contains(&name.as_str()) {
@@ -60,10 +62,13 @@ pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites) -> Result<Bui
         let netrc = request.options.netrc_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
         input.netrc = netrc.unwrap_or_default();
         input.hashed_mirrors.clone_from(&request.options.hashed_mirrors);
-        input.proxies = PROXIES
-            .into_iter()
-            .filter_map(|name| Some((name.to_ascii_lowercase(), std::env::var(name).ok()?)))
-            .collect();
+        input.proxies = match proxy {
+            Some(proxy) => BTreeMap::from([("all_proxy".to_owned(), proxy.to_owned())]),
+            None => PROXIES
+                .into_iter()
+                .filter_map(|name| Some((name.to_ascii_lowercase(), std::env::var(name).ok()?)))
+                .collect(),
+        };
     }
     let json = serde_json::to_vec(&input).map_err(|error| error.to_string())?;
     Ok(BuilderRun::Builtin(Bytes(json)))

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harmonia_daemon::build::{
-    BuildLog, BuildOptions, BuildOutcome, BuildRequest, BuildUsers, BuiltPath, InputPath, SandboxMode,
+    BuildLog, BuildOptions, BuildOutcome, BuildRequest, BuildUsers, BuiltPath, FixedNetwork, InputPath, SandboxMode,
 };
 use harmonia_nix::derivation::{BasicDerivation, Derivation};
 use harmonia_nix::hash::NarHash;
@@ -192,6 +192,7 @@ impl World {
             max_processes: None,
             build_users: BuildUsers::of_range(&self.path("state")),
             helper: vec![helper().into()],
+            fixed_network: FixedNetwork::Host,
             netrc_file: None,
             hashed_mirrors: Vec::new(),
         }
