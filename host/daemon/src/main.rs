@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         [] | ["--daemon"] => start(run()),
         ["--stdio"] => relay(),
         ["--version"] => {
-            println!("harmonia-daemon {}", env!("CARGO_PKG_VERSION"));
+            println!("nix-daemon (harmonia) {}", harmonia_daemon::server::program_version());
             return ExitCode::SUCCESS;
         }
         _ => {

@@ -24,9 +24,15 @@ use crate::store::Store;
 
 pub use connection::serve_stream;
 pub use listen::{ListenError, listen};
+pub(crate) use operations::chain;
 
 /// Connections at the same time; more wait until one ends.
 const CONNECTIONS_MAX: usize = 8192;
+
+/// The Nix whose daemon we behave as, which is what clients ask, and who we are.
+pub fn program_version() -> String {
+    format!("2.8.0 (harmonia-daemon {})", env!("CARGO_PKG_VERSION"))
+}
 
 /// What all connections share.
 #[derive(Debug)]

@@ -21,12 +21,14 @@ mod error;
 mod gc;
 mod layout;
 mod locks;
+mod optimise;
 mod query;
 mod register;
 mod roots;
 mod staging;
 mod temp_roots;
 mod tree;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,9 +41,11 @@ pub use error::StoreError;
 pub use gc::KeepOptions;
 pub use layout::Layout;
 pub use locks::PathLocks;
+pub use optimise::Optimised;
 pub use roots::Roots;
 pub use staging::Staging;
 pub use temp_roots::TempRoots;
+pub use verify::{Told, Verified};
 
 use database::Database;
 use derivations::ModuloCache;

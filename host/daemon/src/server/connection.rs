@@ -13,11 +13,11 @@ use harmonia_nix::worker_protocol::{
 };
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 
-use super::Daemon;
 use super::bulk::Bulk;
 use super::log::LogQueue;
 use super::old::AskedArchive;
 use super::operations::{Answer, BulkKind, Client, Failure, bulk_of, perform};
+use super::{Daemon, program_version};
 use crate::config::{Settings, User};
 use crate::store::TempRoots;
 
@@ -61,7 +61,7 @@ async fn greet(reader: &mut BufReader<Reader>, writer: &mut Writer, trust: Trust
     let greeting = DaemonGreeting {
         version: ProtocolVersion::NEWEST,
         features: std::collections::BTreeSet::new(),
-        program_version: format!("harmonia-{}", env!("CARGO_PKG_VERSION")),
+        program_version: program_version(),
         trust: Some(trust),
     };
     match greet_client(reader, writer, &greeting).await {

@@ -78,7 +78,7 @@ impl From<io::Error> for Failure {
 }
 
 /// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -154,7 +154,8 @@ async fn answer(client: Client, request: Request) -> Result<Answer, Failure> {
         | Request::QueryMissing(_)
         | Request::QuerySubstitutablePaths(_)
         | Request::QuerySubstitutablePathInfos(_)
-        | Request::QueryValidPaths(_, true) => building::answer(&client, request).await.map(Answer::Bytes),
+        | Request::QueryValidPaths(_, true)
+        | Request::VerifyStore { .. } => building::answer(&client, request).await.map(Answer::Bytes),
         request => blocking(move || store::answer(&client, request)).await.map(Answer::Bytes),
     }
 }

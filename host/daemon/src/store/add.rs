@@ -290,7 +290,8 @@ fn check_address(staged: &Path, valid: &ValidPathInfo, address: ContentAddress) 
     Err(StoreError::AddressMismatch { path: path.clone(), specified, got })
 }
 
-struct HashWriter(Hasher);
+/// Hashes what is written.
+pub(super) struct HashWriter(pub(super) Hasher);
 
 impl Write for HashWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

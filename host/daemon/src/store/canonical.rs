@@ -1,6 +1,6 @@
 //! The metadata that files of the store have: mode 0444 or 0555, one second of Unix time, our owner, no extended attributes.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -51,13 +51,18 @@ fn set(dir: BorrowedFd<'_>, name: &CString, stat: &Stat, owner: (Uid, Gid)) -> r
         chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
     if stat.st_mtime != MTIME_S {
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: MTIME_S, tv_nsec: 0 },
-        };
-        utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        reset_mtime(dir, name)?;
     }
     Ok(())
+}
+
+/// Gives a file or directory the modification time of the store.
+pub(super) fn reset_mtime(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: MTIME_S, tv_nsec: 0 },
+    };
+    utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Whether new files get an ACL from the directory that they are in.

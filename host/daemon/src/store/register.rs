@@ -73,6 +73,15 @@ impl Store {
         verify_any(&self.settings.trusted_keys, text.as_bytes(), &signatures)
     }
 
+    /// Fills in a size that an old Nix did not know.
+    pub(super) fn set_size(&self, path: &StorePath, nar_size_bytes: u64) -> Result<(), StoreError> {
+        self.database.write(|db| {
+            let mut statement = db.prepare_cached("update ValidPaths set narSize = ? where path = ?")?;
+            statement.execute(params![nar_size_bytes.cast_signed(), path.as_str()])?;
+            Ok(())
+        })
+    }
+
     /// Makes a path invalid, unless another path refers to it. Its files stay.
     pub(super) fn invalidate(&self, path: &StorePath) -> Result<(), StoreError> {
         self.database.write(|db| {

@@ -70,7 +70,8 @@ impl Store {
         if fs::symlink_metadata(&target).is_ok() {
             self.move_away(&target, staged)?;
         }
-        move_tree(staged, &target)
+        move_tree(staged, &target)?;
+        self.auto_optimise(path)
     }
 
     /// Moves a finished tree to a name beside a path, such as `PATH.check`, in place of what may be there.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use harmonia_nix::worker_protocol::{BuildResult, DerivedPath, Request, wire};
-use wire::{put_bytes, put_optional_store_path, put_store_path, put_store_paths, put_u64};
+use wire::{put_bool, put_bytes, put_optional_store_path, put_store_path, put_store_paths, put_u64};
 
 use super::{Client, Failure, blocking};
 
@@ -55,6 +55,9 @@ pub(super) async fn answer(client: &Client, request: Request) -> Result<Vec<u8>,
             let valid = blocking(move || Ok(store.valid_of(&paths)?)).await?;
             put_store_paths(out, &valid);
         }
+        Request::VerifyStore { check_contents, repair } => {
+            put_bool(out, verify(client, check_contents, repair).await?);
+        }
         other => return Err(Failure::new(format!("this daemon does not offer {}", other.operation()))),
     }
     Ok(bytes)
@@ -65,4 +68,28 @@ fn put_result(client: &Client, out: &mut Vec<u8>, target: &DerivedPath, result: 
     put_bytes(out, text.ok_or_else(|| Failure::new("a result has no form in this version of the protocol"))?);
     result.put(out, client.version);
     Ok(())
+}
+
+/// Whether errors are left.
+async fn verify(client: &Client, check_contents: bool, repair: bool) -> Result<bool, Failure> {
+    if repair {
+        client.must_be_trusted("repair paths")?;
+    }
+    let there = client.clone();
+    let told = move |level: u64, text: &str| match level {
+        0 => there.log.error(text),
+        level => there.log.text(level, text),
+    };
+    let store = client.daemon.store.clone();
+    let verified = blocking(move || Ok(store.verify(check_contents, repair, &told)?)).await?;
+    let mut has_errors = verified.has_errors;
+    for path in &verified.damaged {
+        if !repair {
+            has_errors = true;
+        } else if let Err(error) = client.daemon.scheduler.repair_path(client.request(), path).await {
+            client.log.error(&error.to_string());
+            has_errors = true;
+        }
+    }
+    Ok(has_errors)
 }

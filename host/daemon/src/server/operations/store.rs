@@ -90,6 +90,13 @@ pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failu
             store.add_signatures(&path, &signatures)?;
             put_u64(out, 1);
         }
+        Request::OptimiseStore => {
+            let optimised = store.optimise(&client.roots, &|_, _| ())?;
+            let mebibytes = optimised.bytes as f64 / f64::from(1 << 20);
+            let text = format!("{mebibytes:.2} MiB freed by hard-linking {} files", optimised.files);
+            client.log.text(log::INFO, &text);
+            put_u64(out, 1);
+        }
         Request::RegisterDrvOutput(_) | Request::QueryRealisation(_) => {
             return Err(Failure::new(
                 "content-addressed derivations are not offered by this daemon (experimental Nix feature 'ca-derivations')",
