@@ -82,7 +82,6 @@ impl Config {
             require_signatures: settings.require_sigs,
             trusted_keys: settings.trusted_keys(),
             fsync_metadata: settings.fsync_metadata,
-            auto_optimise: settings.auto_optimise_store,
             build_users_group,
             allow_symlinked_store: settings.allow_symlinked_store,
         }

@@ -39,7 +39,7 @@ use harmonia_nix::worker_protocol::{BuildMode, BuildResult, BuildStatus, Derived
 use tokio::sync::Semaphore;
 
 use crate::build::BuildOptions;
-use crate::store::{Store, StoreError, TempRoots};
+use crate::store::{AddOptions, Store, StoreError, TempRoots};
 use crate::substitute::Caches;
 
 pub use log::Log;
@@ -93,6 +93,8 @@ pub struct RequestOptions {
     pub require_signatures: bool,
     /// What is built here is signed with these (`secret-key-files`).
     pub secret_keys: Vec<SecretKey>,
+    /// Files that are equal are linked to each other at once (`auto-optimise-store`).
+    pub auto_optimise: bool,
     /// A program that is run after each build.
     pub post_build_hook: Option<PathBuf>,
     /// How to build.
@@ -269,7 +271,7 @@ impl Scheduler {
         let (store, roots) = (Arc::clone(&self.store), Arc::clone(&request.roots));
         let (name, text) = (format!("{}.drv", derivation.name), derivation.to_aterm());
         let references = derivation.input_srcs.clone();
-        blocking(move || Ok(store.add_text(&roots, &name, &text, &references, false)?.path)).await
+        blocking(move || Ok(store.add_text(&roots, &name, &text, &references, AddOptions::default())?.path)).await
     }
 
     /// Makes a path valid by substituting it.

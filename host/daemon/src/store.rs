@@ -60,8 +60,6 @@ pub struct StoreSettings {
     pub trusted_keys: Vec<PublicKey>,
     /// Whether SQLite may lose the last transactions, never its consistency, in a power failure (`fsync-metadata = false`).
     pub fsync_metadata: bool,
-    /// Whether equal files of added paths are linked together at once.
-    pub auto_optimise: bool,
     /// The group that build users are in: its members may make names in the store directory, as in stock Nix.
     pub build_users_group: Option<u32>,
     /// Whether the store directory may be reached through symlinks.
@@ -74,7 +72,6 @@ impl Default for StoreSettings {
             require_signatures: true,
             trusted_keys: Vec::new(),
             fsync_metadata: true,
-            auto_optimise: false,
             build_users_group: None,
             allow_symlinked_store: false,
         }

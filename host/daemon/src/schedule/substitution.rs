@@ -217,9 +217,10 @@ impl Run {
         };
         let unsigned = cache.is_trusted() || !self.request.options.require_signatures;
         let (store, roots) = (Arc::clone(&self.scheduler.store), Arc::clone(&self.request.roots));
+        let optimise = self.request.options.auto_optimise;
         let added = blocking(move || {
             let archive = SyncIoBridge::new(BufReader::with_capacity(BUFFER_BYTES, archive));
-            store.add_nar(&roots, &valid, archive, AddOptions { repair, unsigned })
+            store.add_nar(&roots, &valid, archive, AddOptions { repair, unsigned, optimise })
         });
         added.await.map_err(|error| failed(&error, false))?;
         Ok(Substitution::Substituted)

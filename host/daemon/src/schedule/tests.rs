@@ -48,6 +48,7 @@ impl World {
             substituters: vec![format!("file://{}", cache.display())],
             trusted_keys: vec![key().public_key()],
             require_signatures: true,
+            auto_optimise: false,
             secret_keys: Vec::new(),
             post_build_hook: None,
             build: build_options(dir.path()),

@@ -91,6 +91,7 @@ pub(super) fn request_options(config: &Config, settings: &Settings, is_trusted: 
         require_signatures: settings.require_sigs,
         // Files that a client names are read only for those whom we trust: nobody else can set this.
         secret_keys: settings.secret_keys(),
+        auto_optimise: settings.auto_optimise_store,
         post_build_hook: settings.post_build_hook.clone(),
         build: build_options(config, settings),
     }

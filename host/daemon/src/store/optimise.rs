@@ -48,12 +48,9 @@ impl Store {
         Ok(linking.optimised)
     }
 
-    /// The same for one path, if the settings say so.
-    pub(super) fn auto_optimise(&self, path: &StorePath) -> Result<(), StoreError> {
-        if self.settings.auto_optimise {
-            Linking::of_one(self).tree(&self.real_path(path))?;
-        }
-        Ok(())
+    /// The same for one path, which is not registered yet.
+    pub(super) fn optimise_path(&self, path: &StorePath) -> Result<(), StoreError> {
+        Linking::of_one(self).tree(&self.real_path(path))
     }
 }
 
