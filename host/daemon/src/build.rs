@@ -19,6 +19,7 @@ mod run;
 mod structured;
 mod tree;
 mod users;
+mod walls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -35,6 +36,7 @@ use harmonia_nix::worker_protocol::BuildStatus;
 pub use run::run;
 pub use tree::{move_tree, remove_tree};
 pub use users::BuildUsers;
+pub use walls::{Wall, check};
 
 /// The whole `main` of the helper that starts builders ([`BuildOptions::helper`]).
 pub fn helper_main() -> ! {

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use harmonia_sandbox::{BuilderRun, Bytes};
 use serde::{Deserialize, Serialize};
 
-use super::BuildRequest;
 use super::rewrite::Rewrites;
+use super::walls::Probe;
+use super::{BuildRequest, walls};
 
 /// What a builtin builder is given.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ struct Input {
     hashed_mirrors: Vec<String>,
     /// Variables of the daemon's environment that name proxies.
     proxies: BTreeMap<String, String>,
+    /// Of a builder that no derivation can name: it tries the walls.
+    #[serde(default)]
+    probe: Option<Probe>,
 }
 
 const PROXIES: [&str; 7] =
@@ -74,11 +78,17 @@ pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites, proxy: Option
     Ok(BuilderRun::Builtin(Bytes(json)))
 }
 
+/// What the helper is told to run to try the walls.
+pub(super) fn probing(probe: Probe) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Input { probe: Some(probe), ..Input::default() })
+}
+
 /// Runs one; answers the exit code.
 pub(super) fn run(input: &[u8]) -> i32 {
     let outcome =
         serde_json::from_slice::<Input>(input).map_err(|error| error.to_string()).and_then(|input| {
             match input.name.as_str() {
+            _ if input.probe.is_some() => walls::run(&input.probe.unwrap_or_default()),
                 "fetchurl" => fetchurl::run(&input),
                 "buildenv" => buildenv::run(&input),
                 "unpack-channel" => unpack_channel::run(&input),

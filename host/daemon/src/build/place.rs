@@ -19,7 +19,7 @@ use super::users::{self, Lease};
 use super::{BuildFailure, BuildRequest, FixedNetwork, SandboxMode, outputs};
 
 /// Who a builder is in a sandbox, whatever it is outside.
-const INSIDE: User = User { uid: 1000, gid: 100 };
+pub(super) const INSIDE: User = User { uid: 1000, gid: 100 };
 
 /// Where the proxy is, in the network of a build that has one.
 const PROXY_PORT: u16 = 3128;

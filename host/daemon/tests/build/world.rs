@@ -246,6 +246,11 @@ impl World {
 
 /// Runs the test of this name again, as an ordinary user with a `/nix` of its own; `true`: this is that run. Needs root.
 pub(crate) fn as_ordinary_user(test: &str) -> bool {
+    as_ordinary_user_after(test, "")
+}
+
+/// The same; `before` is what root does first, in a user namespace of its own unless it is empty.
+pub(crate) fn as_ordinary_user_after(test: &str, before: &str) -> bool {
     if std::env::var_os("HARMONIA_ORDINARY_USER").is_some() {
         return true;
     }
@@ -258,10 +263,16 @@ pub(crate) fn as_ordinary_user(test: &str) -> bool {
     }
     let own = std::env::current_exe().expect("own path");
     let own = place.path().join("deps").join(own.file_name().expect("a name"));
-    let script = "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
-                  chown nobody /nix /nix/store && exec runuser -u nobody -- \"$0\" --exact \"$1\" --nocapture";
+    let before = if before.is_empty() { "true" } else { before };
+    let script = format!(
+        "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
+         chown nobody /nix /nix/store && {before} && exec setpriv --reuid nobody --regid nogroup --clear-groups -- \
+         \"$0\" --exact \"$1\" --nocapture"
+    );
+    let own_users = ["--user", "--map-users=0,0,65536", "--map-groups=0,0,65536", "--setuid=0", "--setgid=0"];
     let status = Command::new("unshare")
-        .args(["-m", "sh", "-c", script])
+        .args(if before == "true" { &own_users[..0] } else { &own_users[..] })
+        .args(["-m", "sh", "-c", &script])
         .arg(own)
         .arg(test)
         .env("HARMONIA_ORDINARY_USER", "1")
