@@ -263,16 +263,20 @@ pub(crate) fn as_ordinary_user_after(test: &str, before: &str) -> bool {
     }
     let own = std::env::current_exe().expect("own path");
     let own = place.path().join("deps").join(own.file_name().expect("a name"));
-    let before = if before.is_empty() { "true" } else { before };
+    let first = if before.is_empty() { "true" } else { before };
     let script = format!(
         "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
-         chown nobody /nix /nix/store && {before} && exec setpriv --reuid nobody --regid nogroup --clear-groups -- \
+         chown nobody /nix /nix/store && {first} && exec setpriv --reuid nobody --regid nogroup --clear-groups -- \
          \"$0\" --exact \"$1\" --nocapture"
     );
-    let own_users = ["--user", "--map-users=0,0,65536", "--map-groups=0,0,65536", "--setuid=0", "--setgid=0"];
-    let status = Command::new("unshare")
-        .args(if before == "true" { &own_users[..0] } else { &own_users[..] })
-        .args(["-m", "sh", "-c", &script])
+    // A namespace of users in which all are who they are; its users are given from outside.
+    let with_users = "unshare --user sh -c 'until grep -q . /proc/self/gid_map; do :; done; \
+                      exec \"$@\"' sh unshare -m sh -c \"$0\" \"$@\" & \
+                      until [ \"$(readlink /proc/$!/ns/user)\" != \"$(readlink /proc/self/ns/user)\" ]; do :; done; \
+                      echo 0 0 65536 >/proc/$!/uid_map; echo 0 0 65536 >/proc/$!/gid_map; wait $!";
+    let plain = "exec unshare -m sh -c \"$0\" \"$@\"";
+    let status = Command::new("sh")
+        .args(["-c", if before.is_empty() { plain } else { with_users }, &script])
         .arg(own)
         .arg(test)
         .env("HARMONIA_ORDINARY_USER", "1")
