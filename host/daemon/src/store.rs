@@ -104,6 +104,13 @@ impl Store {
         &self.layout
     }
 
+    /// Bytes that are free where the store is.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let dir = &self.layout.real_store_dir;
+        let found = rustix::fs::statvfs(dir).map_err(StoreError::sys("ask for free space in", dir))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     /// How it is kept.
     pub fn settings(&self) -> &StoreSettings {
         &self.settings
@@ -122,6 +129,3 @@ impl Store {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
