@@ -88,13 +88,15 @@ async fn run() -> Result<(), Failure> {
     let listener = UnixListener::from_std(listen(&config.socket)?)?;
     tracing::info!(socket = %config.socket.display(), "Serving");
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serve(Arc::new(Daemon { config, store, scheduler }), listener, stopped));
+    let daemon = Arc::new(Daemon { config, store, scheduler: Arc::clone(&scheduler) });
+    let serving = tokio::spawn(serve(daemon, listener, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     let _ = stop.send(true);
     serving.await?;
+    scheduler.stop().await;
     Ok(())
 }
 

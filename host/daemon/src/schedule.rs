@@ -37,6 +37,8 @@ use harmonia_nix::signature::{PublicKey, SecretKey};
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::{BuildMode, BuildResult, BuildStatus, DerivedPath, MissingPaths, OutputNames};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::build::BuildOptions;
 use crate::store::{AddOptions, Store, StoreError, TempRoots};
@@ -164,6 +166,10 @@ pub struct Scheduler {
     slots: Slots,
     downloads: Semaphore,
     queries: Semaphore,
+    /// Ends all builds.
+    stop: CancellationToken,
+    /// Builds that run, or whose processes are not all dead yet.
+    builds: TaskTracker,
 }
 
 impl Scheduler {
@@ -171,7 +177,15 @@ impl Scheduler {
     pub fn new(store: Arc<Store>, settings: SchedulerSettings) -> Arc<Self> {
         let (caches, slots) = (Caches::new(settings.connect_timeout), Slots::new(settings.builds_max));
         let (downloads, queries) = (Semaphore::new(DOWNLOADS_MAX), Semaphore::new(QUERIES_MAX));
-        Arc::new(Self { store, settings, caches, slots, downloads, queries })
+        let (stop, builds) = (CancellationToken::new(), TaskTracker::new());
+        Arc::new(Self { store, settings, caches, slots, downloads, queries, stop, builds })
+    }
+
+    /// Ends all builds, and waits until every process of theirs is dead. No request may come any more.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.builds.close();
+        self.builds.wait().await;
     }
 
     /// The store.

@@ -50,6 +50,19 @@ async fn a_client_that_goes_away_ends_its_builds_and_so_does_the_daemon() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_asked_to_end_leaves_no_builder_behind() {
+    let mut daemon = Daemon::start_without_sandbox().await;
+    // A grandchild of the builder: without a sandbox nothing but the daemon ends it.
+    let derivations = scripts(&daemon, &[("nested", "/usr/bin/env sleep 84214 & wait")]);
+    let mut client = daemon.connect().await;
+    let targets = [all(&derivations["nested"])];
+    let _task = tokio::spawn(async move { client.build_paths(&targets, BuildMode::Normal).await });
+    until("the builder runs", || processes_with("sleep\x0084214") > 0).await;
+    daemon.terminate();
+    assert_eq!(processes_with("sleep\x0084214"), 0);
+}
+
+#[tokio::test]
 async fn what_two_clients_want_is_built_once() {
     let daemon = Daemon::start(Maker::Ours).await;
     let derivations = scripts(&daemon, &[("once", "sleep 1; echo done > $out")]);

@@ -2,6 +2,7 @@
 //! its handle.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -50,6 +51,28 @@ impl Daemon {
                 daemon.arg(env!("CARGO_BIN_EXE_harmonia-daemon")).env("NIX_ROOT_DIR", &root);
             }
         }
+        Self::wait_for(daemon, folder).await
+    }
+
+    /// Ours, as an ordinary user and without a sandbox, with a `/nix` of its own.
+    pub(crate) async fn start_without_sandbox() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test becomes another user, which needs root");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (conf, program) = (folder.path().join("conf"), folder.path().join("harmonia-daemon"));
+        fs::create_dir(&conf).expect("a folder");
+        fs::write(conf.join("nix.conf"), SETTINGS.replace("sandbox = true", "sandbox = false")).expect("a file");
+        // Where the other user may read it.
+        fs::copy(env!("CARGO_BIN_EXE_harmonia-daemon"), &program).expect("a copy");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("a mode");
+        let script = "mkdir -p /nix && mount -t tmpfs none /nix && chmod 777 /nix && \
+                      exec setpriv --pdeathsig KILL --reuid 65534 --regid 65534 --clear-groups -- ./harmonia-daemon";
+        let mut daemon = command("unshare", folder.path());
+        daemon.args(["-m", "sh", "-c", script]);
+        daemon.env("NIX_STATE_DIR", folder.path().join("var")).env("NIX_LOG_DIR", folder.path().join("log"));
+        Self::wait_for(daemon, folder).await
+    }
+
+    async fn wait_for(mut daemon: Command, folder: tempfile::TempDir) -> Self {
         let child = daemon
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -98,6 +121,13 @@ impl Daemon {
         let file = self.folder.path().join("expression.nix");
         fs::write(&file, expression).expect("a file");
         self.instantiate(&file)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// Kills it without a word.
