@@ -15,6 +15,7 @@ use harmonia_nix::STORE_DIR;
 use crate::store::{Layout, StoreSettings};
 
 pub use parse::{ConfigError, read_file};
+pub(crate) use settings::EGRESS_ALLOW;
 pub use settings::{SettingError, Settings};
 pub use users::{User, Users};
 
@@ -81,7 +82,6 @@ impl Config {
             require_signatures: settings.require_sigs,
             trusted_keys: settings.trusted_keys(),
             fsync_metadata: settings.fsync_metadata,
-            auto_optimise: settings.auto_optimise_store,
             build_users_group,
             allow_symlinked_store: settings.allow_symlinked_store,
         }

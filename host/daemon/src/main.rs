@@ -65,6 +65,13 @@ async fn run() -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Config::from_environment()?;
     let store = Store::open(config.layout.clone(), config.store_settings())?;
+    raise_open_files();
+    let there = Arc::clone(&store);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = there.sweep() {
+            tracing::warn!(%error, "Could not delete what was left in the store");
+        }
+    });
     let settings = &config.settings;
     let scheduler = Scheduler::new(
         Arc::clone(&store),
@@ -81,14 +88,25 @@ async fn run() -> Result<(), Failure> {
     let listener = UnixListener::from_std(listen(&config.socket)?)?;
     tracing::info!(socket = %config.socket.display(), "Serving");
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serve(Arc::new(Daemon { config, store, scheduler }), listener, stopped));
+    let daemon = Arc::new(Daemon { config, store, scheduler: Arc::clone(&scheduler) });
+    let serving = tokio::spawn(serve(daemon, listener, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     let _ = stop.send(true);
     serving.await?;
+    scheduler.stop().await;
     Ok(())
+}
+
+/// Each connection is an open file, and so is each lock.
+fn raise_open_files() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::debug!(%error, "Could not raise the limit of open files");
+    }
 }
 
 /// Between our standard streams and the daemon.

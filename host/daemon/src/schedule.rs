@@ -37,9 +37,11 @@ use harmonia_nix::signature::{PublicKey, SecretKey};
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::{BuildMode, BuildResult, BuildStatus, DerivedPath, MissingPaths, OutputNames};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::build::BuildOptions;
-use crate::store::{Store, StoreError, TempRoots};
+use crate::store::{AddOptions, Store, StoreError, TempRoots};
 use crate::substitute::Caches;
 
 pub use log::Log;
@@ -93,6 +95,8 @@ pub struct RequestOptions {
     pub require_signatures: bool,
     /// What is built here is signed with these (`secret-key-files`).
     pub secret_keys: Vec<SecretKey>,
+    /// Files that are equal are linked to each other at once (`auto-optimise-store`).
+    pub auto_optimise: bool,
     /// A program that is run after each build.
     pub post_build_hook: Option<PathBuf>,
     /// How to build.
@@ -162,6 +166,10 @@ pub struct Scheduler {
     slots: Slots,
     downloads: Semaphore,
     queries: Semaphore,
+    /// Ends all builds.
+    stop: CancellationToken,
+    /// Builds that run, or whose processes are not all dead yet.
+    builds: TaskTracker,
 }
 
 impl Scheduler {
@@ -169,7 +177,15 @@ impl Scheduler {
     pub fn new(store: Arc<Store>, settings: SchedulerSettings) -> Arc<Self> {
         let (caches, slots) = (Caches::new(settings.connect_timeout), Slots::new(settings.builds_max));
         let (downloads, queries) = (Semaphore::new(DOWNLOADS_MAX), Semaphore::new(QUERIES_MAX));
-        Arc::new(Self { store, settings, caches, slots, downloads, queries })
+        let (stop, builds) = (CancellationToken::new(), TaskTracker::new());
+        Arc::new(Self { store, settings, caches, slots, downloads, queries, stop, builds })
+    }
+
+    /// Ends all builds, and waits until every process of theirs is dead. No request may come any more.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.builds.close();
+        self.builds.wait().await;
     }
 
     /// The store.
@@ -269,7 +285,7 @@ impl Scheduler {
         let (store, roots) = (Arc::clone(&self.store), Arc::clone(&request.roots));
         let (name, text) = (format!("{}.drv", derivation.name), derivation.to_aterm());
         let references = derivation.input_srcs.clone();
-        blocking(move || Ok(store.add_text(&roots, &name, &text, &references, false)?.path)).await
+        blocking(move || Ok(store.add_text(&roots, &name, &text, &references, AddOptions::default())?.path)).await
     }
 
     /// Makes a path valid by substituting it.
@@ -323,7 +339,7 @@ impl Scheduler {
         paths: &BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, Substitutable>, ScheduleError> {
         let running = Running::start(self, request, BuildMode::Normal);
-        let looked = futures_util::future::join_all(paths.iter().map(|path| running.look_up(path))).await;
+        let looked = futures_util::future::join_all(paths.iter().map(|path| running.look_up(path, None))).await;
         let found = paths
             .iter()
             .zip(looked)

@@ -3,6 +3,7 @@
 //! One task a connection: it greets (`connection`), reads a request, works on it (`operations`) and meanwhile passes on what
 //! there is to say (`log`). What blocks (the store) runs on threads that may; a client that hangs up ends its builds.
 
+mod auto_gc;
 mod bulk;
 mod connection;
 mod listen;
@@ -47,6 +48,7 @@ pub struct Daemon {
 
 /// Accepts connections until `stop` says so, then ends them.
 pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
+    let collecting = tokio::spawn(auto_gc::run(Arc::clone(&daemon), stop.clone()));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -78,6 +80,8 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, mut stop: watch:
         });
     }
     connections.shutdown().await;
+    // A collection that runs ends with the process, which leaves a valid store.
+    collecting.abort();
 }
 
 /// Who may connect, and how far we trust them.

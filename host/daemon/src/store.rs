@@ -60,8 +60,6 @@ pub struct StoreSettings {
     pub trusted_keys: Vec<PublicKey>,
     /// Whether SQLite may lose the last transactions, never its consistency, in a power failure (`fsync-metadata = false`).
     pub fsync_metadata: bool,
-    /// Whether equal files of added paths are linked together at once.
-    pub auto_optimise: bool,
     /// The group that build users are in: its members may make names in the store directory, as in stock Nix.
     pub build_users_group: Option<u32>,
     /// Whether the store directory may be reached through symlinks.
@@ -74,7 +72,6 @@ impl Default for StoreSettings {
             require_signatures: true,
             trusted_keys: Vec::new(),
             fsync_metadata: true,
-            auto_optimise: false,
             build_users_group: None,
             allow_symlinked_store: false,
         }
@@ -107,6 +104,13 @@ impl Store {
         &self.layout
     }
 
+    /// Bytes that are free where the store is.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let dir = &self.layout.real_store_dir;
+        let found = rustix::fs::statvfs(dir).map_err(StoreError::sys("ask for free space in", dir))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     /// How it is kept.
     pub fn settings(&self) -> &StoreSettings {
         &self.settings
@@ -125,6 +129,3 @@ impl Store {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

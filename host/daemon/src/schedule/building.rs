@@ -205,7 +205,7 @@ impl Run {
         let (store, roots, drv_path) =
             (Arc::clone(&self.scheduler.store), Arc::clone(&self.request.roots), drv_path.clone());
         let (mode, keep_failed) = (self.mode, self.request.options.build.keep_failed);
-        let keys = self.request.options.secret_keys.clone();
+        let (keys, optimise) = (self.request.options.secret_keys.clone(), self.request.options.auto_optimise);
         let finished = blocking(move || {
             // The right to write lasts until all is registered; others may build meanwhile.
             let Held { locks: _locks, slot } = held;
@@ -224,7 +224,7 @@ impl Run {
                 if store.is_valid(&built.path)? && (mode == BuildMode::Normal || store.is_sound(&built.path)?) {
                     continue;
                 }
-                store.move_into_store(&built.staged, &built.path)?;
+                store.move_into_store(&built.staged, &built.path, optimise)?;
                 new.push(valid_path(&drv_path, built, &keys));
             }
             store.register(&new)?;
@@ -245,6 +245,7 @@ impl Run {
         let (store, roots, drv_path) =
             (Arc::clone(&self.scheduler.store), Arc::clone(&self.request.roots), drv_path.clone());
         let (mismatched, keys) = (failure.mismatched.clone(), self.request.options.secret_keys.clone());
+        let optimise = self.request.options.auto_optimise;
         let kept = blocking(move || {
             let _held = held;
             let Some(built) = mismatched else { return Ok(drop(staging)) };
@@ -253,7 +254,7 @@ impl Run {
                 return Ok(());
             };
             if !store.is_valid(&built.path)? {
-                store.move_into_store(&built.staged, &built.path)?;
+                store.move_into_store(&built.staged, &built.path, optimise)?;
                 store.register(&[valid_path(&drv_path, &built, &keys)])?;
             }
             drop(staging);

@@ -84,9 +84,9 @@ impl<T: Send + 'static> Job<T> {
         let path = run.scheduler.store.layout().build_log(request.drv_path.base_name());
         let file = settings.keep_log.then(|| BuildLog::new(&path, settings.compress_log));
         let mut lines = Lines { activity, file };
-        let cancel = CancellationToken::new();
+        let cancel = run.scheduler.stop.child_token();
         let stop = cancel.clone();
-        let task = tokio::spawn(async move {
+        let task = run.scheduler.builds.spawn(async move {
             let outcome = build::run(request, |said| lines.take(said), stop).await;
             lines.close();
             (outcome, held)

@@ -33,6 +33,8 @@ pub struct AddOptions {
     pub repair: bool,
     /// Whether signatures do not matter, as for clients who are trusted.
     pub unsigned: bool,
+    /// Link its files to equal ones at once (`auto-optimise-store`).
+    pub optimise: bool,
 }
 
 impl Store {
@@ -100,7 +102,7 @@ impl Store {
         if let Some(address) = info.content_address {
             check_address(&staged, valid, address)?;
         }
-        self.finish_staged(&staged, path)?;
+        self.finish_staged(&staged, path, options.optimise)?;
         Ok(Some(locks))
     }
 
@@ -113,7 +115,7 @@ impl Store {
         (method, algorithm): (ContentAddressMethod, HashAlgorithm),
         references: &BTreeSet<StorePath>,
         source: impl BufRead,
-        repair: bool,
+        options: AddOptions,
     ) -> Result<ValidPathInfo, StoreError> {
         let address = |hash| ContentAddress { method, hash };
         let path_of = |hash| {
@@ -130,12 +132,14 @@ impl Store {
             let (hash, _) = source.finish();
             let path = path_of(hash)?;
             roots.add(&path)?;
-            if !repair && let Some(info) = self.path_info(&path)? {
+            if !options.repair
+                && let Some(info) = self.path_info(&path)?
+            {
                 return Ok(ValidPathInfo { path, info });
             }
             let staging = self.staging(roots)?;
             write_content(staging.dir(), method, name, &mut begin.as_slice())?;
-            return self.finish_content(roots, path, address(hash), references, staging.dir(), repair);
+            return self.finish_content(roots, path, address(hash), references, staging.dir(), options);
         }
         let staging = self.staging(roots)?;
         // What was read of an archive is unpacked from memory, the rest as it comes.
@@ -144,7 +148,7 @@ impl Store {
         drop(whole);
         let (hash, _) = source.finish();
         let path = path_of(hash)?;
-        self.finish_content(roots, path, address(hash), references, staging.dir(), repair)
+        self.finish_content(roots, path, address(hash), references, staging.dir(), options)
     }
 
     /// Adds a text that may refer to other paths: a `.drv`, or what `builtins.toFile` makes.
@@ -154,10 +158,10 @@ impl Store {
         name: &str,
         text: &[u8],
         references: &BTreeSet<StorePath>,
-        repair: bool,
+        options: AddOptions,
     ) -> Result<ValidPathInfo, StoreError> {
         let kind = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
-        self.add_content(roots, name, kind, references, text, repair)
+        self.add_content(roots, name, kind, references, text, options)
     }
 
     /// Whether the files of a valid path are there and have the hash that they were registered with.
@@ -177,10 +181,12 @@ impl Store {
         address: ContentAddress,
         references: &BTreeSet<StorePath>,
         staging: &Path,
-        repair: bool,
+        options: AddOptions,
     ) -> Result<ValidPathInfo, StoreError> {
         let _locks = self.lock_paths(roots, &BTreeSet::from([path.clone()]))?;
-        if !repair && let Some(info) = self.path_info(&path)? {
+        if !options.repair
+            && let Some(info) = self.path_info(&path)?
+        {
             return Ok(ValidPathInfo { path, info });
         }
         let staged = staging.join(STAGED);
@@ -189,7 +195,7 @@ impl Store {
         info.references.clone_from(references);
         info.content_address = Some(address);
         info.registration_time_s = super::register::now_s();
-        self.finish_staged(&staged, &path)?;
+        self.finish_staged(&staged, &path, options.optimise)?;
         let valid = ValidPathInfo { path, info };
         self.register(std::slice::from_ref(&valid))?;
         Ok(valid)

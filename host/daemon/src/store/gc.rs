@@ -15,6 +15,7 @@ use harmonia_nix::worker_protocol::{GcAction, GcReport, GcRequest};
 use rustix::fs::{FlockOperation, flock};
 
 use super::layout::open_lock_file;
+use super::staging::STAGING_NAME;
 use super::{Store, StoreError, tree};
 use server::{RootServer, Shared};
 
@@ -92,6 +93,31 @@ impl Store {
         }
         done?;
         Ok(GcReport { paths: paths.into_iter().collect(), freed_bytes })
+    }
+
+    /// Deletes what additions left that were cut off. Nothing, when garbage is being collected just now, which does it too.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        let lock_path = self.layout.gc_lock();
+        let lock = open_lock_file(&lock_path)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
+        }
+        let server = RootServer::start(&self.layout.gc_socket())?;
+        for (path, _) in self.find_temp_roots()? {
+            server.shared().need(path.hash_part());
+        }
+        let dir = &self.layout.real_store_dir;
+        for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+            let name = entry.map_err(StoreError::io("list", dir))?.file_name();
+            let Some(path) = name.to_str().and_then(|name| StorePath::from_base_name(name).ok()) else { continue };
+            // What is being staged is among the temporary roots.
+            let _released = Released(server.shared());
+            if path.name() == STAGING_NAME && server.shared().begin(path.hash_part()) {
+                tracing::info!(%path, "Deleted what was left of an addition");
+                tree::delete(&self.real_path(&path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Files of `.links` that nothing else is linked to any more.

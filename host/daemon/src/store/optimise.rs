@@ -1,4 +1,4 @@
-//! Equal files of the store share their blocks: each is a link to the one in `.links` that is named after the hash of its
+//! Equal files (and symlinks) of the store share their blocks: each is a link to the one in `.links` that is named after the hash of its
 //! archive. Start at [`Store::optimise`].
 
 use std::collections::HashSet;
@@ -48,12 +48,9 @@ impl Store {
         Ok(linking.optimised)
     }
 
-    /// The same for one path, if the settings say so.
-    pub(super) fn auto_optimise(&self, path: &StorePath) -> Result<(), StoreError> {
-        if self.settings.auto_optimise {
-            Linking::of_one(self).tree(&self.real_path(path))?;
-        }
-        Ok(())
+    /// The same for one path, which is not registered yet.
+    pub(super) fn optimise_path(&self, path: &StorePath) -> Result<(), StoreError> {
+        Linking::of_one(self).tree(&self.real_path(path))
     }
 }
 
@@ -84,9 +81,13 @@ impl Linking {
         let in_store_dir = root.to_owned();
         let mut failed = None;
         walk(root, |dir, name, stat, visit| {
-            let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-            // One that may be written was changed by somebody, and its hash means nothing.
-            if visit != Visit::Leaf || !is_file || stat.st_mode & 0o200 != 0 || self.linked.contains(&stat.st_ino) {
+            // A file that may be written was changed by somebody, and its hash means nothing.
+            let is_wanted = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => stat.st_mode & 0o200 == 0,
+                FileType::Symlink => true,
+                _ => false,
+            };
+            if visit != Visit::Leaf || !is_wanted || self.linked.contains(&stat.st_ino) {
                 return Ok(());
             }
             if failed.is_none()

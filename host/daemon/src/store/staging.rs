@@ -64,14 +64,15 @@ impl Store {
 
     /// Moves a finished tree to where its path belongs, in place of what may be there. The caller holds the path's lock.
     ///
-    /// It may be canonical already, as a build leaves it; its own metadata is that of the store afterwards.
-    pub fn move_into_store(&self, staged: &Path, path: &StorePath) -> Result<(), StoreError> {
+    /// It may be canonical already, as a build leaves it; its own metadata is that of the store afterwards. With `optimise`
+    /// its files become links to equal ones.
+    pub fn move_into_store(&self, staged: &Path, path: &StorePath, optimise: bool) -> Result<(), StoreError> {
         let target = self.real_path(path);
         if fs::symlink_metadata(&target).is_ok() {
             self.move_away(&target, staged)?;
         }
         move_tree(staged, &target)?;
-        self.auto_optimise(path)
+        if optimise { self.optimise_path(path) } else { Ok(()) }
     }
 
     /// Moves a finished tree to a name beside a path, such as `PATH.check`, in place of what may be there.
@@ -95,9 +96,9 @@ impl Store {
     }
 
     /// Makes a tree that we have written ourselves canonical and moves it to where its path belongs.
-    pub(super) fn finish_staged(&self, staged: &Path, path: &StorePath) -> Result<(), StoreError> {
+    pub(super) fn finish_staged(&self, staged: &Path, path: &StorePath, optimise: bool) -> Result<(), StoreError> {
         canonicalise(staged)?;
-        self.move_into_store(staged, path)
+        self.move_into_store(staged, path, optimise)
     }
 }
 

@@ -77,7 +77,10 @@ fn calls(world: &World) {
     let tries: String = cases
         .iter()
         .map(|(name, arguments, _)| {
-            format!("$! = 0; my $r{0} = syscall({arguments}); print \"{name}: \" . ($r{0} == -1 ? $! + 0 : 0) . \"\\n\"; ", "")
+            format!(
+                "$! = 0; my $r{0} = syscall({arguments}); print \"{name}: \" . ($r{0} == -1 ? $! + 0 : 0) . \"\\n\"; ",
+                ""
+            )
         })
         .map(|text| format!("{{ {text} }} "))
         .collect();
@@ -230,7 +233,8 @@ fn a_descriptor_sent_out_of_a_fixed_output_changes_nothing() {
     let listener = listener(&name);
     let taker = std::thread::spawn(move || {
         let (socket, _) = listener.accept().expect("connects");
-        let received = harmonia_sandbox::proxied::receive_listener(std::os::fd::AsFd::as_fd(&socket)).expect("receives");
+        let received =
+            harmonia_sandbox::proxied::receive_listener(std::os::fd::AsFd::as_fd(&socket)).expect("receives");
         std::fs::File::from(std::os::fd::OwnedFd::from(received.expect("a descriptor")))
     });
     // `sendmsg` with SCM_RIGHTS, put together by hand.

@@ -29,14 +29,14 @@ pub(super) fn add(
     let result = match request {
         Request::AddToStore { name, method, algorithm, references, repair } => {
             let kind = (method, algorithm);
-            let repair = repair && client.is_trusted;
+            let options = options(client, repair, true);
             let added = if client.version.minor >= 25 {
-                client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut bulk, repair)
+                client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut bulk, options)
             } else {
                 let part = if method == ContentAddressMethod::Recursive { Part::Archive } else { Part::Contents };
                 let mut archive = OneArchive::new(&mut bulk, part);
                 let added =
-                    client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut archive, repair);
+                    client.daemon.store.add_content(&client.roots, &name, kind, &references, &mut archive, options);
                 match archive.finish() {
                     Ok(()) => added,
                     Err(error) => return (Err(error.into()), Err(io::ErrorKind::InvalidData.into())),
@@ -45,26 +45,29 @@ pub(super) fn add(
             added.map(|valid| added_answer(client, &valid)).map_err(Failure::from)
         }
         Request::AddToStoreNar { mut valid, repair, dont_check_signatures } => {
-            let options = AddOptions {
-                repair: repair && client.is_trusted,
-                unsigned: dont_check_signatures && client.is_trusted,
-            };
+            let options = options(client, repair, dont_check_signatures);
             valid.info.ultimate &= client.is_trusted;
             let archive = OneArchive::new(&mut bulk, Part::Archive);
             let added = client.daemon.store.add_nar(&client.roots, &valid, archive, options);
             added.map(|()| Vec::new()).map_err(Failure::from)
         }
         Request::AddMultipleToStore { repair, dont_check_signatures } => {
-            let options = AddOptions {
-                repair: repair && client.is_trusted,
-                unsigned: dont_check_signatures && client.is_trusted,
-            };
+            let options = options(client, repair, dont_check_signatures);
             add_multiple(client, &mut bulk, options).map(|()| Vec::new())
         }
         Request::AddBuildLog(path) => add_build_log(client, &path, &mut bulk).map(|()| number(1)),
         _ => Err(Failure::new("this request brings no data along")),
     };
     (result, bulk.finish())
+}
+
+/// What the client asks for, as far as it may.
+fn options(client: &Client, repair: bool, unsigned: bool) -> AddOptions {
+    AddOptions {
+        repair: repair && client.is_trusted,
+        unsigned: unsigned && client.is_trusted,
+        optimise: client.settings.auto_optimise_store,
+    }
 }
 
 fn number(number: u64) -> Vec<u8> {

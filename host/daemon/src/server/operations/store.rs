@@ -9,7 +9,7 @@ use wire::{put_bool, put_bytes, put_list, put_optional_store_path, put_store_pat
 
 use super::{Client, Failure};
 use crate::schedule::log;
-use crate::store::KeepOptions;
+use crate::store::{AddOptions, KeepOptions};
 
 /// Works on one of them; the answer's bytes.
 pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failure> {
@@ -20,7 +20,14 @@ pub(super) fn answer(client: &Client, request: Request) -> Result<Vec<u8>, Failu
         Request::IsValidPath(path) => put_bool(out, store.is_valid(&path)?),
         Request::QueryReferrers(path) => put_store_paths(out, &store.referrers(&path)?),
         Request::AddTextToStore { name, text, references } => {
-            let added = store.add_text(&client.roots, &name, &text, &references, false)?;
+            let optimise = client.settings.auto_optimise_store;
+            let added = store.add_text(
+                &client.roots,
+                &name,
+                &text,
+                &references,
+                AddOptions { optimise, ..AddOptions::default() },
+            )?;
             put_store_path(out, &added.path);
         }
         Request::AddTempRoot(path) => {

@@ -2,6 +2,7 @@
 //! its handle.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub(crate) enum Maker {
     Nix,
     Ours,
 }
+
+pub(crate) type Connection = Client<OwnedReadHalf, OwnedWriteHalf>;
 
 pub(crate) struct Daemon {
     child: Child,
@@ -48,6 +51,28 @@ impl Daemon {
                 daemon.arg(env!("CARGO_BIN_EXE_harmonia-daemon")).env("NIX_ROOT_DIR", &root);
             }
         }
+        Self::wait_for(daemon, folder).await
+    }
+
+    /// Ours, as an ordinary user and without a sandbox, with a `/nix` of its own.
+    pub(crate) async fn start_without_sandbox() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test becomes another user, which needs root");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (conf, program) = (folder.path().join("conf"), folder.path().join("harmonia-daemon"));
+        fs::create_dir(&conf).expect("a folder");
+        fs::write(conf.join("nix.conf"), SETTINGS.replace("sandbox = true", "sandbox = false")).expect("a file");
+        // Where the other user may read it.
+        fs::copy(env!("CARGO_BIN_EXE_harmonia-daemon"), &program).expect("a copy");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("a mode");
+        let script = "mkdir -p /nix && mount -t tmpfs none /nix && chmod 777 /nix && \
+                      exec setpriv --pdeathsig KILL --reuid 65534 --regid 65534 --clear-groups -- ./harmonia-daemon";
+        let mut daemon = command("unshare", folder.path());
+        daemon.args(["-m", "sh", "-c", script]);
+        daemon.env("NIX_STATE_DIR", folder.path().join("var")).env("NIX_LOG_DIR", folder.path().join("log"));
+        Self::wait_for(daemon, folder).await
+    }
+
+    async fn wait_for(mut daemon: Command, folder: tempfile::TempDir) -> Self {
         let child = daemon
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -63,10 +88,14 @@ impl Daemon {
         daemon
     }
 
-    pub(crate) async fn connect(&self) -> Client<OwnedReadHalf, OwnedWriteHalf> {
+    pub(crate) async fn connect(&self) -> Connection {
+        self.connect_with(LogTarget::Discard).await
+    }
+
+    pub(crate) async fn connect_with(&self, log: LogTarget) -> Connection {
         let stream = UnixStream::connect(self.socket()).await.expect("the daemon listens");
         let (reader, writer) = stream.into_split();
-        Client::connect_with(reader, writer, &ClientGreeting::default(), LogTarget::Discard).await.expect("a greeting")
+        Client::connect_with(reader, writer, &ClientGreeting::default(), log).await.expect("a greeting")
     }
 
     /// Where a path of the store really is.
@@ -85,6 +114,26 @@ impl Daemon {
         assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
         let text = String::from_utf8(output.stdout).expect("text");
         text.lines().map(|line| line.parse().expect("a store path")).collect()
+    }
+
+    /// The same for an expression, of derivations by name.
+    pub(crate) fn instantiate_text(&self, expression: &str) -> Vec<StorePath> {
+        let file = self.folder.path().join("expression.nix");
+        fs::write(&file, expression).expect("a file");
+        self.instantiate(&file)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Kills it without a word.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// What the daemon had to say.
@@ -114,4 +163,20 @@ fn command(program: &str, folder: &Path) -> Command {
         .env_remove("NIX_REMOTE")
         .env_remove("NIX_PATH");
     command
+}
+
+/// How many processes have this in their command line.
+pub(crate) fn processes_with(marker: &str) -> usize {
+    let processes = fs::read_dir("/proc").expect("/proc is mounted").filter_map(Result::ok);
+    let command_lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    command_lines.filter(|line| line.windows(marker.len()).any(|part| part == marker.as_bytes())).count()
+}
+
+/// Waits for a condition that nobody announces.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -1,16 +1,14 @@
-//! Derivations of every feature (`corpus/corpus.nix`), built by Nix's daemon and by ours in stores of their own: they end
+//! Derivations of every feature (`corpus.nix`), built by Nix's daemon and by ours in stores of their own: they end
 //! alike, and leave the same archives and the same rows.
-
-#[path = "corpus/daemons.rs"]
-mod daemons;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use daemons::{Daemon, Maker};
 use harmonia_nix::nar::pack_path;
 use harmonia_nix::worker_protocol::{BuildMode, BuildStatus, ClientError, ClientOptions, DerivedPath, OutputNames};
 use harmonia_nix::{NarHash, StorePath};
+
+use crate::daemon::{Daemon, Maker};
 
 /// How one derivation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +29,7 @@ struct Corpus {
 impl Corpus {
     async fn build(maker: Maker) -> Self {
         let daemon = Daemon::start(maker).await;
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/corpus.nix");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/served/corpus.nix");
         let derivations: BTreeSet<StorePath> = daemon.instantiate(&file).into_iter().collect();
         let (mut ends, mut messages) = (BTreeMap::new(), BTreeMap::new());
         for derivation in derivations {
@@ -91,7 +89,8 @@ async fn every_derivation_ends_as_with_nix_and_leaves_the_same() {
         };
         if !is_same {
             let (their_message, our_message) = (&theirs.messages[name], &ours.messages[name]);
-            differences.push(format!("{name}:\n  Nix  {their_end:?} {their_message}\n  ours {our_end:?} {our_message}"));
+            differences
+                .push(format!("{name}:\n  Nix  {their_end:?} {their_message}\n  ours {our_end:?} {our_message}"));
         }
     }
     for sql in ROWS {
@@ -99,5 +98,11 @@ async fn every_derivation_ends_as_with_nix_and_leaves_the_same() {
         differences.extend(their_rows.difference(&our_rows).map(|row| format!("only Nix: {row}")));
         differences.extend(our_rows.difference(&their_rows).map(|row| format!("only ours: {row}")));
     }
-    assert!(differences.is_empty(), "{} differences:\n{}\n{}", differences.len(), differences.join("\n"), ours.daemon.log());
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}\n{}",
+        differences.len(),
+        differences.join("\n"),
+        ours.daemon.log()
+    );
 }

@@ -1,1 +1,0 @@
-//! Tests of the store on its own. With stock Nix beside it: `host/daemon/tests`.
