@@ -19,12 +19,14 @@ mod run;
 mod structured;
 mod tree;
 mod users;
+mod walls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use harmonia_egress::Egress;
 use harmonia_nix::content_address::ContentAddress;
 use harmonia_nix::derivation::BasicDerivation;
 use harmonia_nix::hash::NarHash;
@@ -34,6 +36,7 @@ use harmonia_nix::worker_protocol::BuildStatus;
 pub use run::run;
 pub use tree::{move_tree, remove_tree};
 pub use users::BuildUsers;
+pub use walls::{Wall, check};
 
 /// The whole `main` of the helper that starts builders ([`BuildOptions::helper`]).
 pub fn helper_main() -> ! {
@@ -98,7 +101,7 @@ pub struct BuildOptions {
     pub build_dir: PathBuf,
     /// What the build directory is called in a sandbox (`sandbox-build-dir`).
     pub sandbox_build_dir: PathBuf,
-    /// Size of `/dev/shm` in a sandbox, in bytes.
+    /// Size of `/dev/shm` in a sandbox, in bytes; 0: what the kernel gives, half of the memory.
     pub shm_bytes: u64,
     /// How many of the last lines of the log stand in the message of a failure (`log-lines`).
     pub log_lines: usize,
@@ -112,6 +115,8 @@ pub struct BuildOptions {
     pub build_users: BuildUsers,
     /// The program that starts builders, with its first arguments: its `main` is [`helper_main`].
     pub helper: Vec<OsString>,
+    /// How fixed-output derivations in a sandbox reach the network.
+    pub fixed_network: FixedNetwork,
     /// Passwords that `builtin:fetchurl` may use.
     pub netrc_file: Option<PathBuf>,
     /// Where `builtin:fetchurl` looks first, by hash (`hashed-mirrors`).
@@ -127,6 +132,16 @@ pub enum BuildLog<'a> {
     Line(&'a [u8]),
     /// What the executor has to say itself.
     Note(&'a str),
+}
+
+/// How fixed-output derivations in a sandbox reach the network.
+#[derive(Debug, Clone)]
+pub enum FixedNetwork {
+    /// As every process of the host does, its loopback interface and private networks among it. Their outputs are copied,
+    /// since abstract sockets carry descriptors out.
+    Host,
+    /// By a proxy, which the builder finds in `http_proxy` and the like; their own network holds nothing else.
+    Proxied(Egress),
 }
 
 /// `sandbox` of nix.conf.

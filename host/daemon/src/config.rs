@@ -15,6 +15,7 @@ use harmonia_nix::STORE_DIR;
 use crate::store::{Layout, StoreSettings};
 
 pub use parse::{ConfigError, read_file};
+pub(crate) use settings::EGRESS_ALLOW;
 pub use settings::{SettingError, Settings};
 pub use users::{User, Users};
 

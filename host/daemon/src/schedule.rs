@@ -325,7 +325,7 @@ impl Scheduler {
         paths: &BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, Substitutable>, ScheduleError> {
         let running = Running::start(self, request, BuildMode::Normal);
-        let looked = futures_util::future::join_all(paths.iter().map(|path| running.look_up(path))).await;
+        let looked = futures_util::future::join_all(paths.iter().map(|path| running.look_up(path, None))).await;
         let found = paths
             .iter()
             .zip(looked)

@@ -70,9 +70,6 @@ pub enum FetchError {
     /// Not a narinfo.
     #[error("its narinfo is not valid: {0}")]
     NarInfo(String),
-    /// It is a cache of another store directory.
-    #[error("it is for the store {0}, not for /nix/store")]
-    OtherStore(String),
     /// A URL that leads nowhere.
     #[error("it names an invalid URL '{0}'")]
     Url(String),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::base32;
 use crate::text_serde::serde_as_text;
 
-pub use make::{MakeStorePathError, References};
+pub use make::{MakeStorePathError, References, hash_part_elsewhere};
 pub(crate) use make::{fixed_output_hash, output_path_name};
 
 /// The only store directory that we handle. Hashes depend on it, so it is no setting.

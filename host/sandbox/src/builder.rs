@@ -23,7 +23,7 @@ pub struct Builder {
     pub host_user: Option<User>,
     /// Whether the kernel looks like one of 32 bits.
     pub linux32: bool,
-    /// Size of `/dev/shm`, in bytes.
+    /// Size of `/dev/shm`, in bytes; 0: what the kernel gives, half of the memory.
     pub shm_bytes: u64,
 }
 

@@ -166,7 +166,9 @@ fn bind_mount(source: &Path, target: &Path) -> Result<(), SandboxError> {
 }
 
 fn mount_memory(target: &Path, size_bytes: u64, options: &str) -> Result<(), SandboxError> {
-    let data = format!("size={size_bytes},{options}\0");
+    // Zero would mean that everything fits.
+    let size = if size_bytes == 0 { String::new() } else { format!("size={size_bytes},") };
+    let data = format!("{size}{options}\0");
     let data =
         std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|error| SandboxError::Spec(error.to_string()))?;
     step(

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use harmonia_sandbox::{BuilderRun, Bytes};
 use serde::{Deserialize, Serialize};
 
-use super::BuildRequest;
 use super::rewrite::Rewrites;
+use super::walls::Probe;
+use super::{BuildRequest, walls};
 
 /// What a builtin builder is given.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ struct Input {
     hashed_mirrors: Vec<String>,
     /// Variables of the daemon's environment that name proxies.
     proxies: BTreeMap<String, String>,
+    /// Of a builder that no derivation can name: it tries the walls.
+    #[serde(default)]
+    probe: Option<Probe>,
 }
 
 const PROXIES: [&str; 7] =
@@ -45,7 +49,9 @@ impl Input {
 }
 
 /// What the helper is told to run.
-pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites) -> Result<BuilderRun, String> {
+///
+/// `proxy` is the one way out that it has, if it has only one.
+pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites, proxy: Option<&str>) -> Result<BuilderRun, String> {
     let derivation = &request.derivation;
     let name = String::from_utf8_lossy(&derivation.builder["builtin:".len()..]).into_owned();
     if !["fetchurl", "buildenv", "unpack-channel"].contains(&name.as_str()) {
@@ -60,13 +66,21 @@ pub(super) fn prepare(request: &BuildRequest, rewrites: &Rewrites) -> Result<Bui
         let netrc = request.options.netrc_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
         input.netrc = netrc.unwrap_or_default();
         input.hashed_mirrors.clone_from(&request.options.hashed_mirrors);
-        input.proxies = PROXIES
-            .into_iter()
-            .filter_map(|name| Some((name.to_ascii_lowercase(), std::env::var(name).ok()?)))
-            .collect();
+        input.proxies = match proxy {
+            Some(proxy) => BTreeMap::from([("all_proxy".to_owned(), proxy.to_owned())]),
+            None => PROXIES
+                .into_iter()
+                .filter_map(|name| Some((name.to_ascii_lowercase(), std::env::var(name).ok()?)))
+                .collect(),
+        };
     }
     let json = serde_json::to_vec(&input).map_err(|error| error.to_string())?;
     Ok(BuilderRun::Builtin(Bytes(json)))
+}
+
+/// What the helper is told to run to try the walls.
+pub(super) fn probing(probe: Probe) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Input { probe: Some(probe), ..Input::default() })
 }
 
 /// Runs one; answers the exit code.
@@ -74,6 +88,7 @@ pub(super) fn run(input: &[u8]) -> i32 {
     let outcome =
         serde_json::from_slice::<Input>(input).map_err(|error| error.to_string()).and_then(|input| {
             match input.name.as_str() {
+            _ if input.probe.is_some() => walls::run(&input.probe.unwrap_or_default()),
                 "fetchurl" => fetchurl::run(&input),
                 "buildenv" => buildenv::run(&input),
                 "unpack-channel" => unpack_channel::run(&input),

@@ -27,6 +27,8 @@ pub(super) struct World<'a> {
     pub(super) top: &'a Path,
     /// Where it is to leave its outputs.
     pub(super) outputs: &'a BTreeMap<String, StorePath>,
+    /// The one way to the network, if there is just one.
+    pub(super) proxy: Option<&'a str>,
     /// What is replaced in all that the derivation says.
     pub(super) rewrites: &'a Rewrites,
 }
@@ -67,6 +69,15 @@ pub(super) fn environment(world: &World<'_>) -> Result<Environment, BuildFailure
         for name in attributes.strings("impureEnvVars")?.unwrap_or_default() {
             let value = std::env::var_os(&name).unwrap_or_default();
             variables.insert(name.into(), value.as_bytes().to_vec());
+        }
+    }
+    if let Some(proxy) = world.proxy {
+        for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            variables.insert(name.into(), proxy.into());
+        }
+        // Whatever this machine excepts, for the build there is no other way.
+        for name in ["no_proxy", "NO_PROXY"] {
+            variables.insert(name.into(), Vec::new());
         }
     }
     variables.insert("NIX_LOG_FD".into(), "2".into());

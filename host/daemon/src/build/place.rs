@@ -16,16 +16,22 @@ use super::environment::{Environment, HOME};
 use super::rewrite::Rewrites;
 use super::tree::remove_tree;
 use super::users::{self, Lease};
-use super::{BuildFailure, BuildRequest, SandboxMode, outputs};
+use super::{BuildFailure, BuildRequest, FixedNetwork, SandboxMode, outputs};
 
 /// Who a builder is in a sandbox, whatever it is outside.
-const INSIDE: User = User { uid: 1000, gid: 100 };
+pub(super) const INSIDE: User = User { uid: 1000, gid: 100 };
+
+/// Where the proxy is, in the network of a build that has one.
+const PROXY_PORT: u16 = 3128;
+const PROXY_URL: &str = "http://127.0.0.1:3128";
 
 /// Where a build runs.
 pub(super) struct Place {
     pub(super) sandboxed: bool,
     /// Its hash is known, so that it may reach the network.
     pub(super) is_fixed: bool,
+    /// What of the network it has, in a sandbox.
+    pub(super) network: Network,
     /// It asks for virtual machines (`requiredSystemFeatures`).
     needs_kvm: bool,
     /// The build directory, on the host.
@@ -80,6 +86,11 @@ impl Place {
         let mut place = Self {
             sandboxed,
             is_fixed,
+            network: match &request.options.fixed_network {
+                _ if !is_fixed => Network::Loopback,
+                FixedNetwork::Host => Network::Host,
+                FixedNetwork::Proxied(_) => Network::Proxied { port: PROXY_PORT },
+            },
             needs_kvm: attributes
                 .strings("requiredSystemFeatures")?
                 .unwrap_or_default()
@@ -156,6 +167,11 @@ impl Place {
             return Ok(());
         }
         self.scratch.values().try_for_each(|path| remove_tree(&self.left_in.join(path.base_name())))
+    }
+
+    /// The one way to the network, if there is just one.
+    pub(super) fn proxy(&self) -> Option<&'static str> {
+        (self.sandboxed && matches!(self.network, Network::Proxied { .. })).then_some(PROXY_URL)
     }
 
     /// Writes the files of the build directory and gives it to the builder.
@@ -246,14 +262,13 @@ impl Place {
             ),
             ("/etc/group", format!("root:x:0:\nnixbld:!:{gid}:\nnogroup:x:65534:\n")),
         ];
-        if self.is_fixed {
-            spec.network = Network::Host;
+        spec.network = self.network;
+        if self.network == Network::Host {
             files.push(("/etc/nsswitch.conf", "hosts: files dns\nservices: files\n".to_owned()));
             for path in ["/etc/resolv.conf", "/etc/services", "/etc/hosts"] {
                 spec.binds.push(Bind::same(path).if_there());
             }
         } else {
-            spec.network = Network::Loopback;
             files.push(("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".to_owned()));
         }
         let named = |path: &str| spec.binds.iter().any(|bind| bind.target == Path::new(path));

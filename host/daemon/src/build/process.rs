@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use harmonia_egress::Session;
 use harmonia_nix::worker_protocol::BuildStatus;
-use harmonia_sandbox::{End, Report, SandboxSpec, User};
+use harmonia_sandbox::{End, Network, Report, SandboxSpec, User};
 use rustix::pty::OpenptFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{BuildFailure, BuildLog, BuildOptions, Usage};
+use super::{BuildFailure, BuildLog, BuildOptions, FixedNetwork, Usage};
 
 /// How long the last bytes of a build that has ended may take to come out of its terminal.
 const LAST_BYTES: Duration = Duration::from_secs(2);
@@ -47,23 +49,39 @@ pub(super) async fn run(
         .helper
         .split_first()
         .ok_or_else(|| BuildFailure::machine("start the helper of builds", "no program is configured for it"))?;
+    // A socket, so that the sandbox can hand its listener to us.
+    let (mut socket, stdin) = std::os::unix::net::UnixStream::pair()
+        .and_then(|(ours, theirs)| {
+            ours.set_nonblocking(true)?;
+            Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
+        })
+        .map_err(machine("open a way to the helper of builds"))?;
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).env_clear().current_dir("/").kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(theirs);
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(theirs);
     let began = Instant::now();
     let mut child = command.spawn().map_err(machine("start the helper of builds"))?;
     // It holds the builder's end of the terminal.
     drop(command);
-    let (Some(mut control), Some(mut report)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(BuildFailure::machine("start the helper of builds", "its standard streams are missing"));
+    let Some(mut report) = child.stdout.take() else {
+        return Err(BuildFailure::machine("start the helper of builds", "its standard output is missing"));
     };
     let mut lines = Lines::new(options.log_lines);
     let mut said = Vec::new();
-    let mut control = match control.write_all(&header).await {
-        Ok(()) => Some(control),
-        // It ended early, which its report explains.
-        Err(_) => None,
+    let mut session = match &options.fixed_network {
+        FixedNetwork::Proxied(egress) if matches!(spec.network, Network::Proxied { .. }) => {
+            Some(egress.session(Vec::new()))
+        }
+        _ => None,
     };
+    // When it ends early, its report explains that.
+    let written = socket.write_all(&header).await.is_ok();
+    if let Some(session) = session.as_mut().filter(|_| written)
+        && let Some(listener) = receive_listener(&socket).await.map_err(machine("hear from the helper of builds"))?
+    {
+        session.serve(listener).map_err(machine("serve the build's way to the network"))?;
+    }
+    let mut control = written.then_some(socket);
     let mut stopped_by: Option<Stop> = None;
     let mut last_output = began;
     let mut printed: u64 = 0;
@@ -121,6 +139,9 @@ pub(super) async fn run(
         }
     }
     lines.end(log);
+    for refusal in session.iter().flat_map(Session::refused) {
+        log(BuildLog::Note(&format!("the build was not let through to the network: {refusal}")));
+    }
     let report = Report::read(&said).map_err(machine("understand the helper of builds"))?;
     let Some(report) = report else {
         return Err(BuildFailure::machine("run the builder", "its helper was killed"));
@@ -134,6 +155,19 @@ pub(super) async fn run(
     match stopped_by {
         Some(stop) => Err(stop.failure(options, name)),
         None => Ok(Ended { end: report.end, usage, tail: lines.tail.into() }),
+    }
+}
+
+async fn receive_listener(socket: &UnixStream) -> io::Result<Option<std::net::TcpListener>> {
+    loop {
+        socket.readable().await?;
+        let receive = || harmonia_sandbox::proxied::receive_listener(socket.as_fd());
+        match socket.try_io(tokio::io::Interest::READABLE, receive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It ended before it had read everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            received => return received,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use harmonia_nix::derivation::DerivationOutput;
 use harmonia_nix::worker_protocol::BuildStatus;
-use harmonia_sandbox::{BuilderRun, End, SandboxSpec};
+use harmonia_sandbox::{BuilderRun, End, Network, SandboxSpec};
 use tokio_util::sync::CancellationToken;
 
 use super::attributes::{Attributes, rejected};
@@ -99,11 +99,12 @@ fn describe(request: &BuildRequest, attributes: &Attributes<'_>, place: &Place) 
         top: &place.top,
         outputs: &place.scratch,
         rewrites: &place.rewrites,
+        proxy: place.proxy(),
     })?;
     place.fill(&environment)?;
     let derivation = &request.derivation;
     let run = if is_builtin(request) {
-        builtin::prepare(request, &place.rewrites).map_err(rejected)?
+        builtin::prepare(request, &place.rewrites, place.proxy()).map_err(rejected)?
     } else {
         let path = derivation.builder.as_slice();
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
@@ -163,7 +164,7 @@ fn take_outputs(
     // Without a sandbox nothing keeps an ordinary user from its own files; whoever shares a network namespace with the
     // host may have sent descriptors anywhere.
     let by_other_user = place.lease.is_some();
-    let reachable = if place.sandboxed { place.is_fixed } else { by_other_user };
+    let reachable = if place.sandboxed { place.network == Network::Host } else { by_other_user };
     let cancelled = || cancel.is_cancelled();
     collect(&Collection {
         request,

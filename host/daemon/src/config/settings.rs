@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use harmonia_egress::EgressGrant;
 use harmonia_nix::signature::{PublicKey, SecretKey};
 
 use crate::build::SandboxMode;
@@ -42,6 +43,10 @@ pub struct Settings {
     pub auto_allocate_uids: bool,
     pub netrc_file: PathBuf,
     pub hashed_mirrors: Vec<String>,
+    /// Whether fixed-output derivations in a sandbox reach the network by the egress proxy only (ours; Nix has no such key).
+    pub fixed_output_proxy: bool,
+    /// What they may reach beside public addresses (ours).
+    pub egress_allow: Vec<String>,
     pub system: String,
     pub extra_platforms: Vec<String>,
     /// `None`: what this machine can do.
@@ -93,6 +98,8 @@ impl Default for Settings {
             auto_allocate_uids: false,
             netrc_file: PathBuf::from("/etc/nix/netrc"),
             hashed_mirrors: Vec::new(),
+            fixed_output_proxy: true,
+            egress_allow: Vec::new(),
             system: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             extra_platforms: if cfg!(target_arch = "x86_64") { vec![text("i686-linux")] } else { Vec::new() },
             system_features: None,
@@ -110,6 +117,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// The key of what fixed-output derivations may reach beside public addresses.
+pub(crate) const EGRESS_ALLOW: &str = "egress-allow";
 
 /// Why a setting cannot have a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -193,6 +203,18 @@ impl Settings {
         self.build_users_group.as_deref().unwrap_or(usual)
     }
 
+    /// What fixed-output derivations may reach beside public addresses; what cannot be read is warned of.
+    pub fn egress_allow(&self) -> Vec<EgressGrant> {
+        let parse = |text: &String| match text.parse() {
+            Ok(grant) => Some(grant),
+            Err(error) => {
+                tracing::warn!(%error, "The setting {EGRESS_ALLOW} has an entry that cannot be read: {text}");
+                None
+            }
+        };
+        self.egress_allow.iter().filter_map(parse).collect()
+    }
+
     /// The keys that can be read; others are warned of.
     pub fn trusted_keys(&self) -> Vec<PublicKey> {
         let parse = |text: &String| match text.parse() {
@@ -248,6 +270,7 @@ impl Settings {
             "sandbox-paths" | "build-sandbox-paths" | "build-chroot-dirs" => &mut self.sandbox_paths,
             "extra-platforms" => &mut self.extra_platforms,
             "hashed-mirrors" => &mut self.hashed_mirrors,
+            EGRESS_ALLOW => &mut self.egress_allow,
             _ => return None,
         })
     }
@@ -265,6 +288,7 @@ impl Settings {
             "keep-derivations" | "gc-keep-derivations" => &mut self.keep_derivations,
             "auto-optimise-store" => &mut self.auto_optimise_store,
             "fsync-metadata" => &mut self.fsync_metadata,
+            "fixed-output-proxy" => &mut self.fixed_output_proxy,
             "auto-allocate-uids" => &mut self.auto_allocate_uids,
             "allow-symlinked-store" => &mut self.allow_symlinked_store,
             _ => return None,

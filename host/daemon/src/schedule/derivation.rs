@@ -51,7 +51,7 @@ impl Run {
     }
 
     async fn try_realise(self: &Arc<Self>, drv_path: &StorePath, outputs: &OutputNames) -> Result<Outcome, Outcome> {
-        if !self.substitute(drv_path, false).await.is_success() {
+        if !self.substitute(drv_path, None, false).await.is_success() {
             let message = format!("cannot build missing derivation '{drv_path}'");
             return Err(Outcome::failure(BuildStatus::MiscFailure, message));
         }
@@ -177,8 +177,9 @@ impl Run {
         let mut ends = Vec::new();
         if may_substitute {
             let repair = self.mode == BuildMode::Repair;
-            let missing = looked.wanted.values().filter(|path| !looked.valid.contains(*path));
-            ends = join_all(missing.map(|path| self.substitute(path, repair))).await;
+            let missing = looked.wanted.iter().filter(|(_, path)| !looked.valid.contains(*path));
+            let address = |name: &String| looked.derivation.outputs.get(name)?.fixed_address().copied();
+            ends = join_all(missing.map(|(name, path)| self.substitute(path, address(name), repair))).await;
         }
         let failure = ends.iter().find_map(|end| match end {
             Substitution::Failed(message) => Some(message),
@@ -235,7 +236,7 @@ impl Run {
             self.request.log.error(&message);
             let repair: BoxFuture<'_, bool> = match makers.get(output) {
                 Some(maker) => self.derivation(maker, &OutputNames::All).map(|end| end.is_success()).boxed(),
-                None => async { self.substitute(output, true).await.is_success() }.boxed(),
+                None => async { self.substitute(output, None, true).await.is_success() }.boxed(),
             };
             repair
         });
@@ -321,7 +322,7 @@ impl Run {
             let message = format!("dependency '{path}' of '{drv_path}' does not exist, and substitution is disabled");
             return Err(Outcome::failure(BuildStatus::MiscFailure, message));
         }
-        let ends = join_all(missing.iter().map(|path| self.substitute(path, false))).await;
+        let ends = join_all(missing.iter().map(|path| self.substitute(path, None, false))).await;
         Ok(ends.iter().filter(|end| !end.is_success()).count())
     }
 }

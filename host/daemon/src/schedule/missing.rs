@@ -78,7 +78,7 @@ async fn look_at_path(run: &Arc<Run>, path: StorePath) -> Result<Step, ScheduleE
     if blocking(move || store.is_valid(&wanted)).await? {
         return Ok(Step::Nothing);
     }
-    let found = run.look_up(&path).await;
+    let found = run.look_up(&path, None).await;
     let Some(offer) = found.offer() else { return Ok(Step::Unknown(path)) };
     Ok(Step::Substitute {
         path,
@@ -114,7 +114,11 @@ async fn look_at_derivation(run: &Arc<Run>, drv_path: StorePath, outputs: Output
     }
     let may_substitute = derivation.options().is_ok_and(|options| options.allow_substitutes);
     if let Some(invalid) = invalid.filter(|_| may_substitute) {
-        let found = join_all(invalid.iter().map(|path| run.look_up(path))).await;
+        let address = |path: &StorePath| {
+            let output = derivation.outputs.values().find(|output| output.path() == Some(path))?;
+            output.fixed_address().copied()
+        };
+        let found = join_all(invalid.iter().map(|path| run.look_up(path, address(path)))).await;
         if found.iter().all(|found| found.offer().is_some()) {
             return Ok(Step::Instead(invalid.into_iter().map(DerivedPath::Opaque).collect()));
         }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use harmonia_nix::NarInfo;
 use harmonia_nix::store_path::StorePath;
+use harmonia_nix::{ContentAddress, NarInfo};
 
 use super::run::Run;
 use crate::substitute::Cache;
@@ -39,13 +39,13 @@ impl LookUp {
 }
 
 impl Run {
-    /// What the caches from the given one on say of a path.
-    pub(super) async fn ask_caches(&self, path: &StorePath, from: usize) -> LookUp {
+    /// What the caches from the given one on say of a path; `address`: of a fixed output.
+    pub(super) async fn ask_caches(&self, path: &StorePath, address: Option<ContentAddress>, from: usize) -> LookUp {
         let (options, log) = (&self.request.options, &self.request.log);
         let mut failed = None;
         for (index, cache) in self.caches().await.iter().enumerate().skip(from) {
             let answer = match self.scheduler.queries.acquire().await {
-                Ok(_permit) => cache.narinfo(path).await,
+                Ok(_permit) => cache.narinfo(path, address).await,
                 Err(_closed) => return LookUp::Nowhere,
             };
             match answer {

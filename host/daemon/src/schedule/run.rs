@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use harmonia_nix::ContentAddress;
 use harmonia_nix::derivation::Derivation;
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::{BuildMode, DerivedPath, OutputNames};
@@ -123,7 +124,7 @@ impl Run {
                 let (run, path) = (Arc::clone(self), path.clone());
                 async move {
                     let repair = run.mode == BuildMode::Repair;
-                    run.substitute(&path, repair).await.into_outcome(&path)
+                    run.substitute(&path, None, repair).await.into_outcome(&path)
                 }
                 .boxed()
             }
@@ -166,14 +167,11 @@ impl Run {
         }
     }
 
-    /// The goal of knowing what the caches have of a path.
-    pub(super) fn look_up(self: &Arc<Self>, path: &StorePath) -> Goal<LookUp> {
+    /// The goal of knowing what the caches have of a path; `address`: of a fixed output.
+    pub(super) fn look_up(self: &Arc<Self>, path: &StorePath, address: Option<ContentAddress>) -> Goal<LookUp> {
         let (run, wanted) = (Arc::clone(self), path.clone());
-        self.goal(
-            |goals| &mut goals.look_ups,
-            path.clone(),
-            move || async move { run.ask_caches(&wanted, 0).await }.boxed(),
-        )
+        let ask = move || async move { run.ask_caches(&wanted, address, 0).await }.boxed();
+        self.goal(|goals| &mut goals.look_ups, path.clone(), ask)
     }
 
     /// The goal of fetching a path.

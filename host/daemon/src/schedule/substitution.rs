@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use harmonia_nix::ContentAddress;
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::{BuildStatus, PathInfo, ValidPathInfo};
 use tokio::io::BufReader;
@@ -67,14 +68,19 @@ impl Substitution {
 
 impl Run {
     /// Makes a path valid, and before it what it refers to. With `repair`, files of a valid path that are damaged are
-    /// replaced.
-    pub(super) async fn substitute(self: &Arc<Self>, path: &StorePath, repair: bool) -> Substitution {
+    /// replaced. `address`: of a fixed output.
+    pub(super) async fn substitute(
+        self: &Arc<Self>,
+        path: &StorePath,
+        address: Option<ContentAddress>,
+        repair: bool,
+    ) -> Substitution {
         match self.is_sound(path, repair).await {
             Ok(true) => return Substitution::AlreadyValid,
             Ok(false) => {}
             Err(error) => return Substitution::failed(error),
         }
-        let offers = match self.plan(path).await {
+        let offers = match self.plan(path, address).await {
             Ok(offers) => offers,
             Err(end) => return end,
         };
@@ -110,15 +116,19 @@ impl Run {
     }
 
     /// Who has the path, and who has what is missing of its closure.
-    async fn plan(self: &Arc<Self>, path: &StorePath) -> Result<BTreeMap<StorePath, Arc<Offer>>, Substitution> {
+    async fn plan(
+        self: &Arc<Self>,
+        path: &StorePath,
+        address: Option<ContentAddress>,
+    ) -> Result<BTreeMap<StorePath, Arc<Offer>>, Substitution> {
         let mut offers = BTreeMap::new();
         let mut seen = BTreeSet::from([path.clone()]);
         let mut asked = FuturesUnordered::new();
-        let ask = |path: StorePath| {
+        let ask = |path: StorePath, address| {
             let run = Arc::clone(self);
-            async move { (run.look_up(&path).await, path) }
+            async move { (run.look_up(&path, address).await, path) }
         };
-        asked.push(ask(path.clone()));
+        asked.push(ask(path.clone(), address));
         let mut holes = (false, None);
         while let Some((answer, found)) = asked.next().await {
             match answer {
@@ -132,7 +142,7 @@ impl Run {
                         return Err(Substitution::Failed(message.into()));
                     }
                     let missing = self.missing_of(new).await.map_err(Substitution::failed)?;
-                    asked.extend(missing.into_iter().map(ask));
+                    asked.extend(missing.into_iter().map(|path| ask(path, None)));
                 }
                 LookUp::Nowhere if found == *path => return Err(Substitution::NoSubstituter),
                 LookUp::Nowhere => holes.0 = true,
@@ -187,7 +197,7 @@ impl Run {
                     }
                 }
             }
-            offer = match self.ask_caches(&path, offer.index + 1).await {
+            offer = match self.ask_caches(&path, offer.info.content_address, offer.index + 1).await {
                 // Another's copy may refer to something else, which nobody has made valid: the store refuses it then.
                 LookUp::Offer(next) => next,
                 LookUp::Nowhere => return trouble.map_or(Substitution::NoSubstituter, Substitution::Failed),

@@ -7,7 +7,7 @@ use harmonia_nix::worker_protocol::LogMessage;
 use tempfile::TempDir;
 
 use super::*;
-use crate::build::{BuildUsers, SandboxMode};
+use crate::build::{BuildUsers, FixedNetwork, SandboxMode};
 use crate::store::{Layout, StoreSettings};
 
 /// A store of its own and a folder with a cache.
@@ -132,6 +132,7 @@ fn build_options(dir: &Path) -> BuildOptions {
         max_processes: None,
         build_users: BuildUsers::of_range(dir),
         helper: Vec::new(),
+        fixed_network: FixedNetwork::Host,
         netrc_file: None,
         hashed_mirrors: Vec::new(),
     }

@@ -1,12 +1,14 @@
 //! What a client may and wants: the daemon's settings with those of `SetOptions` in them. Start at [`with_client`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
 use harmonia_nix::worker_protocol::ClientOptions;
 
-use crate::build::{BuildOptions, BuildUsers};
-use crate::config::{Config, Settings};
+use crate::build::{BuildOptions, BuildUsers, FixedNetwork};
+use crate::config::{Config, EGRESS_ALLOW, Settings};
 use crate::schedule::{Log, RequestOptions};
 
 /// Anybody may set these.
@@ -121,6 +123,12 @@ fn build_options(config: &Config, settings: &Settings) -> BuildOptions {
             BuildUsers::of_group(group, state_dir)
         },
         helper: config.build_helper.clone(),
+        fixed_network: if config.settings.fixed_output_proxy {
+            let rules = EgressRules { allowed: config.settings.egress_allow(), setting: EGRESS_ALLOW };
+            FixedNetwork::Proxied(Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default()))
+        } else {
+            FixedNetwork::Host
+        },
         netrc_file: Some(settings.netrc_file.clone()),
         hashed_mirrors: settings.hashed_mirrors.clone(),
     }

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use harmonia_nix::{NarInfo, StorePath};
+use harmonia_nix::store_path::hash_part_elsewhere;
+use harmonia_nix::{ContentAddress, NarInfo, STORE_DIR, StorePath};
 use tokio::time::Instant;
 
 use super::archive::Archive;
@@ -30,6 +31,8 @@ const DEFAULT_PRIORITY: u64 = 50;
 pub struct CacheInfo {
     /// Those with lower numbers are asked first.
     pub priority: u64,
+    /// Where the paths that it has belong, when that is not `/nix/store`.
+    pub other_store_dir: Option<String>,
 }
 
 /// A binary cache.
@@ -76,11 +79,10 @@ impl Cache {
             return Ok(info.clone());
         }
         let text = self.small("nix-cache-info", CACHE_INFO_BYTES_MAX).await?.unwrap_or_default();
-        let mut info = CacheInfo { priority: DEFAULT_PRIORITY };
+        let mut info = CacheInfo { priority: DEFAULT_PRIORITY, other_store_dir: None };
         for line in String::from_utf8_lossy(&text).lines() {
             match line.split_once(':').map(|(name, value)| (name, value.trim())) {
-                Some(("StoreDir", "/nix/store")) => {}
-                Some(("StoreDir", other)) => return Err(FetchError::OtherStore(other.chars().take(200).collect())),
+                Some(("StoreDir", dir)) => info.other_store_dir = (dir != STORE_DIR).then(|| dir.to_owned()),
                 Some(("Priority", value)) => info.priority = value.parse().unwrap_or(DEFAULT_PRIORITY),
                 _ => {}
             }
@@ -88,21 +90,40 @@ impl Cache {
         if let Some(priority) = self.place.priority {
             info.priority = priority;
         }
-        // An absent file may appear.
-        if !text.is_empty() {
+        // An absent file may appear in a folder; servers are spared the question.
+        if !text.is_empty() || self.place.is_remote() {
             self.state().info = Some(info.clone());
         }
         Ok(info)
     }
 
     /// What it says of `path`; `None` when it does not have it. Nobody has checked whether that is to be believed.
-    pub async fn narinfo(&self, path: &StorePath) -> Result<Option<NarInfo>, FetchError> {
-        let name = format!("{}.narinfo", path.hash_part());
+    ///
+    /// What is addressed by its content can also come from the store of another directory.
+    pub async fn narinfo(
+        &self,
+        path: &StorePath,
+        address: Option<ContentAddress>,
+    ) -> Result<Option<NarInfo>, FetchError> {
+        let Some(dir) = self.info().await?.other_store_dir else {
+            let info = self.narinfo_of(path.hash_part(), STORE_DIR).await?;
+            // The cache has something else with this hash.
+            return Ok(info.filter(|info| info.path == *path));
+        };
+        let Some(address) = address else { return Ok(None) };
+        let info = self.narinfo_of(&hash_part_elsewhere(&dir, path.name(), address), &dir).await?;
+        let is_same = |info: &NarInfo| info.content_address == Some(address) && info.references.is_empty();
+        Ok(info.filter(is_same).map(|info| NarInfo { path: path.clone(), deriver: None, ..info }))
+    }
+
+    async fn narinfo_of(&self, hash_part: &str, store_dir: &str) -> Result<Option<NarInfo>, FetchError> {
+        let name = format!("{hash_part}.narinfo");
         let Some(bytes) = self.small(&name, NARINFO_BYTES_MAX).await? else { return Ok(None) };
-        let text = String::from_utf8(bytes).map_err(|error| FetchError::NarInfo(error.to_string()))?;
-        let info = NarInfo::parse(&text).map_err(|error| FetchError::NarInfo(super::chain(&error)))?;
-        // The cache has something else with this hash.
-        Ok(Some(info).filter(|info| info.path == *path))
+        let mut text = String::from_utf8(bytes).map_err(|error| FetchError::NarInfo(error.to_string()))?;
+        if store_dir != STORE_DIR {
+            text = text.replacen(&format!("StorePath: {store_dir}/"), &format!("StorePath: {STORE_DIR}/"), 1);
+        }
+        NarInfo::parse(&text).map(Some).map_err(|error| FetchError::NarInfo(super::chain(&error)))
     }
 
     /// The archive that `info` promises; it begins to arrive.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_compression::Level;
 use async_compression::tokio::write::{BrotliEncoder, BzEncoder, GzipEncoder, XzEncoder, ZstdEncoder};
+use harmonia_nix::store_path::hash_part_elsewhere;
 use harmonia_nix::{ContentAddress, Hash, SecretKey, Sha256Hash, StorePath};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -69,7 +70,7 @@ async fn one(caches: &Caches, uri: &str) -> Arc<Cache> {
 }
 
 async fn fetch(cache: &Cache) -> Result<Vec<u8>, FetchError> {
-    let info = cache.narinfo(&PATH.parse().expect("a path")).await?.expect("it is there");
+    let info = cache.narinfo(&PATH.parse().expect("a path"), None).await?.expect("it is there");
     let mut archive = cache.archive(&info).await?;
     let mut bytes = Vec::new();
     match archive.read_to_end(&mut bytes).await {
@@ -240,10 +241,30 @@ async fn caches_are_asked_by_their_priority_and_what_cannot_be_asked_is_told() {
     assert!(warnings.len() == 1 && warnings[0].contains("'ssh'"), "{warnings:?}");
     let (usable, _) = caches.of(&[format!("{}?priority=10", uri(0)), uri(1)]).await;
     assert!(usable[0].uri().ends_with("priority=10"));
+}
 
-    std::fs::write(folders[0].path().join("nix-cache-info"), "StoreDir: /gnu/store\n").expect("written");
-    let (usable, warnings) = Caches::default().of(&[uri(0)]).await;
-    assert!(usable.is_empty() && warnings[0].contains("/gnu/store"), "{warnings:?}");
+#[tokio::test]
+async fn only_what_is_addressed_by_its_content_comes_from_another_store_directory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut info = info_of("none", &nar());
+    let address = ContentAddress::recursive(Hash::from(info.nar_hash));
+    let path = StorePath::make_fixed_output("hello", address, &References::default()).expect("a path");
+    let hash_part = hash_part_elsewhere("/other/store", "hello", address);
+    assert_ne!(hash_part, path.hash_part());
+    assert_eq!(hash_part_elsewhere("/nix/store", "hello", address), path.hash_part());
+    info.path = StorePath::from_base_name(&format!("{hash_part}-hello")).expect("a path");
+    info.content_address = Some(address);
+    lay_out(folder.path(), &info, &nar());
+    let narinfo = folder.path().join(format!("{hash_part}.narinfo"));
+    std::fs::write(&narinfo, info.to_string().replace("/nix/store/", "/other/store/")).expect("written");
+    std::fs::write(folder.path().join("nix-cache-info"), "StoreDir: /other/store\n").expect("written");
+
+    let cache = one(&Caches::default(), &format!("file://{}", folder.path().display())).await;
+    assert!(cache.narinfo(&path, None).await.expect("asked").is_none());
+    let found = cache.narinfo(&path, Some(address)).await.expect("asked").expect("it is there");
+    assert!(found.path == path && is_trustworthy(&found, &[]), "{found:?}");
+    let other = ContentAddress::recursive(Hash::from(Sha256Hash::of(b"other")));
+    assert!(cache.narinfo(&path, Some(other)).await.expect("asked").is_none());
 }
 
 #[test]

@@ -3,6 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
+use std::sync::Arc;
+
+use harmonia_daemon::build::FixedNetwork;
+use harmonia_egress::{Egress, EgressLimits, EgressRules, SystemResolver};
 
 use crate::world::World;
 
@@ -112,6 +116,61 @@ fn files_are_fetched_and_unpacked() {
         head.starts_with("GET /sha256/2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 "),
         "{head}"
     );
+}
+
+#[test]
+fn fixed_outputs_reach_the_network_by_the_proxy_alone() {
+    let world = World::new();
+    let egress = |allowed: &[String]| {
+        let allowed = allowed.iter().map(|grant| grant.parse().expect("a grant")).collect();
+        let rules = EgressRules { allowed, setting: "egress-allow" };
+        FixedNetwork::Proxied(Egress::new(rules, Arc::new(SystemResolver), EgressLimits::default()))
+    };
+    let run = |expression: &str, network: FixedNetwork| {
+        let mut request = world.request(&world.instantiate(expression));
+        request.options.fixed_network = network;
+        world.run(request)
+    };
+    // What is not public is not reached unless it is listed.
+    let (port, serving) = server(|_, _| ok("hello"), 2);
+    let url = format!("http://127.0.0.1:{port}/file");
+    let build = run(&fetchurl(&format!("url = \"{url}\";")), egress(&[]));
+    assert!(build.outcome.result.is_err());
+    let refused = format!("the build was not let through to the network: http://127.0.0.1:{port}");
+    assert!(build.notes.iter().any(|note| note.starts_with(&refused)), "{:?} {:?}", build.notes, build.lines);
+    let allowed = || egress(&[format!("http://127.0.0.1:{port}")]);
+    let build = run(&fetchurl(&format!("url = \"{url}\";")), allowed());
+    assert_eq!(std::fs::read_to_string(&build.outputs()[0].staged).expect("text"), "hello");
+    // Programs find it in their environment, whatever this machine says; beside it nothing is there.
+    let script = format!(
+        "env | grep -i proxy | sort; grep -c : /proc/net/dev; \
+         wget -q -O- -Y off {url} || echo not reached; wget -q -O $out {url}"
+    );
+    let expression = format!(
+        "shell {{ outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; impureEnvVars = [ \"http_proxy\" \"no_proxy\" ]; \
+           outputHash = \"2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824\"; }} \"{script}\""
+    );
+    let build = run(&expression, allowed());
+    build.outputs();
+    let proxy = "http://127.0.0.1:3128";
+    assert_eq!(
+        build.lines,
+        [
+            &format!("ALL_PROXY={proxy}"),
+            &format!("HTTPS_PROXY={proxy}"),
+            &format!("HTTP_PROXY={proxy}"),
+            "NO_PROXY=",
+            &format!("all_proxy={proxy}"),
+            &format!("http_proxy={proxy}"),
+            &format!("https_proxy={proxy}"),
+            "impureEnvVars=http_proxy no_proxy",
+            "no_proxy=",
+            "1",
+            "wget: can't connect to remote host (127.0.0.1): Connection refused",
+            "not reached",
+        ]
+    );
+    assert_eq!(serving.join().expect("served").len(), 2);
 }
 
 #[test]

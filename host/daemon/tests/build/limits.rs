@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use harmonia_nix::worker_protocol::BuildStatus;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Build, World, as_ordinary_user, build, processes_with};
+use crate::world::{Build, World, as_ordinary_user, as_ordinary_user_after, build, processes_with};
 
 fn run(world: &World, script: &str, change: impl FnOnce(&mut harmonia_daemon::build::BuildOptions)) -> Build {
     let mut request = world.request(&world.instantiate(&format!("shell {{ }} \"{script}\"")));
@@ -110,4 +110,47 @@ fn cancels(world: &World) {
     });
     assert!(outcome.failure().message.ends_with("was cancelled"), "{}", outcome.failure().message);
     assert_eq!(processes_with(&mark), Vec::<String>::new());
+}
+
+#[test]
+fn every_wall_is_tried_and_stands() {
+    walls(&World::new());
+}
+
+#[test]
+fn every_wall_is_tried_and_stands_for_an_ordinary_user() {
+    if as_ordinary_user("limits::every_wall_is_tried_and_stands_for_an_ordinary_user") {
+        walls(&World::new());
+    }
+}
+
+fn walls(world: &World) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let walls = runtime.block_on(harmonia_daemon::build::check(&world.options()));
+    let missing: Vec<&str> = walls.iter().filter(|wall| wall.missing.is_some()).map(|wall| wall.name.as_str()).collect();
+    assert_eq!(missing, ["memory and processes of a whole build"], "{walls:?}");
+    assert_eq!(walls.len(), 16, "{walls:?}");
+}
+
+#[test]
+fn where_the_kernel_gives_no_walls_nothing_is_built() {
+    // Its own limit of namespaces, in a namespace that has all users.
+    let test = "limits::where_the_kernel_gives_no_walls_nothing_is_built";
+    if !as_ordinary_user_after(test, "echo 0 >/proc/sys/user/max_user_namespaces") {
+        return;
+    }
+    let world = World::new();
+    let drv_path = world.instantiate("shell { } \"echo ran; echo >$out\"");
+    let build = world.run(world.request(&drv_path));
+    let failure = build.failure();
+    assert_eq!(failure.status, BuildStatus::MiscFailure);
+    assert!(
+        failure.message.contains("in a sandbox: could not make a user namespace (are unprivileged ones allowed"),
+        "{}",
+        failure.message
+    );
+    assert_eq!(build.lines, Vec::<String>::new());
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let walls = runtime.block_on(harmonia_daemon::build::check(&world.options()));
+    assert!(walls[0].missing.as_ref().is_some_and(|reason| reason.contains("make a user namespace")), "{walls:?}");
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harmonia_daemon::build::{
-    BuildLog, BuildOptions, BuildOutcome, BuildRequest, BuildUsers, BuiltPath, InputPath, SandboxMode,
+    BuildLog, BuildOptions, BuildOutcome, BuildRequest, BuildUsers, BuiltPath, FixedNetwork, InputPath, SandboxMode,
 };
 use harmonia_nix::derivation::{BasicDerivation, Derivation};
 use harmonia_nix::hash::NarHash;
@@ -192,6 +192,7 @@ impl World {
             max_processes: None,
             build_users: BuildUsers::of_range(&self.path("state")),
             helper: vec![helper().into()],
+            fixed_network: FixedNetwork::Host,
             netrc_file: None,
             hashed_mirrors: Vec::new(),
         }
@@ -245,6 +246,11 @@ impl World {
 
 /// Runs the test of this name again, as an ordinary user with a `/nix` of its own; `true`: this is that run. Needs root.
 pub(crate) fn as_ordinary_user(test: &str) -> bool {
+    as_ordinary_user_after(test, "")
+}
+
+/// The same; `before` is what root does first, in a user namespace of its own unless it is empty.
+pub(crate) fn as_ordinary_user_after(test: &str, before: &str) -> bool {
     if std::env::var_os("HARMONIA_ORDINARY_USER").is_some() {
         return true;
     }
@@ -257,10 +263,20 @@ pub(crate) fn as_ordinary_user(test: &str) -> bool {
     }
     let own = std::env::current_exe().expect("own path");
     let own = place.path().join("deps").join(own.file_name().expect("a name"));
-    let script = "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
-                  chown nobody /nix /nix/store && exec runuser -u nobody -- \"$0\" --exact \"$1\" --nocapture";
-    let status = Command::new("unshare")
-        .args(["-m", "sh", "-c", script])
+    let first = if before.is_empty() { "true" } else { before };
+    let script = format!(
+        "mount --make-rprivate / && mkdir -p /nix && mount -t tmpfs tmpfs /nix && mkdir /nix/store && \
+         chown nobody /nix /nix/store && {first} && exec setpriv --reuid nobody --regid nogroup --clear-groups -- \
+         \"$0\" --exact \"$1\" --nocapture"
+    );
+    // A namespace of users in which all are who they are; its users are given from outside.
+    let with_users = "unshare --user sh -c 'until grep -q . /proc/self/gid_map; do :; done; \
+                      exec \"$@\"' sh unshare -m sh -c \"$0\" \"$@\" & \
+                      until [ \"$(readlink /proc/$!/ns/user)\" != \"$(readlink /proc/self/ns/user)\" ]; do :; done; \
+                      echo 0 0 65536 >/proc/$!/uid_map; echo 0 0 65536 >/proc/$!/gid_map; wait $!";
+    let plain = "exec unshare -m sh -c \"$0\" \"$@\"";
+    let status = Command::new("sh")
+        .args(["-c", if before.is_empty() { plain } else { with_users }, &script])
         .arg(own)
         .arg(test)
         .env("HARMONIA_ORDINARY_USER", "1")

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{STORE_DIR, StorePath, StorePathNameError};
+use crate::base32;
 use crate::content_address::{ContentAddress, ContentAddressMethod};
 use crate::hash::{Hash, HashAlgorithm, Sha256Hash, compress_hash};
 
@@ -105,6 +106,18 @@ impl StorePath {
     }
 }
 
+/// The hash part that content of this address, which refers to nothing, has under this name in the store directory of
+/// somebody else. What is addressed by its content is the same everywhere but for that.
+pub fn hash_part_elsewhere(store_dir: &str, name: &str, address: ContentAddress) -> String {
+    let ContentAddress { method, hash } = address;
+    let (kind, hash) = match (method, Sha256Hash::try_from(hash)) {
+        (ContentAddressMethod::Text, Ok(hash)) => ("text", hash),
+        (ContentAddressMethod::Recursive, Ok(hash)) => ("source", hash),
+        _ => ("output:out", fixed_output_hash(method, &hash, "")),
+    };
+    base32::encode(&digest(kind, hash, store_dir, name))
+}
+
 /// `fixed:out:<method><hash>:<path>`, hashed: what stands for a fixed output in the hashes of derivations, and,
 /// without the path, what the path itself is made from.
 pub(crate) fn fixed_output_hash(method: ContentAddressMethod, hash: &Hash, path: &str) -> Sha256Hash {
@@ -129,6 +142,10 @@ fn with_references(kind: &str, others: &BTreeSet<StorePath>, to_self: bool) -> S
 }
 
 fn make(kind: &str, hash: Sha256Hash, name: &str) -> Result<StorePath, StorePathNameError> {
-    let preimage = format!("{kind}:sha256:{}:{STORE_DIR}:{name}", hash.to_base16());
-    StorePath::from_parts(&compress_hash(Sha256Hash::of(preimage.as_bytes()).as_bytes()), name)
+    StorePath::from_parts(&digest(kind, hash, STORE_DIR, name), name)
+}
+
+fn digest(kind: &str, hash: Sha256Hash, store_dir: &str, name: &str) -> [u8; 20] {
+    let preimage = format!("{kind}:sha256:{}:{store_dir}:{name}", hash.to_base16());
+    compress_hash(Sha256Hash::of(preimage.as_bytes()).as_bytes())
 }

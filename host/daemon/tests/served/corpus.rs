@@ -1,16 +1,14 @@
-//! Derivations of every feature (`corpus/corpus.nix`), built by Nix's daemon and by ours in stores of their own: they end
+//! Derivations of every feature (`corpus.nix`), built by Nix's daemon and by ours in stores of their own: they end
 //! alike, and leave the same archives and the same rows.
-
-#[path = "corpus/daemons.rs"]
-mod daemons;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use daemons::{Daemon, Maker};
 use harmonia_nix::nar::pack_path;
 use harmonia_nix::worker_protocol::{BuildMode, BuildStatus, ClientError, ClientOptions, DerivedPath, OutputNames};
 use harmonia_nix::{NarHash, StorePath};
+
+use crate::daemon::{Daemon, Maker};
 
 /// How one derivation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +29,7 @@ struct Corpus {
 impl Corpus {
     async fn build(maker: Maker) -> Self {
         let daemon = Daemon::start(maker).await;
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/corpus.nix");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/served/corpus.nix");
         let derivations: BTreeSet<StorePath> = daemon.instantiate(&file).into_iter().collect();
         let (mut ends, mut messages) = (BTreeMap::new(), BTreeMap::new());
         for derivation in derivations {

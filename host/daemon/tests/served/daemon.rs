@@ -18,6 +18,8 @@ pub(crate) enum Maker {
     Ours,
 }
 
+pub(crate) type Connection = Client<OwnedReadHalf, OwnedWriteHalf>;
+
 pub(crate) struct Daemon {
     child: Child,
     folder: tempfile::TempDir,
@@ -63,10 +65,14 @@ impl Daemon {
         daemon
     }
 
-    pub(crate) async fn connect(&self) -> Client<OwnedReadHalf, OwnedWriteHalf> {
+    pub(crate) async fn connect(&self) -> Connection {
+        self.connect_with(LogTarget::Discard).await
+    }
+
+    pub(crate) async fn connect_with(&self, log: LogTarget) -> Connection {
         let stream = UnixStream::connect(self.socket()).await.expect("the daemon listens");
         let (reader, writer) = stream.into_split();
-        Client::connect_with(reader, writer, &ClientGreeting::default(), LogTarget::Discard).await.expect("a greeting")
+        Client::connect_with(reader, writer, &ClientGreeting::default(), log).await.expect("a greeting")
     }
 
     /// Where a path of the store really is.
@@ -85,6 +91,19 @@ impl Daemon {
         assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
         let text = String::from_utf8(output.stdout).expect("text");
         text.lines().map(|line| line.parse().expect("a store path")).collect()
+    }
+
+    /// The same for an expression, of derivations by name.
+    pub(crate) fn instantiate_text(&self, expression: &str) -> Vec<StorePath> {
+        let file = self.folder.path().join("expression.nix");
+        fs::write(&file, expression).expect("a file");
+        self.instantiate(&file)
+    }
+
+    /// Kills it without a word.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// What the daemon had to say.
@@ -114,4 +133,20 @@ fn command(program: &str, folder: &Path) -> Command {
         .env_remove("NIX_REMOTE")
         .env_remove("NIX_PATH");
     command
+}
+
+/// How many processes have this in their command line.
+pub(crate) fn processes_with(marker: &str) -> usize {
+    let processes = fs::read_dir("/proc").expect("/proc is mounted").filter_map(Result::ok);
+    let command_lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    command_lines.filter(|line| line.windows(marker.len()).any(|part| part == marker.as_bytes())).count()
+}
+
+/// Waits for a condition that nobody announces.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
