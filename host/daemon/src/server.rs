@@ -36,6 +36,11 @@ pub fn program_version() -> String {
     format!("2.8.0 (harmonia-daemon {})", env!("CARGO_PKG_VERSION"))
 }
 
+/// How this daemon builds when no client says otherwise.
+pub fn build_options(config: &Config) -> crate::build::BuildOptions {
+    options::own_build_options(config)
+}
+
 /// What all connections share.
 #[derive(Debug)]
 pub struct Daemon {
