@@ -127,7 +127,8 @@ fn relay() -> Result<(), Failure> {
     let mut to_daemon = stream.try_clone()?;
     std::thread::spawn(move || {
         let copied = io::copy(&mut io::stdin().lock(), &mut to_daemon);
-        let closed = to_daemon.shutdown(std::net::Shutdown::Write);
+        // Whoever asked is gone, and so is the need for answers.
+        let closed = to_daemon.shutdown(std::net::Shutdown::Both);
         copied.and(closed)
     });
     // The daemon hangs up when it has answered all.
