@@ -183,28 +183,21 @@ async fn a_nix_that_does_otherwise_past_errors_costs_starts_and_no_result() {
     }
 }
 
-/// An error may come of what was evaluated before, which left too little memory.
+/// An error may come of what was evaluated before, which left too little memory. Here something beside Nix uses it.
 #[tokio::test]
 async fn what_fails_where_much_memory_is_used_is_tried_again_in_a_fresh_process() {
-    let on_big = |number| format!("on-big-{number} = builtins.seq sum (throw \"no on-big-{number}.\"); ");
-    let mut body = r#"a-thrown = throw "no a-thrown."; big = builtins.seq sum (mk "big"); "#.to_owned();
-    body.extend((0..4).map(on_big));
-    // Kept for all of them.
-    let kept = "numbers = builtins.genList (n: n) 4400000; sum = builtins.foldl' (sum: n: sum + n) 0 numbers; in {";
-    let mut world = World::new(&checks(&body).replace("in {", kept)).await;
-    let _counted = Counted::new(&mut world);
-    world.engine.memory_bytes_max = 480 << 20;
+    let body: String = (0..6).map(|number| format!("a{number} = throw \"no a{number}.\"; ")).collect();
+    let mut world = World::new(&checks(&body)).await;
+    let counted = Counted::new(&mut world);
+    world.engine.memory_bytes_max = 512 << 20;
+    let uses_much = "{ head -c 290000000 /dev/zero; sleep 300; } | tail -c 285000000 >/dev/null &
+until [ \"$(awk '/VmHWM/ { print $2 }' /proc/$!/status)\" -gt 270000 ]; do :; done";
+    world.engine.nix = Some(counted.program("nix", uses_much));
     let seen = world.evaluate_all().await;
-    assert_eq!(seen.results.keys().collect::<Vec<_>>(), ["big"], "{seen:?}");
-    assert_eq!(seen.errors.len(), 5, "{seen:?}");
+    assert_eq!(seen.errors.len(), 6, "{seen:?}");
     for (name, error) in &seen.errors {
         assert!(first_line(error).contains(&format!("no {name}.")), "{name}: {error}");
-        assert!(name != "a-thrown" || !error.contains("MiB of memory"), "{name}: {error}");
-        let again = format!("checks.x86_64-linux.{name}: error: no {name}.");
-        let is_again = seen.log.lines().any(|line| line.starts_with(&again));
-        assert!(!is_again || name != "a-thrown", "{}", seen.log);
     }
-    // All but the first of a process, whatever their order.
     let again = seen.log.matches("trying it again in a fresh process").count();
-    assert!((2..=4).contains(&again), "{again}: {}", seen.log);
+    assert!(again >= 2, "{again}: {}", seen.log);
 }
