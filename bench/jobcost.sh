@@ -70,6 +70,7 @@ connections() { grep -c 'accepted connection' "$data/nix/daemon.log" || true; }
 # once BINARY NAME [traced]: prints the figures of one run.
 once() {
   data=$work/$2
+  : >"$data.out"
   "$1" up --data-dir "$data" --listen 127.0.0.1:0 >"$data.out" 2>"$data.err" &
   server=$!
   until grep -q '^ready' "$data.out"; do

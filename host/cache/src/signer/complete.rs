@@ -44,9 +44,10 @@ impl Signer {
         // All that is to be known before, in one question. What comes along is asked about when it is known to be needed.
         let uploads = || outputs.iter().map(|(_, upload)| upload);
         let paths: Vec<StorePath> = uploads().chain(&extras).map(|upload| upload.path.clone()).collect();
-        let outer = match extras.is_empty() {
-            true => rules::outer_references(uploads().map(|upload| (&upload.path, &upload.references))),
-            false => Vec::new(),
+        let outer = if extras.is_empty() {
+            rules::outer_references(uploads().map(|upload| (&upload.path, &upload.references)))
+        } else {
+            Vec::new()
         };
         // Or none: then the claim, which checks the token and the references itself, is the first. (A log that is in the bucket
         // must not become the latest on the word of a token that nobody checked.)

@@ -375,12 +375,11 @@ async fn the_latest_log_is_the_newest_whether_it_is_small_or_large() {
     for (text, is_small) in [("first\n", true), ("second\n", false), ("third\n", true)] {
         let attempt = world.claim(&drv).await;
         let log = Log::of(text);
-        let blob = match is_small {
-            true => log.along(),
-            false => {
-                world.upload(&attempt.token, Holder::Attempt(attempt.id), &[], Some(&log)).await;
-                log.blob()
-            }
+        let blob = if is_small {
+            log.along()
+        } else {
+            world.upload(&attempt.token, Holder::Attempt(attempt.id), &[], Some(&log)).await;
+            log.blob()
         };
         world.signer.build_failed(&attempt.token, &fail(attempt.id, Some(blob))).await.expect("recorded");
         let latest = world.reader.log(Viewer::Public, drv.path.base_name()).await.expect("known");

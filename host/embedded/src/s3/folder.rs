@@ -224,18 +224,15 @@ impl Folder {
             return Ok(Published::ConditionFailed);
         }
         let bucket = self.bucket(bucket);
-        match journal {
-            Some(journal) => {
-                let mut file = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-                body.as_file().read_exact_at(&mut file, 0)?;
-                let recorded = journal.append(&place, Change::Put, &file)?;
-                self.put_in_place(body, &bucket, &target, true)?;
-                drop(recorded);
-            }
-            None => {
-                self.put_in_place(body, &bucket, &target, false)?;
-                self.forget_recorded(&place, Change::Elsewhere)?;
-            }
+        if let Some(journal) = journal {
+            let mut file = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+            body.as_file().read_exact_at(&mut file, 0)?;
+            let recorded = journal.append(&place, Change::Put, &file)?;
+            self.put_in_place(body, &bucket, &target, true)?;
+            drop(recorded);
+        } else {
+            self.put_in_place(body, &bucket, &target, false)?;
+            self.forget_recorded(&place, Change::Elsewhere)?;
         }
         Ok(Published::Done)
     }

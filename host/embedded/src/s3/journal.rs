@@ -126,7 +126,7 @@ impl Journal {
 
     /// An empty journal in `dir`; what older ones speak of must be durable by now, they are removed.
     pub(crate) fn start(dir: &Path, syncs: Arc<AtomicU64>) -> io::Result<Self> {
-        Self::start_with(dir, syncs, Box::new(|file| file.sync_data()))
+        Self::start_with(dir, syncs, Box::new(File::sync_data))
     }
 
     fn start_with(dir: &Path, syncs: Arc<AtomicU64>, sync: Box<Sync>) -> io::Result<Self> {
