@@ -62,8 +62,11 @@ async fn every_question_about_the_store_is_answered() {
     let mut client = place.connect().await;
     client.add_build_log(&absent.path, &b"a log"[..]).await.expect("a log");
     let name = absent.path.base_name();
-    let log = place.path(&format!("root/nix/var/log/nix/drvs/{}/{}", &name[..2], &name[2..]));
-    assert_eq!(fs::read(log).expect("there"), b"a log");
+    let log = place.path(&format!("root/nix/var/log/nix/drvs/{}/{}.bz2", &name[..2], &name[2..]));
+    let mut text = String::new();
+    let mut log = bzip2::read::BzDecoder::new(fs::File::open(log).expect("there"));
+    std::io::Read::read_to_string(&mut log, &mut text).expect("compressed");
+    assert_eq!(text, "a log");
     let report = client.collect_garbage(&GcRequest::delete_dead()).await.expect("collected");
     assert_eq!(report.paths, Vec::<String>::new());
     fs::remove_file(&link).expect("removed");
