@@ -52,6 +52,8 @@ pub struct BuildRequest {
     pub derivation: BasicDerivation,
     /// The closure of the inputs: what the builder may see, and what outputs can refer to.
     pub inputs: BTreeMap<StorePath, InputPath>,
+    /// What else of the store a build can see, since `sandbox_paths` need it; outputs cannot refer to it.
+    pub sandbox_inputs: BTreeMap<StorePath, InputPath>,
     /// Which outputs are wanted; the others are built too, but thrown away.
     pub outputs: BTreeSet<String>,
     /// The outputs that are valid now: their files are not touched, even if they are built again (to check or repair them).

@@ -1,7 +1,7 @@
 //! `harmonia-daemon`: serves the Nix worker protocol over the local store.
 //!
 //! Without arguments it serves in the foreground until SIGTERM. `--stdio` passes standard input and output on to the daemon
-//! that serves already, as `ssh-ng` wants it.
+//! that serves already, as `ssh-ng` wants it. `check` tries the walls of builds.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-const USAGE: &str = "usage: harmonia-daemon [--daemon | --stdio | --version]";
+const USAGE: &str = "usage: harmonia-daemon [--daemon | --stdio | --version | check]";
 
 /// What goes wrong is told to whoever started us.
 type Failure = Box<dyn std::error::Error>;
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         [BUILD_HELPER, ..] => helper_main(),
         [] | ["--daemon"] => start(run()),
         ["--stdio"] => relay(),
+        ["check"] => start(check()),
         ["--version"] => {
             println!("nix-daemon (harmonia) {}", harmonia_daemon::server::program_version());
             return ExitCode::SUCCESS;
@@ -109,6 +110,15 @@ fn raise_open_files() {
     }
 }
 
+/// Says of each wall of builds whether this machine gives it.
+async fn check() -> Result<(), Failure> {
+    let config = Config::from_environment()?;
+    for wall in harmonia_daemon::build::check(&harmonia_daemon::server::build_options(&config)).await {
+        println!("{}: {}", wall.name, wall.missing.as_deref().unwrap_or("stands"));
+    }
+    Ok(())
+}
+
 /// Between our standard streams and the daemon.
 fn relay() -> Result<(), Failure> {
     let config = Config::from_environment()?;
@@ -117,7 +127,8 @@ fn relay() -> Result<(), Failure> {
     let mut to_daemon = stream.try_clone()?;
     std::thread::spawn(move || {
         let copied = io::copy(&mut io::stdin().lock(), &mut to_daemon);
-        let closed = to_daemon.shutdown(std::net::Shutdown::Write);
+        // Whoever asked is gone, and so is the need for answers.
+        let closed = to_daemon.shutdown(std::net::Shutdown::Both);
         copied.and(closed)
     });
     // The daemon hangs up when it has answered all.

@@ -11,6 +11,7 @@ mod log;
 mod old;
 mod operations;
 mod options;
+mod socket;
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::config::{Config, User, Users};
 use crate::schedule::Scheduler;
 use crate::store::Store;
 
-pub use connection::serve_stream;
+use connection::serve_stream;
 pub use listen::{ListenError, listen};
 pub(crate) use operations::chain;
 
@@ -33,6 +34,11 @@ const CONNECTIONS_MAX: usize = 8192;
 /// The Nix whose daemon we behave as, which is what clients ask, and who we are.
 pub fn program_version() -> String {
     format!("2.8.0 (harmonia-daemon {})", env!("CARGO_PKG_VERSION"))
+}
+
+/// How this daemon builds when no client says otherwise.
+pub fn build_options(config: &Config) -> crate::build::BuildOptions {
+    options::own_build_options(config)
 }
 
 /// What all connections share.
@@ -75,8 +81,7 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, mut stop: watch:
         let daemon = Arc::clone(&daemon);
         connections.spawn(async move {
             let _permit = permit;
-            let (reader, writer) = stream.into_split();
-            serve_stream(daemon, reader, writer, Some(user), trust).await;
+            serve_stream(daemon, stream, user, trust).await;
         });
     }
     connections.shutdown().await;

@@ -88,9 +88,9 @@ async fn a_refusal_leaves_the_connection_usable() {
     unlike.info.nar_size_bytes += 1;
     // Its archive has to be read although nobody wants it.
     let large = vec![0; 5 << 20];
-    for bulk in [nar.as_slice(), &large] {
+    for (bulk, expected) in [(nar.as_slice(), "size mismatch importing path"), (&large, "cannot unpack the archive")] {
         let error = client.add_to_store_nar(&unlike, bulk, false, true).await.expect_err("not what it says");
-        refused(error, "import");
+        refused(error, expected);
     }
     let error = client.add_to_store_nar(&unlike, nar.as_slice(), false, false).await.expect_err("unsigned");
     refused(error, "lacks a valid signature");

@@ -88,7 +88,7 @@ pub(super) fn run(input: &[u8]) -> i32 {
     let outcome =
         serde_json::from_slice::<Input>(input).map_err(|error| error.to_string()).and_then(|input| {
             match input.name.as_str() {
-            _ if input.probe.is_some() => walls::run(&input.probe.unwrap_or_default()),
+                _ if input.probe.is_some() => walls::run(&input.probe.unwrap_or_default()),
                 "fetchurl" => fetchurl::run(&input),
                 "buildenv" => buildenv::run(&input),
                 "unpack-channel" => unpack_channel::run(&input),

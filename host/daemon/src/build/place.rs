@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use harmonia_nix::derivation::hash_placeholder;
@@ -104,9 +104,29 @@ impl Place {
             output_rewrites: Rewrites::default(),
             lease,
         };
+        place.refuse_what_cannot_work(request)?;
         place.choose_scratch(request)?;
-        place.make_directories(request)?;
-        Ok(place)
+        let made = place.make_directories(request);
+        if made.is_err() && !place.build_dir.as_os_str().is_empty() {
+            let _the_reason_is_told = remove_tree(&place.build_dir);
+        }
+        made.map(|()| place)
+    }
+
+    /// Without a sandbox a builder makes its outputs in the store itself, where its user must be allowed to.
+    fn refuse_what_cannot_work(&self, request: &BuildRequest) -> Result<(), BuildFailure> {
+        let Some(lease) = self.lease.as_ref().filter(|_| !self.sandboxed) else { return Ok(()) };
+        let step = "build without a sandbox";
+        let store = fs::metadata(&request.store_dir).map_err(|cause| BuildFailure::machine(step, cause))?;
+        let its_group = store.gid() == lease.user.gid && store.mode() & 0o020 != 0;
+        if its_group || store.mode() & 0o002 != 0 {
+            return Ok(());
+        }
+        let store = request.store_dir.display();
+        Err(BuildFailure::machine(
+            step,
+            format!("build users cannot write {store}: set build-users-group to its group, or sandbox = true"),
+        ))
     }
 
     /// Outputs that are valid are not touched: without a sandbox, what is built in their stead has another path.
@@ -148,11 +168,14 @@ impl Place {
         let tmp = request.staging.join("tmp");
         make(&tmp, 0o755).map_err(failed("make the build's /tmp"))?;
         fs::set_permissions(&tmp, Permissions::from_mode(0o1777)).map_err(failed("open the build's /tmp"))?;
-        for (path, input) in &request.inputs {
+        for (path, input) in request.inputs.iter().chain(&request.sandbox_inputs) {
             // Links cannot be mounted.
             let Ok(target) = fs::read_link(&input.real) else { continue };
-            std::os::unix::fs::symlink(target, self.left_in.join(path.base_name()))
-                .map_err(failed("link an input into the build's store"))?;
+            match std::os::unix::fs::symlink(target, self.left_in.join(path.base_name())) {
+                // An input that the sandbox needs, too.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                linked => linked.map_err(failed("link an input into the build's store"))?,
+            }
         }
         if let Some(lease) = &self.lease {
             std::os::unix::fs::chown(&self.left_in, None, Some(lease.user.gid))
@@ -227,7 +250,8 @@ impl Place {
         spec.binds.push(writable(request.staging.join("tmp"), Path::new("/tmp")));
         spec.binds.push(writable(self.left_in.clone(), Path::new(STORE_DIR)));
         let own: Vec<&StorePath> = self.scratch.values().collect();
-        for (path, input) in &request.inputs {
+        let others = request.sandbox_inputs.iter().filter(|(path, _)| !request.inputs.contains_key(*path));
+        for (path, input) in request.inputs.iter().chain(others) {
             if !own.contains(&path) && !self.left_in.join(path.base_name()).is_symlink() {
                 spec.binds.push(Bind::at(&input.real, path.as_str()));
             }

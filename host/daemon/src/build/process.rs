@@ -57,7 +57,7 @@ pub(super) async fn run(
         })
         .map_err(machine("open a way to the helper of builds"))?;
     let mut command = tokio::process::Command::new(program);
-    command.args(arguments).env_clear().current_dir("/").kill_on_drop(true);
+    command.args(arguments).env_clear().current_dir("/");
     command.stdin(stdin).stdout(Stdio::piped()).stderr(theirs);
     let began = Instant::now();
     let mut child = command.spawn().map_err(machine("start the helper of builds"))?;
@@ -81,6 +81,7 @@ pub(super) async fn run(
     {
         session.serve(listener).map_err(machine("serve the build's way to the network"))?;
     }
+    // Its end is what stops the build, also when this is dropped: the helper kills every process and ends.
     let mut control = written.then_some(socket);
     let mut stopped_by: Option<Stop> = None;
     let mut last_output = began;

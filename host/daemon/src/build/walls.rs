@@ -135,7 +135,8 @@ pub(super) fn run(probe: &Probe) -> Result<(), String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.trim_start_matches(':').trim().to_owned()
     };
-    let none = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().all(|set| field(set).trim_matches('0').is_empty());
+    let none =
+        ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().all(|set| field(set).trim_matches('0').is_empty());
     wall("no capabilities", unless(none, "it has some"));
     wall("no new privileges", unless(field("NoNewPrivs") == "1", "it can get them"));
     let is_nobody = rustix::process::getuid().as_raw() == INSIDE.uid;

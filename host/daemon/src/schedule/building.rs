@@ -1,12 +1,13 @@
 //! One build, from inputs that are there to outputs that are registered. Start at [`Run::build_ready`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use harmonia_nix::derivation::{BasicDerivation, Derivation};
 use harmonia_nix::narinfo::fingerprint;
 use harmonia_nix::signature::SecretKey;
-use harmonia_nix::store_path::StorePath;
+use harmonia_nix::store_path::{STORE_DIR, StorePath};
 use harmonia_nix::worker_protocol::{BuildMode, BuildStatus, OutputNames, PathInfo, ValidPathInfo};
 
 use super::derivation::Looked;
@@ -178,9 +179,11 @@ impl Run {
                 (path, input)
             });
             let staging = store.staging(&roots)?;
+            let sandbox_inputs = sandbox_inputs(&store, &options.sandbox_paths)?;
             let request = BuildRequest {
                 drv_path,
                 inputs: inputs.collect(),
+                sandbox_inputs,
                 outputs: basic.outputs.keys().cloned().collect(),
                 valid_outputs,
                 derivation: basic,
@@ -262,6 +265,25 @@ impl Run {
         });
         Ok(kept.await?)
     }
+}
+
+/// The closures of what `sandbox-paths` takes from the store.
+fn sandbox_inputs(
+    store: &Store,
+    sandbox_paths: &[(PathBuf, PathBuf)],
+) -> Result<BTreeMap<StorePath, InputPath>, StoreError> {
+    let base_names = sandbox_paths.iter().filter_map(|(_, source)| {
+        let below = source.strip_prefix(STORE_DIR).ok()?;
+        StorePath::from_base_name(below.components().next()?.as_os_str().to_str()?).ok()
+    });
+    let mut roots = BTreeSet::new();
+    for path in base_names {
+        if store.is_valid(&path)? {
+            roots.insert(path);
+        }
+    }
+    let closure = store.closure(&roots)?.into_iter();
+    Ok(closure.map(|(path, info)| (path.clone(), input_path(store, &path, info))).collect())
 }
 
 fn input_path(store: &Store, path: &StorePath, info: PathInfo) -> InputPath {

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use harmonia_nix::worker_protocol::handshake::greet_client;
 use harmonia_nix::worker_protocol::stderr::put_message;
@@ -12,11 +13,13 @@ use harmonia_nix::worker_protocol::{
     DaemonError, DaemonGreeting, LogMessage, Operation, ProtocolVersion, Request, StderrMessage, Trust, WireError,
 };
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 
 use super::bulk::Bulk;
 use super::log::LogQueue;
 use super::old::AskedArchive;
 use super::operations::{Answer, BulkKind, Client, Failure, bulk_of, perform};
+use super::socket::{IsGone, halves};
 use super::{Daemon, program_version};
 use crate::config::{Settings, User};
 use crate::store::TempRoots;
@@ -29,6 +32,9 @@ type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 /// What is read from the socket at a time while a request is read. Small: it is there for each idle connection.
 const BUFFER_BYTES: usize = 4 << 10;
 
+/// How often a client that has no more to ask is looked after.
+const GONE_POLL: Duration = Duration::from_millis(200);
+
 /// The client is gone, or nobody understands it any more.
 #[derive(Debug)]
 struct Ended;
@@ -40,20 +46,16 @@ impl From<io::Error> for Ended {
 }
 
 /// Serves one client until it hangs up.
-pub async fn serve_stream(
-    daemon: Arc<Daemon>,
-    reader: impl AsyncRead + Send + Unpin + 'static,
-    writer: impl AsyncWrite + Send + Unpin + 'static,
-    user: Option<User>,
-    trust: Trust,
-) {
+pub(super) async fn serve_stream(daemon: Arc<Daemon>, stream: UnixStream, user: User, trust: Trust) {
+    let (reader, writer, is_gone) = halves(stream);
     let mut reader: BufReader<Reader> = BufReader::with_capacity(BUFFER_BYTES, Box::new(reader));
     let mut writer: Writer = Box::new(writer);
     let Some(version) = Box::pin(greet(&mut reader, &mut writer, trust)).await else { return };
     let roots = Arc::new(daemon.store.temp_roots());
     let settings = daemon.config.settings.clone();
+    let log = Arc::default();
     let mut connection =
-        Connection { daemon, reader: Some(reader), writer, version, trust, settings, roots, log: Arc::default() };
+        Connection { daemon, reader: Some(reader), writer, is_gone, version, trust, settings, roots, log };
     let _ = connection.run(user).await;
 }
 
@@ -78,6 +80,7 @@ struct Connection {
     /// Absent while a thread reads bulk data.
     reader: Option<BufReader<Reader>>,
     writer: Writer,
+    is_gone: IsGone,
     version: ProtocolVersion,
     trust: Trust,
     settings: Settings,
@@ -86,14 +89,12 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(&mut self, user: Option<User>) -> Result<(), Ended> {
-        if let Some(user) = user {
-            let layout = self.daemon.store.layout().clone();
-            let prepared = tokio::task::spawn_blocking(move || layout.prepare_user(&user.name, user.uid)).await;
-            if let Ok(Err(error)) = prepared {
-                self.send_error(&Failure::from(error)).await?;
-                return Err(Ended);
-            }
+    async fn run(&mut self, user: User) -> Result<(), Ended> {
+        let layout = self.daemon.store.layout().clone();
+        let prepared = tokio::task::spawn_blocking(move || layout.prepare_user(&user.name, user.uid)).await;
+        if let Ok(Err(error)) = prepared {
+            self.send_error(&Failure::from(error)).await?;
+            return Err(Ended);
         }
         self.send(&[StderrMessage::Last]).await?;
         loop {
@@ -134,7 +135,7 @@ impl Connection {
                 biased;
                 done = &mut work => break done,
                 messages = log.take() => send_log(&mut self.writer, self.version, messages).await?,
-                () = hung_up(&mut self.reader) => return Err(Ended),
+                () = hung_up(&mut self.reader, &self.is_gone) => return Err(Ended),
             }
         };
         if let Some(reader) = reader {
@@ -263,14 +264,20 @@ async fn send_log(writer: &mut Writer, version: ProtocolVersion, messages: Vec<L
     Ok(writer.flush().await?)
 }
 
-/// Ends when the client hangs up. One that sends its next request early is not watched further.
-async fn hung_up(reader: &mut Option<BufReader<Reader>>) {
-    if let Some(reader) = reader
-        && !matches!(reader.fill_buf().await, Ok(bytes) if !bytes.is_empty())
-    {
-        return;
+/// Ends when the client hangs up. One that sends its next request early is not watched further; one that has no more to ask
+/// may still wait for the answer.
+async fn hung_up(reader: &mut Option<BufReader<Reader>>, is_gone: &IsGone) {
+    let Some(reader) = reader else { return pending().await };
+    match reader.fill_buf().await {
+        Ok(bytes) if !bytes.is_empty() => pending().await,
+        Ok(_) => {
+            while !is_gone() {
+                // Nothing announces that the other direction is closed as well.
+                tokio::time::sleep(GONE_POLL).await;
+            }
+        }
+        Err(_) => {}
     }
-    pending().await
 }
 
 /// Sends what is written in pieces to a task.

@@ -65,7 +65,10 @@ fn activated() -> Result<Option<UnixListener>, ListenError> {
         rustix::process::pidfd_getfd(ourselves, ACTIVATED, rustix::process::PidfdGetfdFlags::empty())
     };
     let socket = copy().map_err(|_| ListenError::Activation)?;
-    Ok(Some(socket.into()))
+    match rustix::net::sockopt::socket_acceptconn(&socket) {
+        Ok(true) => Ok(Some(socket.into())),
+        _ => Err(ListenError::Activation),
+    }
 }
 
 fn bind(path: &Path) -> Result<UnixListener, ListenError> {

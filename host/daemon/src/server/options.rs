@@ -97,6 +97,11 @@ pub(super) fn request_options(config: &Config, settings: &Settings, is_trusted: 
     }
 }
 
+/// How builds are done for nobody in particular.
+pub(super) fn own_build_options(config: &Config) -> BuildOptions {
+    build_options(config, &config.settings)
+}
+
 fn build_options(config: &Config, settings: &Settings) -> BuildOptions {
     let seconds = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
     let max_log_bytes = settings.max_build_log_size_bytes;

@@ -127,7 +127,8 @@ fn every_wall_is_tried_and_stands_for_an_ordinary_user() {
 fn walls(world: &World) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let walls = runtime.block_on(harmonia_daemon::build::check(&world.options()));
-    let missing: Vec<&str> = walls.iter().filter(|wall| wall.missing.is_some()).map(|wall| wall.name.as_str()).collect();
+    let missing: Vec<&str> =
+        walls.iter().filter(|wall| wall.missing.is_some()).map(|wall| wall.name.as_str()).collect();
     assert_eq!(missing, ["memory and processes of a whole build"], "{walls:?}");
     assert_eq!(walls.len(), 16, "{walls:?}");
 }

@@ -157,6 +157,7 @@ impl World {
         BuildRequest {
             drv_path: drv_path.clone(),
             inputs: self.inputs(&derivation),
+            sandbox_inputs: BTreeMap::new(),
             outputs: derivation.outputs.keys().cloned().collect(),
             valid_outputs: BTreeMap::new(),
             store_dir: if self.root == Path::new("/") { "/nix/store".into() } else { self.path("ours/nix/store") },

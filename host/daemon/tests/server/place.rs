@@ -58,7 +58,7 @@ impl Place {
     pub(crate) async fn start_activated() -> Self {
         let folder = folder();
         let script = "import os, socket, sys\n\
-                      s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(8); os.dup2(s.fileno(), 3)\n\
+                      s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(8); os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
                       os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()), NIX_DAEMON_SOCKET_PATH='/absent/x')\n\
                       os.execv(sys.argv[2], [sys.argv[2]])";
         let mut command = Command::new("setpriv");
