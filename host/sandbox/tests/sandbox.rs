@@ -105,6 +105,20 @@ fn only_private_directories_can_be_written() {
 }
 
 #[test]
+fn a_file_in_a_directory_of_the_host_is_covered_and_not_emptied() {
+    let host = tempfile::tempdir().expect("directory");
+    std::fs::set_permissions(host.path(), PermissionsExt::from_mode(0o777)).expect("mode");
+    for name in ["file", "other"] {
+        std::fs::write(host.path().join(name), name).expect("file");
+    }
+    let mut spec = shell("cat /data/file");
+    spec.binds.push(Bind { writable: true, ..Bind::at(host.path(), "/data") });
+    spec.binds.push(Bind::at(host.path().join("other"), "/data/file"));
+    assert_eq!(ok(&spec), "other");
+    assert_eq!(std::fs::read_to_string(host.path().join("file")).expect("file"), "file");
+}
+
+#[test]
 fn it_has_no_privileges_and_cannot_get_any() {
     let seen = ok(&shell(
         "id -u; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; unshare -m true 2>/dev/null && echo unshared; \

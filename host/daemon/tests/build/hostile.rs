@@ -264,14 +264,16 @@ fn a_descriptor_sent_out_of_a_fixed_output_changes_nothing() {
 #[test]
 fn a_fork_bomb_ends_with_its_build() {
     let world = World::new();
-    let mut request = world.request(&world.instantiate(
-        "shell { } \"bomb() { bomb & bomb & }; bomb 2>/dev/null; while true; do (sleep 30 &) 2>/dev/null; done\"",
-    ));
+    let mark = format!("30{:05}", std::process::id());
+    let mut request = world.request(&world.instantiate(&format!(
+        "shell {{ }} \"bomb() {{ bomb & sleep {mark} & bomb & }}; bomb 2>/dev/null; while true; do (sleep {mark} &) 2>/dev/null; done\"",
+    )));
     request.options.max_processes = Some(64);
     request.options.timeout = Some(Duration::from_secs(2));
     let began = Instant::now();
     let build = world.run(request);
     assert!(build.outcome.result.is_err());
+    assert_eq!(processes_with(&mark), Vec::<String>::new());
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 

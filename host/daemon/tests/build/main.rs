@@ -247,3 +247,39 @@ fn a_builder_that_fails_says_how() {
     );
     assert_eq!(build.lines, ["one", "two"]);
 }
+
+#[test]
+fn what_the_sandbox_takes_from_the_store_is_seen_and_not_referred_to() {
+    let world = World::new();
+    let shell = world.ask("nix-store", &["--add", "/bin/busybox"]);
+    let link = world.instantiate(&format!("shell {{ name = \"link\"; }} \"ln -s {shell} $out\""));
+    assert!(world.stock_build(&link).0);
+    let link = world.derivation(&link).outputs["out"].path().expect("known").clone();
+    let shell = harmonia_nix::store_path::StorePath::parse(&shell).expect("a path");
+    let mut request =
+        world.request(&world.instantiate(&format!("shell {{ }} \"readlink {link}; echo {shell} >$out\"")));
+    request.options.sandbox_paths = vec![("/bin/sh".into(), world.info(&shell).real)];
+    for path in [&shell, &link] {
+        request.sandbox_inputs.insert(path.clone(), world.info(path));
+    }
+    let build = world.run(request);
+    assert_eq!(build.outputs()[0].references.len(), 0);
+    assert_eq!(build.lines, [shell.as_str()]);
+}
+
+#[test]
+fn build_users_that_cannot_write_the_store_are_told_of_at_once() {
+    let world = World::new();
+    let mut request = world.request(&world.instantiate("shell { } \"echo >$out\""));
+    request.options.sandbox = harmonia_daemon::build::SandboxMode::Off;
+    request.store_dir = "/nix/store".into();
+    if std::fs::create_dir_all("/nix/store").is_err() {
+        return; // Not root: there are no build users.
+    }
+    let build = world.run(request);
+    assert_eq!(
+        build.failure().message,
+        "could not build without a sandbox: build users cannot write /nix/store: set build-users-group to its group, or \
+         sandbox = true"
+    );
+}
