@@ -133,7 +133,7 @@ fn relay() -> Result<(), Failure> {
     });
     // The daemon hangs up when it has answered all.
     let (mut from_daemon, mut output) = (stream, io::stdout().lock());
-    let mut piece = [0; 64 << 10];
+    let mut piece = vec![0; 64 << 10];
     loop {
         let length = from_daemon.read(&mut piece)?;
         if length == 0 {

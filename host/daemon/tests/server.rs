@@ -10,9 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use harmonia_nix::nar::Limits;
-use harmonia_nix::worker_protocol::wire::{put_bool, put_bytes, put_list, put_u64};
+use harmonia_nix::worker_protocol::stderr::read_message;
+use harmonia_nix::worker_protocol::wire::{self, put_bool, put_bytes, put_list, put_u64};
 use harmonia_nix::worker_protocol::{
-    ClientError, ClientGreeting, ClientOptions, GcAction, GcRequest, LogMessage, LogTarget, ProtocolVersion, Trust,
+    ClientError, ClientGreeting, ClientOptions, GcAction, GcRequest, LogMessage, LogTarget, ProtocolVersion,
+    StderrMessage, Trust,
 };
 use harmonia_nix::{ContentAddressMethod, HashAlgorithm, StorePath};
 use place::{Place, archive, valid};
@@ -62,8 +64,11 @@ async fn every_question_about_the_store_is_answered() {
     let mut client = place.connect().await;
     client.add_build_log(&absent.path, &b"a log"[..]).await.expect("a log");
     let name = absent.path.base_name();
-    let log = place.path(&format!("root/nix/var/log/nix/drvs/{}/{}", &name[..2], &name[2..]));
-    assert_eq!(fs::read(log).expect("there"), b"a log");
+    let log = place.path(&format!("root/nix/var/log/nix/drvs/{}/{}.bz2", &name[..2], &name[2..]));
+    let mut text = String::new();
+    let mut log = bzip2::read::BzDecoder::new(fs::File::open(log).expect("there"));
+    std::io::Read::read_to_string(&mut log, &mut text).expect("compressed");
+    assert_eq!(text, "a log");
     let report = client.collect_garbage(&GcRequest::delete_dead()).await.expect("collected");
     assert_eq!(report.paths, Vec::<String>::new());
     fs::remove_file(&link).expect("removed");
@@ -159,7 +164,6 @@ async fn content_from_nix_2_3_is_added() {
         let bytes = if recursive { nar.as_slice() } else { content.as_bytes() };
         let expected =
             newest.add_to_store("name", kind.0, kind.1, &BTreeSet::new(), false, bytes).await.expect("added");
-        use harmonia_nix::worker_protocol::{StderrMessage, stderr::read_message, wire};
         let last = read_message(&mut reader, ProtocolVersion::OLDEST).await.expect("a message");
         assert_eq!(last, StderrMessage::Last);
         let path = wire::read_store_path(&mut reader, "a path").await.expect("a path");
@@ -196,7 +200,7 @@ async fn what_is_no_protocol_ends_only_its_own_connection() {
             request(8, &|bytes| {
                 put_bytes(bytes, "../../x");
                 put_bytes(bytes, "text");
-                put_list(bytes, Vec::<String>::new())
+                put_list(bytes, Vec::<String>::new());
             }),
             "cannot be added",
         ),

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::BufReader;
 
-use harmonia_daemon::store::{AddOptions, KeepOptions};
+use harmonia_daemon::store::{AddOptions, KeepOptions, Verified};
 use harmonia_nix::nar::pack_path;
+use harmonia_nix::store_path::References;
 use harmonia_nix::worker_protocol::{GcAction, GcRequest, PathInfo, ValidPathInfo};
 use harmonia_nix::{ContentAddress, ContentAddressMethod, Hash, HashAlgorithm, NarHash, StorePath};
 use place::{Place, until};
@@ -133,7 +134,7 @@ fn archives_that_are_not_what_was_announced_leave_nothing() {
     assert!(!store.is_valid(&needy.path).expect("an answer"));
     // Says that it is content-addressed, and its path follows from that, but the content is another.
     let address = ContentAddress::flat(Hash::of(HashAlgorithm::Sha256, b"something else"));
-    let path = StorePath::make_fixed_output("liar", address, &Default::default()).expect("a path");
+    let path = StorePath::make_fixed_output("liar", address, &References::default()).expect("a path");
     let mut liar = ValidPathInfo { path, info: good.info.clone() };
     liar.info.content_address = Some(address);
     refused(&liar, &nar, AddOptions::default(), "ca hash mismatch importing path");
@@ -382,7 +383,7 @@ fn what_is_missing_is_noticed_and_what_is_changed_too() {
         store.add_nar(&roots, valid, nar.as_slice(), options).expect("added");
     }
     let check = || store.verify(true, false, &|_, _| ()).expect("verified");
-    assert_eq!(check(), Default::default());
+    assert_eq!(check(), Verified::default());
     fs::remove_file(store.real_path(&a.path)).expect("removed");
     fs::remove_file(store.real_path(&lonely.path)).expect("removed");
     assert_eq!(check().damaged, BTreeSet::from([a.path.clone()]));

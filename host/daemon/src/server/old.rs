@@ -28,7 +28,7 @@ impl AskedArchive {
 
     /// What the operation reads from.
     pub(super) fn reading_end(&mut self) -> Bulk {
-        let reading = self.reading.take().map_or_else(|| tokio::io::duplex(1).0, |reading| reading);
+        let reading = self.reading.take().unwrap_or_else(|| tokio::io::duplex(1).0);
         Bulk::plain(BufReader::new(Box::new(reading)))
     }
 

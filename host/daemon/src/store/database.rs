@@ -14,7 +14,7 @@ use super::{Layout, StoreError};
 const IDLE_MAX: usize = 4;
 
 /// How long another process may hold the database. Stock Nix waits as long.
-const BUSY: Duration = Duration::from_secs(3600);
+const BUSY: Duration = Duration::from_hours(1);
 
 /// Pages in the write-ahead log before it is folded into the database, as in stock Nix.
 const CHECKPOINT_PAGES: u32 = 40_000;

@@ -74,12 +74,8 @@ impl Store {
         let mut locks = PathLocks { held: Vec::new(), queue: Arc::clone(&self.locks) };
         for path in paths {
             let lock_path = self.layout.real_store_dir.join(format!("{}.lock", path.base_name()));
-            let file = loop {
-                if let Some(file) = lock(&lock_path, FlockOperation::LockExclusive)? {
-                    break file;
-                }
-            };
-            locks.held.push((file, lock_path));
+            // Never `None`, as it waits.
+            locks.held.extend(lock(&lock_path, FlockOperation::LockExclusive)?.map(|file| (file, lock_path)));
         }
         Ok(locks)
     }

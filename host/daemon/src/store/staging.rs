@@ -69,7 +69,7 @@ impl Store {
     pub fn move_into_store(&self, staged: &Path, path: &StorePath, optimise: bool) -> Result<(), StoreError> {
         let target = self.real_path(path);
         if fs::symlink_metadata(&target).is_ok() {
-            self.move_away(&target, staged)?;
+            move_away(&target, staged)?;
         }
         move_tree(staged, &target)?;
         if optimise { self.optimise_path(path) } else { Ok(()) }
@@ -79,20 +79,6 @@ impl Store {
     pub fn keep_beside(&self, staged: &Path, kept: &Path) -> Result<(), StoreError> {
         tree::delete(kept)?;
         move_tree(staged, kept)
-    }
-
-    /// Something is in the way: the rest of an addition that was cut off, or what is to be repaired.
-    fn move_away(&self, target: &Path, staged: &Path) -> Result<(), StoreError> {
-        let mut name = staged.file_name().unwrap_or_default().to_owned();
-        name.push(".old");
-        let old = staged.with_file_name(name);
-        let found = fs::symlink_metadata(target).map_err(StoreError::io("look at", target))?;
-        if found.is_dir() && !rustix::process::geteuid().is_root() {
-            fs::set_permissions(target, fs::Permissions::from_mode(0o755))
-                .map_err(StoreError::io("set the mode of", target))?;
-        }
-        fs::rename(target, &old).map_err(StoreError::io("move away", target))?;
-        tree::delete(&old).map(drop)
     }
 
     /// Makes a tree that we have written ourselves canonical and moves it to where its path belongs.
@@ -116,4 +102,18 @@ fn move_tree(staged: &Path, target: &Path) -> Result<(), StoreError> {
             .map_err(StoreError::io("set the mode of", target))?;
     }
     Ok(())
+}
+
+/// Something is in the way: the rest of an addition that was cut off, or what is to be repaired.
+fn move_away(target: &Path, staged: &Path) -> Result<(), StoreError> {
+    let mut name = staged.file_name().unwrap_or_default().to_owned();
+    name.push(".old");
+    let old = staged.with_file_name(name);
+    let found = fs::symlink_metadata(target).map_err(StoreError::io("look at", target))?;
+    if found.is_dir() && !rustix::process::geteuid().is_root() {
+        fs::set_permissions(target, fs::Permissions::from_mode(0o755))
+            .map_err(StoreError::io("set the mode of", target))?;
+    }
+    fs::rename(target, &old).map_err(StoreError::io("move away", target))?;
+    tree::delete(&old).map(drop)
 }

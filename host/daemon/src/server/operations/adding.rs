@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
+use std::path::PathBuf;
 
+use bzip2::Compression;
+use bzip2::write::BzEncoder;
 use harmonia_nix::content_address::ContentAddressMethod;
 use harmonia_nix::store_path::StorePath;
 use harmonia_nix::worker_protocol::{Request, ValidPathInfo, wire};
@@ -15,10 +18,10 @@ use crate::server::connection::Reader;
 use crate::store::{AddOptions, PathLocks, StoreError};
 
 /// Paths of one `AddMultipleToStore` that are registered together, at most: each holds a lock, and so an open file.
-const BATCH_PATHS: usize = 64;
+const BATCH_PATHS: usize = 512;
 
 /// Paths of one `AddMultipleToStore` that are registered together, at most, by the size of their archives.
-const BATCH_BYTES: u64 = 64 << 20;
+const BATCH_BYTES: u64 = 256 << 20;
 
 /// Works on a request with bulk data, which is read to its end in any case.
 pub(super) fn add(
@@ -93,13 +96,12 @@ fn add_multiple(client: &Client, bulk: &mut Bulk, options: AddOptions) -> Result
         let mut valid = read_now(bulk, |mut reader| async move { ValidPathInfo::read(&mut reader).await })?;
         valid.info.ultimate &= client.is_trusted;
         let wanted = BTreeSet::from([valid.path.clone()]);
-        let locks = match store.try_lock_paths(&client.roots, &wanted)? {
-            Some(locks) => locks,
-            None => {
-                // Somebody with the same paths in another order must not wait for ours while we wait for theirs.
-                batch.register(client)?;
-                store.lock_paths(&client.roots, &wanted)?
-            }
+        let locks = if let Some(locks) = store.try_lock_paths(&client.roots, &wanted)? {
+            locks
+        } else {
+            // Somebody with the same paths in another order must not wait for ours while we wait for theirs.
+            batch.register(client)?;
+            store.lock_paths(&client.roots, &wanted)?
         };
         let mut archive = OneArchive::new(&mut *bulk, Part::Archive);
         let locks = store.unpack_nar(&client.roots, &valid, &mut archive, options, locks)?;
@@ -137,19 +139,20 @@ impl Batch {
 
 fn add_build_log(client: &Client, path: &StorePath, bulk: &mut Bulk) -> Result<(), Failure> {
     client.must_be_trusted("add logs")?;
-    let target = client.daemon.store.layout().build_log(path.base_name());
-    let mut compressed = target.clone().into_os_string();
-    compressed.push(".bz2");
-    if fs::symlink_metadata(&target).is_ok() || fs::symlink_metadata(&compressed).is_ok() {
+    // Compressed, whatever the settings say, as stock Nix does with logs from elsewhere.
+    let mut target = client.daemon.store.layout().build_log(path.base_name()).into_os_string();
+    target.push(".bz2");
+    let target = PathBuf::from(target);
+    if fs::symlink_metadata(&target).is_ok() {
         return Ok(());
     }
     let failed = |error: io::Error| Failure::new(format!("could not write the log {}: {error}", target.display()));
-    let dir = target.parent().unwrap_or(&target);
-    fs::create_dir_all(dir).map_err(failed)?;
+    fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(failed)?;
     let mut temporary = target.clone().into_os_string();
     temporary.push(format!(".tmp.{}", std::process::id()));
-    let mut file = fs::File::create(&temporary).map_err(failed)?;
-    io::copy(bulk, &mut file).and_then(|_| file.flush()).map_err(failed)?;
+    let mut file = BzEncoder::new(fs::File::create(&temporary).map_err(failed)?, Compression::default());
+    io::copy(bulk, &mut file).map_err(failed)?;
+    file.finish().map_err(failed)?;
     fs::rename(&temporary, &target).map_err(failed)
 }
 

@@ -152,9 +152,10 @@ fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             return Ok(());
         }
         let path = std::str::from_utf8(line.trim_ascii_end()).ok().and_then(|text| text.parse::<StorePath>().ok());
-        match path {
-            Some(path) => shared.need_and_wait(path.hash_part()),
-            None => tracing::warn!("Somebody sent garbage instead of a root"),
+        if let Some(path) = path {
+            shared.need_and_wait(path.hash_part());
+        } else {
+            tracing::warn!("Somebody sent garbage instead of a root");
         }
         stream.write_all(b"1")?;
     }
