@@ -278,7 +278,7 @@ impl Scheduler {
         let running = Running::start(self, request, mode);
         let outcome = running.single(drv_path.clone(), derivation.clone()).await;
         let store = Arc::clone(&self.store);
-        blocking(move || Ok(outcome.into_result_of(&store, &drv_path, &derivation)?)).await
+        blocking(move || outcome.into_result_of(&store, &drv_path, &derivation)).await
     }
 
     async fn write_derivation(&self, request: &Request, derivation: &Derivation) -> Result<StorePath, ScheduleError> {

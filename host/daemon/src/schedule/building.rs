@@ -125,7 +125,7 @@ impl Run {
             self.run_post_build_hook(&drv_path, &outcome).await?;
         }
         (outcome.times_built, outcome.start_time_s, outcome.stop_time_s) = (1, began_s, now_s());
-        outcome.usage = Some(ended.usage);
+        outcome.usage = Some(Box::new(ended.usage));
         Ok(outcome)
     }
 
@@ -251,7 +251,7 @@ impl Run {
         let optimise = self.request.options.auto_optimise;
         let kept = blocking(move || {
             let _held = held;
-            let Some(built) = mismatched else { return Ok(drop(staging)) };
+            let Some(built) = mismatched else { return Ok(()) };
             // Somebody who has the lock makes just this.
             let Some(_locks) = store.try_lock_paths(&roots, &BTreeSet::from([built.path.clone()]))? else {
                 return Ok(());
@@ -322,7 +322,7 @@ fn different_outputs(
         if keep_failed {
             let kept = store.real_path(path).with_file_name(format!("{}.check", path.base_name()));
             store.keep_beside(staged, &kept)?;
-            message.push_str(&format!(" from '{path}.check'"));
+            message = format!("{message} from '{path}.check'");
         }
         different.get_or_insert(Outcome::failure(BuildStatus::NotDeterministic, message));
     }

@@ -23,7 +23,7 @@ pub(super) struct Outcome {
     pub(super) times_built: u64,
     pub(super) start_time_s: u64,
     pub(super) stop_time_s: u64,
-    pub(super) usage: Option<Usage>,
+    pub(super) usage: Option<Box<Usage>>,
 }
 
 impl Outcome {
@@ -97,8 +97,8 @@ impl Outcome {
             is_non_deterministic: self.status == BuildStatus::NotDeterministic,
             start_time_s: self.start_time_s,
             stop_time_s: self.stop_time_s,
-            cpu_user_us: self.usage.map(|usage| microseconds(usage.cpu_user)),
-            cpu_system_us: self.usage.map(|usage| microseconds(usage.cpu_system)),
+            cpu_user_us: self.usage.as_ref().map(|usage| microseconds(usage.cpu_user)),
+            cpu_system_us: self.usage.as_ref().map(|usage| microseconds(usage.cpu_system)),
             built_outputs: BTreeMap::new(),
         }
     }

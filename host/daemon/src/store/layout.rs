@@ -112,6 +112,11 @@ impl Layout {
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
             return Ok(());
         }
+        // Only root gives places to others.
+        let own = rustix::process::geteuid();
+        if !own.is_root() && own.as_raw() != uid {
+            return Ok(());
+        }
         for dir in [self.state_dir.join("profiles/per-user"), self.gc_roots_dir().join("per-user")] {
             let dir = dir.join(name);
             if fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir() && found.uid() == uid) {
