@@ -27,6 +27,9 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The environment of an `up` that builds with harmonia-daemon.
+pub const HARMONIA_DAEMON: &[(&str, &str)] = &[("HARMONIA_CI__STORE__DAEMON", "harmonia")];
+
 /// A folder that the database's account can reach, gone at the end.
 ///
 /// # Panics

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harmonia_tests::repository::{commit, flake, git};
-use harmonia_tests::server::{Server, folder, parse, text, wait_for};
+use harmonia_tests::server::{HARMONIA_DAEMON, Server, folder, parse, text, wait_for};
 use harmonia_tests::stock_nix::{StockNix, dump, physical};
 use serde_json::Value;
 
@@ -51,8 +51,18 @@ async fn database(server: &Server) -> harmonia_db::Db {
 
 #[tokio::test]
 async fn the_demo_is_built_served_and_fetched_by_stock_nix() {
+    the_demo_is_built_served_and_fetched(&[]).await;
+}
+
+/// Without a daemon of Nix.
+#[tokio::test]
+async fn the_demo_is_built_by_harmonia_daemon_and_fetched_by_stock_nix() {
+    the_demo_is_built_served_and_fetched(HARMONIA_DAEMON).await;
+}
+
+async fn the_demo_is_built_served_and_fetched(environment: &[(&str, &str)]) {
     let data = folder();
-    let server = Server::up(data.path(), &["--demo"], &[]);
+    let server = Server::up(data.path(), &["--demo"], environment);
     // The other pipe may lag behind the ready line.
     let told = || server.stderr().contains("nix --extra-experimental-features nix-command copy").then_some(());
     assert!(wait_for(Duration::from_secs(30), told).is_some(), "the last lines tell how to fetch: {}", server.stderr());

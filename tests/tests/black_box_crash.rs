@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use harmonia_tests::repository::{commit, flake};
-use harmonia_tests::server::{Server, folder, wait_for};
+use harmonia_tests::server::{HARMONIA_DAEMON, Server, folder, wait_for};
 use serde_json::Value;
 
 /// Derivations of the graph.
@@ -28,12 +28,21 @@ fn succeeded(status: &Value) -> u64 {
 
 #[tokio::test]
 async fn nothing_is_lost_and_nothing_finished_is_built_twice() {
+    nothing_is_lost(&[]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_with_harmonia_daemon_and_nothing_finished_is_built_twice() {
+    nothing_is_lost(HARMONIA_DAEMON).await;
+}
+
+async fn nothing_is_lost(environment: &[(&str, &str)]) {
     let data = folder();
     let up = data.path().join("up");
     let repository = data.path().join("repository");
     commit(&repository, &[("flake.nix", &graph())]);
 
-    let server = Server::up(&up, &[], &[]);
+    let server = Server::up(&up, &[], environment);
     let path = repository.to_str().expect("UTF-8");
     let id = server.json(&["eval", path, "--json"])["id"].as_u64().expect("an id");
     let find = |server: &Server| {
@@ -47,7 +56,7 @@ async fn nothing_is_lost_and_nothing_finished_is_built_twice() {
     assert!(started.is_some(), "builds got under way: {}", find(&server));
     server.kill();
 
-    let server = Server::up(&up, &[], &[]);
+    let server = Server::up(&up, &[], environment);
     let done = wait_for(Duration::from_mins(3), || {
         let evaluation = find(&server);
         (evaluation["verdict"] != "running").then_some(evaluation)

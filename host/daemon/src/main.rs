@@ -110,13 +110,17 @@ fn raise_open_files() {
     }
 }
 
-/// Says of each wall of builds whether this machine gives it.
+/// Says of each wall of builds whether this machine gives it; fails when one is missing without which nothing is built.
 async fn check() -> Result<(), Failure> {
     let config = Config::from_environment()?;
-    for wall in harmonia_daemon::build::check(&harmonia_daemon::server::build_options(&config)).await {
+    let walls = harmonia_daemon::build::check(&harmonia_daemon::server::build_options(&config)).await;
+    for wall in &walls {
         println!("{}: {}", wall.name, wall.missing.as_deref().unwrap_or("stands"));
     }
-    Ok(())
+    match walls.iter().find(|wall| wall.is_required && wall.missing.is_some()) {
+        Some(wall) => Err(format!("builds in a sandbox are refused on this machine: {}", wall.name).into()),
+        None => Ok(()),
+    }
 }
 
 /// Between our standard streams and the daemon.

@@ -158,6 +158,8 @@ pub enum NixDaemonError {
 pub struct NixDaemon {
     socket: PathBuf,
     root: PathBuf,
+    /// Where directories of builds are.
+    builds: PathBuf,
     conf_dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     supervisor: JoinHandle<()>,
@@ -180,16 +182,17 @@ impl NixDaemon {
         let lock = launcher.prepare(shell.as_deref()).await?;
         let child = launcher.launch().await?;
         let (stop, stop_asked) = oneshot::channel();
-        let NixDaemonOptions { socket, root, sandbox, .. } = launcher.options.clone();
+        let NixDaemonOptions { program, socket, root, sandbox, .. } = launcher.options.clone();
+        let builds = launcher.builds();
         let conf_dir = launcher.conf_dir.clone();
         let (running_now, running) = watch::channel(id(&child));
         let supervisor = tokio::spawn(supervise(launcher, child, stop_asked, running_now, lock));
-        let daemon = Self { socket, root, conf_dir, stop: Some(stop), supervisor, running };
-        if sandbox && let Err(error) = daemon.probe_sandbox().await {
+        let daemon = Self { socket, root, builds, conf_dir, stop: Some(stop), supervisor, running };
+        if sandbox && let Err(error) = daemon.probe_sandbox(&program).await {
             daemon.stop().await;
             return Err(error);
         }
-        tracing::info!("nix-daemon answers at {}", daemon.socket.display());
+        tracing::info!("The store daemon answers at {}", daemon.socket.display());
         Ok(daemon)
     }
 
@@ -234,23 +237,33 @@ impl NixDaemon {
     ///
     /// With the daemon's configuration and store, but in the client itself: since Nix 2.19 or so a client that builds through
     /// a daemon reads the `.drv` file afterwards, and looks for it in the machine's own `/nix/store`.
-    async fn probe_sandbox(&self) -> Result<(), NixDaemonError> {
+    ///
+    /// harmonia-daemon tries its walls itself.
+    async fn probe_sandbox(&self, program: &DaemonProgram) -> Result<(), NixDaemonError> {
         const PROBE: &str = r#"derivation { name = "harmonia-sandbox-probe"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo works > $out" ]; }"#;
-        let nix_build =
-            process::find_program("nix-build").ok_or(NixDaemonError::NotInstalled { program: "nix-build" })?;
-        let mut command = Command::new(nix_build);
+        let file = match program {
+            DaemonProgram::Harmonia(file) => file.clone(),
+            DaemonProgram::Nix => {
+                process::find_program("nix-build").ok_or(NixDaemonError::NotInstalled { program: "nix-build" })?
+            }
+        };
+        let mut command = Command::new(&file);
         settings::isolate(&mut command, &self.conf_dir);
-        command
-            .env("NIX_REMOTE", settings::local_store(&self.root))
-            .args(["--no-out-link", "--expr", PROBE])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
+        match program {
+            DaemonProgram::Harmonia(_) => {
+                command.env("NIX_ROOT_DIR", &self.root).env("TMPDIR", &self.builds).arg("check")
+            }
+            DaemonProgram::Nix => {
+                command.env("NIX_REMOTE", settings::local_store(&self.root)).args(["--no-out-link", "--expr", PROBE])
+            }
+        };
+        command.stdin(Stdio::null()).kill_on_drop(true);
         let failed = |output: String| NixDaemonError::SandboxDoesNotWork { output };
         match tokio::time::timeout(PROBE_TIMEOUT, command.output()).await {
             Err(_) => Err(failed(format!("the trial build did not end within {PROBE_TIMEOUT:?}"))),
-            Ok(Err(cause)) => Err(NixDaemonError::Io { doing: "run", path: PathBuf::from("nix-build"), cause }),
+            Ok(Err(cause)) => Err(NixDaemonError::Io { doing: "run", path: file, cause }),
             Ok(Ok(output)) if output.status.success() => Ok(()),
-            Ok(Ok(output)) => Err(failed(tail(&output.stderr))),
+            Ok(Ok(output)) => Err(failed(tail(&[output.stdout, output.stderr].concat()))),
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct Wall {
     pub name: String,
     /// Why it is missing, if it is.
     pub missing: Option<String>,
+    /// Without it nothing is built in a sandbox.
+    pub is_required: bool,
 }
 
 /// What the probe is given.
@@ -39,11 +41,12 @@ const MARK: &str = "wall ";
 pub async fn check(options: &BuildOptions) -> Vec<Wall> {
     let mut walls = match probed(options).await {
         Ok(walls) => walls,
-        Err(reason) => vec![Wall { name: "a sandbox for builds".to_owned(), missing: Some(reason) }],
+        Err(reason) => vec![Wall { name: "a sandbox for builds".to_owned(), missing: Some(reason), is_required: true }],
     };
     walls.push(Wall {
         name: "memory and processes of a whole build".to_owned(),
         missing: Some("limits are those of each process (no control group is used)".to_owned()),
+        is_required: false,
     });
     walls
 }
@@ -120,7 +123,8 @@ async fn probe_in(
 /// The probe's own work, inside.
 pub(super) fn run(probe: &Probe) -> Result<(), String> {
     let mut walls = Vec::new();
-    let mut wall = |name: &str, missing: Option<String>| walls.push(Wall { name: name.to_owned(), missing });
+    let mut wall =
+        |name: &str, missing: Option<String>| walls.push(Wall { name: name.to_owned(), missing, is_required: true });
     let unless = |stands: bool, otherwise: &str| (!stands).then(|| otherwise.to_owned());
     for (name, link) in &probe.namespaces {
         let own = fs::read_link(Path::new("/proc/self/ns").join(name));

@@ -74,16 +74,11 @@ fn calls(world: &World) {
         ("ptrace of init", "101, 16, 1, 0, 0".to_owned(), eperm),
         ("a mode without these bits", "90, $f, 0755".to_owned(), 0),
     ];
-    let tries: String = cases
-        .iter()
-        .map(|(name, arguments, _)| {
-            format!(
-                "$! = 0; my $r{0} = syscall({arguments}); print \"{name}: \" . ($r{0} == -1 ? $! + 0 : 0) . \"\\n\"; ",
-                ""
-            )
-        })
-        .map(|text| format!("{{ {text} }} "))
-        .collect();
+    let mut tries = String::new();
+    for (name, arguments, _) in &cases {
+        let said = format!("print \"{name}: \" . ($r == -1 ? $! + 0 : 0) . \"\\n\";");
+        tries.extend(["{ $! = 0; my $r = syscall(", arguments.as_str(), "); ", said.as_str(), " } "]);
+    }
     let build = perl(
         world,
         "",
@@ -126,7 +121,7 @@ fn program_of_i386(mode: u32) -> String {
         program.extend(word.to_le_bytes());
     }
     program.extend(code);
-    program.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+    program.iter().fold(String::new(), |text, byte| text + &format!("\\x{byte:02x}"))
 }
 
 #[test]

@@ -178,7 +178,7 @@ impl World {
     pub(crate) fn options(&self) -> BuildOptions {
         BuildOptions {
             cores: 2,
-            timeout: Some(Duration::from_secs(120)),
+            timeout: Some(Duration::from_mins(2)),
             max_silent: None,
             max_log_bytes: None,
             keep_failed: false,
