@@ -163,6 +163,7 @@ async fn what_a_killed_parent_leaves_is_cleared_away() {
     let stand_in = NixDaemon {
         socket: options(&directory).socket,
         root: options(&directory).root,
+        builds: options(&directory).state_dir.join("builds"),
         conf_dir: options(&directory).state_dir.join("conf"),
         stop: None,
         supervisor: tokio::spawn(async {}),
