@@ -208,10 +208,9 @@ fn copy<'a>(
         (read, unpacking.join())
     });
     match unpacked {
-        Ok(Ok(_)) => {}
         // Why the reading end failed is the cause of what the other end saw.
         Ok(Err(cause)) if read.is_ok() => return Err(machine(io::Error::other(cause))),
-        Ok(Err(_)) => {}
+        Ok(_) => {}
         Err(_) => return Err(machine(io::Error::other("the thread that unpacks panicked"))),
     }
     let reading = read.map_err(|cause| not_read(&place.display(), &cause))?;

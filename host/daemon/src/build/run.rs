@@ -1,5 +1,6 @@
 //! A build from its request to its outcome. Start at [`run`].
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,12 +47,11 @@ async fn build(
         Err(failure) => Err(failure),
         Ok(ended) => {
             *usage = ended.usage;
-            match judge(&request, &place, &ended) {
-                Err(failure) => Err(failure),
-                Ok(()) => {
-                    let (request, place, cancel) = (Arc::clone(&request), Arc::clone(&place), cancel.clone());
-                    blocking(move || take_outputs(&request, &place, &cancel)).await
-                }
+            if let Err(failure) = judge(&request, &place, &ended) {
+                Err(failure)
+            } else {
+                let (request, place, cancel) = (Arc::clone(&request), Arc::clone(&place), cancel.clone());
+                blocking(move || take_outputs(&request, &place, &cancel)).await
             }
         }
     };
@@ -136,11 +136,11 @@ fn judge(request: &BuildRequest, place: &Place, ended: &Ended) -> Result<(), Bui
     };
     let mut message = format!("builder for '{}' {how}", request.drv_path);
     if !ended.tail.is_empty() {
-        message += &format!(";\nlast {} log lines:\n", ended.tail.len());
+        let _never_fails = writeln!(message, ";\nlast {} log lines:", ended.tail.len());
         for line in &ended.tail {
-            message += &format!("> {line}\n");
+            let _never_fails = writeln!(message, "> {line}");
         }
-        message += &format!("For full logs, run 'nix log {}'.", request.drv_path);
+        let _never_fails = write!(message, "For full logs, run 'nix log {}'.", request.drv_path);
     }
     let is_full = [&request.store_dir, &place.build_dir].into_iter().any(|path| is_full(path));
     if is_full {

@@ -131,7 +131,7 @@ mod tests {
         std::fs::write(other.join("kept"), "").expect("written");
         std::fs::write(tree.join("a/b/file"), "").expect("written");
         std::os::unix::fs::symlink(&other, tree.join("a/link")).expect("linked");
-        std::fs::set_permissions(tree.join("a/b"), PermissionsExt::from_mode(0)).expect("mode");
+        std::fs::set_permissions(tree.join("a/b"), PermissionsExt::from_mode(0o000)).expect("mode");
         std::fs::set_permissions(tree.join("a"), PermissionsExt::from_mode(0o500)).expect("mode");
         remove_tree(&tree).expect("removed");
         assert!(!tree.exists() && other.join("kept").exists());

@@ -149,7 +149,18 @@ fn calls_of_another_architecture_are_refused_too() {
 
 #[test]
 fn the_machine_cannot_be_seen_or_changed() {
-    let world = World::new();
+    machine(&World::new());
+}
+
+/// Whose inputs belong to the very user that the builder is.
+#[test]
+fn the_machine_cannot_be_seen_or_changed_by_an_ordinary_user() {
+    if as_ordinary_user("hostile::the_machine_cannot_be_seen_or_changed_by_an_ordinary_user") {
+        machine(&World::new());
+    }
+}
+
+fn machine(world: &World) {
     let secret = world.path("secret");
     std::fs::write(&secret, "secret").expect("written");
     let input = world.ask("nix-store", &["--add", secret.to_str().expect("text")]);
@@ -170,7 +181,7 @@ fn the_machine_cannot_be_seen_or_changed() {
          print \"done\\n\"; mkdir $ENV{{out}};",
         secret = secret.display()
     );
-    let build = perl(&world, &format!("input = builtins.storePath \"{input}\";"), &script);
+    let build = perl(world, &format!("input = builtins.storePath \"{input}\";"), &script);
     build.outputs();
     assert_eq!(build.lines, ["done"]);
 }

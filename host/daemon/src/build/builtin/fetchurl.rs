@@ -25,7 +25,7 @@ const REDIRECTS_MAX: usize = 10;
 pub(super) fn run(input: &Input) -> Result<(), String> {
     let out = PathBuf::from(input.attribute("out")?);
     let url = input.attribute("url")?;
-    let fetch = Fetch { input, out: &out, is_xz: url.ends_with(".xz") };
+    let fetch = Fetch { input, out: &out, is_xz: url.as_bytes().ends_with(b".xz") };
     if input.attribute("outputHashMode")? == "flat" {
         for mirror in &input.hashed_mirrors {
             if fetch.from(&mirrored(input, mirror)?).is_ok() {

@@ -114,7 +114,7 @@ impl Checking<'_> {
         if bad.is_empty() {
             return Ok(());
         }
-        let list: String = bad.iter().map(|path| format!("\n  {path}")).collect();
+        let list = bad.iter().fold(String::new(), |list, path| list + "\n  " + path.as_str());
         Err(refused(format!("output '{}' is not allowed to refer to the following paths:{list}", self.output.path)))
     }
 
