@@ -125,8 +125,10 @@ async fn a_trivial_job_costs_few_statements_two_objects_and_no_connection_of_its
         let name = |file: &String| Some(file.rsplit_once('/')?.1.strip_suffix(ending)?.to_owned());
         stored.iter().filter_map(name).collect::<Vec<_>>()
     };
-    let drv =
-        name_of(".zst.o").into_iter().find(|name| name.contains("-job-") && name.ends_with(".drv")).expect("a job's");
+    let drv = name_of(".zst.o")
+        .into_iter()
+        .find(|name| name.contains("-job-") && name.rsplit_once('.').is_some_and(|(_, end)| end == "drv"))
+        .expect("a job's");
     let log = reqwest::get(format!("{}/log/{drv}", server.url)).await.expect("answered");
     assert!(log.status().is_success(), "{drv}: {}", log.status());
     assert!(!log.bytes().await.expect("a body").is_empty());

@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Terms = Terms { age: Duration::from_secs(60), patience: Duration::from_secs(30) };
+    const LONG: Terms = Terms { age: Duration::from_mins(1), patience: Duration::from_secs(30) };
 
     /// Answers how often it was asked.
     async fn count(asked: &AtomicU32) -> Result<Option<u32>, TooLong> {

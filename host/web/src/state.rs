@@ -243,7 +243,7 @@ impl AppState {
         before: Option<EvalId>,
         limit: u32,
     ) -> Result<Arc<Vec<Evaluation>>, WebError> {
-        let key = (viewer, project.map(str::to_owned), before, limit);
+        let key = (viewer, (project.map(str::to_owned), before, limit));
         let read = async |_| Ok(Some(self.db_for(viewer).view_evaluations(project, before, limit).await?));
         known(self.0.memories.evaluations.get(key, self.terms(), read).await)
     }
@@ -303,6 +303,9 @@ impl AppState {
     }
 }
 
+/// Which evaluations: of a project, before one, how many.
+type ListAsked = (Option<String>, Option<EvalId>, u32);
+
 /// What is read once for all who ask within a moment. Each key begins with who asks, but where everybody sees the same.
 struct Memories {
     overviews: Memory<Viewer, Overview>,
@@ -312,7 +315,7 @@ struct Memories {
     queues: Memory<(Viewer, u32), Queue>,
     jobs: Memory<Viewer, JobCounts>,
     nodes: Memory<(), Vec<Node>>,
-    evaluations: Memory<(Viewer, Option<String>, Option<EvalId>, u32), Vec<Evaluation>>,
+    evaluations: Memory<(Viewer, ListAsked), Vec<Evaluation>>,
 }
 
 /// Answers of each kind that are kept.

@@ -108,6 +108,8 @@ async fn what_was_read_is_never_given_to_whom_may_not_see_it() {
 /// Whoever follows an evaluation by what changed knows at the end what everybody knows who reads all of it.
 #[tokio::test]
 async fn changes_add_up_to_the_whole() {
+    use AttrState::{Building, DepFailed, Error, Failed, Pending, Succeeded};
+
     let world = world(Duration::from_millis(200)).await;
     let evaluation = world.begin(NewEvaluation::default()).await;
     let path = format!("/api/v1/evaluations/{}", evaluation.id);
@@ -144,7 +146,6 @@ async fn changes_add_up_to_the_whole() {
         assert_eq!(whole, expected);
         told
     };
-    use AttrState::{Building, DepFailed, Error, Failed, Pending, Succeeded};
     until(&[("low", Pending), ("high", Pending), ("other", Pending), ("wrong", Error)]).await;
     let attempt = world.claim(&low).await;
     let told = until(&[("low", Building), ("high", Pending), ("other", Pending), ("wrong", Error)]).await;

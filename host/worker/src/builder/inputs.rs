@@ -30,7 +30,7 @@ const INPUT_DRVS_FETCHED_MAX: usize = 1_000;
 #[derive(Debug)]
 pub(super) enum Prepared<'a> {
     /// The daemon can build this, over this connection.
-    Ready(BasicDerivation, Lent<'a>),
+    Ready(Box<BasicDerivation>, Lent<'a>),
     /// A local path has to be replaced, and somebody uses it. No root of this attempt keeps anything alive now.
     InUse(InUse),
 }
@@ -76,7 +76,7 @@ pub(super) async fn prepare<'a>(
             return Err(substitution_failed(node, job, error).await);
         }
     }
-    Ok(Prepared::Ready(basic, connection))
+    Ok(Prepared::Ready(Box::new(basic), connection))
 }
 
 /// The derivation: from the local store if it happens to be there, else from our cache. Its text proves its path.

@@ -145,7 +145,7 @@ async fn prepare<'a>(
     let mut deadline = None;
     loop {
         match in_time(time, "its inputs were not ready", inputs::prepare(node, job, roots, log)).await? {
-            Prepared::Ready(derivation, connection) => return Ok((derivation, connection)),
+            Prepared::Ready(derivation, connection) => return Ok((*derivation, connection)),
             Prepared::InUse(in_use) => {
                 let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + time);
                 in_use.wait(node, job, log, deadline).await?;

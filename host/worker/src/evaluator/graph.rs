@@ -222,7 +222,9 @@ impl<'a> Walker<'a> {
             self.look(&good, asked).await?
         };
         let (derivations, only_files) = look.held.into_plan();
-        only_files.iter().for_each(|path| self.files_known.insert(path));
+        for path in &only_files {
+            self.files_known.insert(path);
+        }
         Ok(Walked { derivations, only_files, refused })
     }
 
@@ -235,7 +237,7 @@ impl<'a> Walker<'a> {
             below_available: Vec::new(),
             has_unusable: false,
         };
-        for root in roots.iter().filter(|root| !self.settled.contains(*root)) {
+        for root in roots.iter().filter(|root| !self.settled.contains(root)) {
             let id = look.held.name(root)?;
             if look.held.queue(id) {
                 look.frontier.push(id);
@@ -295,7 +297,7 @@ impl<'a> Walker<'a> {
 
     /// The places of what a derivation needs, without what needs nothing any more.
     fn inputs(&self, look: &mut Look, derivation: &GraphDerivation) -> Result<Vec<Id>, GraphError> {
-        let open = derivation.inputs.iter().map(|(input, _)| input).filter(|input| !self.settled.contains(*input));
+        let open = derivation.inputs.iter().map(|(input, _)| input).filter(|input| !self.settled.contains(input));
         open.map(|input| look.held.name(input)).collect()
     }
 
@@ -325,7 +327,9 @@ impl<'a> Walker<'a> {
 
     /// These are in the database now.
     pub(crate) fn settle(&mut self, derivations: &[GraphDerivation]) {
-        derivations.iter().for_each(|derivation| self.settled.insert(&derivation.drv_path));
+        for derivation in derivations {
+            self.settled.insert(&derivation.drv_path);
+        }
         self.recent.clear();
     }
 

@@ -11,12 +11,15 @@ use super::{BoxError, SignerClient, SignerDirectory, SignerOptions};
 /// For so long an answer of the database is good for further calls, unless none of those signers answers.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 
+/// What the database said last, and when.
+type Known = Option<(Instant, Vec<String>)>;
+
 /// The signers that the database calls alive. Cheap to clone: clones know the same.
 #[derive(Clone)]
 pub struct DatabaseDirectory {
     db: Db,
     silent_after: Duration,
-    known: Arc<Mutex<Option<(Instant, Vec<String>)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl DatabaseDirectory {
@@ -25,7 +28,7 @@ impl DatabaseDirectory {
         Self { db, silent_after, known: Arc::default() }
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<(Instant, Vec<String>)>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

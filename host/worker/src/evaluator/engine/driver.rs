@@ -227,7 +227,6 @@ impl<A: Answers> Driver<'_, A> {
                 log(self.events, printed.log).await?;
             }
             match printed.marker {
-                None => {}
                 Some(('b', json)) => {
                     if !run.agenda.begin(&json) {
                         return Err(answered_too_much());
@@ -241,12 +240,11 @@ impl<A: Answers> Driver<'_, A> {
                     run.found = Some(read_json(&json).map_or_else(text, |(path, _)| path));
                     run.stage = Stage::Limits;
                 }
-                Some((tag, json)) => {
-                    if self.answered(run, tag, &json).await? {
-                        log(self.events, run.output.release()).await?;
-                        return Ok(None);
-                    }
+                Some((tag, json)) if self.answered(run, tag, &json).await? => {
+                    log(self.events, run.output.release()).await?;
+                    return Ok(None);
                 }
+                None | Some(_) => {}
             }
         }
         let last_words = run.output.last_words();
@@ -454,7 +452,8 @@ fn describe_end(engine: &Engine, end: &End) -> String {
 
 /// Unknown to the evaluated code, new for each process. As long as a revision.
 pub(super) fn nonce() -> String {
-    rand::random::<[u8; 20]>().iter().map(|byte| format!("{byte:02x}")).collect()
+    let (most, rest): (u128, u32) = rand::random();
+    format!("{most:032x}{rest:08x}")
 }
 
 /// Whether plain Nix runs at all.

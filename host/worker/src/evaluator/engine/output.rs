@@ -125,7 +125,7 @@ impl Output {
             }
             // As Nix says it up to 2.26; from 2.34 on it is like any other.
             if let Some(error) = text.strip_prefix("error (ignored): ").filter(|rest| rest.starts_with("error:")) {
-                text = error.to_owned();
+                text = String::from(error);
             }
         }
         let mut log = Vec::new();

@@ -92,9 +92,9 @@ fn attribute(seed: &mut u64, path: &str, depth: usize) -> String {
         11 => format!("builtins.trace \"error: not {path}.\" (mk \"{path}\")"),
         12 => format!("builtins.trace \"error (ignored): error: not {path}.\" (throw \"no {path}.\")"),
         _ => {
-            let members: String = (0..*seed % 5)
-                .map(|member| format!("m{member} = {}; ", attribute(seed, &format!("{path}.m{member}"), depth + 1)))
-                .collect();
+            let count = *seed % 5;
+            let member = |member| format!("m{member} = {}; ", attribute(seed, &format!("{path}.m{member}"), depth + 1));
+            let members = (0..count).map(member).collect::<Vec<_>>().concat();
             format!("{{ {members}}}")
         }
     }
@@ -130,12 +130,11 @@ async fn whatever_fails_beside_it_each_attribute_has_its_own_result_and_its_own_
             // ends one more each.
             let (plain, past) = starts(&seen);
             assert!(plain + past <= workers * 3 + overflows, "seed {seed}: {plain}, {past}, {overflows}: {}", seen.log);
-            let anew = match before.take() {
-                Some(anew) => anew,
-                None => {
-                    world.engine.nix = None;
-                    world.evaluate_all().await
-                }
+            let anew = if let Some(anew) = before.take() {
+                anew
+            } else {
+                world.engine.nix = None;
+                world.evaluate_all().await
             };
             world.engine.nix = Some(counted.dir.path().join("nix"));
             assert_eq!(seen.results, anew.results, "seed {seed}");
@@ -186,7 +185,7 @@ async fn a_nix_that_does_otherwise_past_errors_costs_starts_and_no_result() {
 /// An error may come of what was evaluated before, which left too little memory. Here something beside Nix uses it.
 #[tokio::test]
 async fn what_fails_where_much_memory_is_used_is_tried_again_in_a_fresh_process() {
-    let body: String = (0..6).map(|number| format!("a{number} = throw \"no a{number}.\"; ")).collect();
+    let body = (0..6).map(|number| format!("a{number} = throw \"no a{number}.\"; ")).collect::<Vec<_>>().concat();
     let mut world = World::new(&checks(&body)).await;
     let counted = Counted::new(&mut world);
     world.engine.memory_bytes_max = 512 << 20;
