@@ -101,7 +101,8 @@ pub enum S3Error {
 #[derive(Debug)]
 pub struct S3Endpoint {
     address: SocketAddr,
-    folder: Arc<folder::Folder>,
+    /// Until it stops.
+    folder: Option<Arc<folder::Folder>>,
     stop: CancellationToken,
     server: JoinHandle<usize>,
 }
@@ -150,7 +151,7 @@ impl S3Endpoint {
             harmonia_listener::serve("the object store", listener, limits, stop.clone(), move |_| service.clone());
         let server = tokio::spawn(serving);
         tracing::info!("The object store answers at http://{address}");
-        Ok(Self { address, folder, stop, server })
+        Ok(Self { address, folder: Some(folder), stop, server })
     }
 
     /// Where it listens.
@@ -160,7 +161,7 @@ impl S3Endpoint {
 
     /// How often it was waited for the disk since the start, for whatever object.
     pub fn syncs(&self) -> u64 {
-        self.folder.syncs()
+        self.folder.as_ref().map_or(0, |folder| folder.syncs())
     }
 
     /// The endpoint URL for clients, who have to use path style.
@@ -173,6 +174,11 @@ impl S3Endpoint {
         self.stop.cancel();
         if let Err(error) = (&mut self.server).await {
             tracing::error!(%error, "The object store did not end in order");
+        }
+        // What nobody waits for (tidying, the work of requests that were broken off) may still be under way.
+        let Some(released) = self.folder.take().map(|folder| folder.released()) else { return };
+        if tokio::time::timeout(STOP_PATIENCE, released.cancelled()).await.is_err() {
+            tracing::warn!("The folder of the object store is still in use after {STOP_PATIENCE:?}");
         }
     }
 }

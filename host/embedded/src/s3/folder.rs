@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::S3Error;
 use super::journal::{Change, Journal, Place, SMALL_BYTES_MAX};
@@ -54,6 +55,8 @@ pub(crate) struct Folder {
     syncs: Arc<AtomicU64>,
     /// Held while we run.
     _lock: File,
+    /// Says that it is not held any more: dropped after it.
+    released: DropGuard,
 }
 
 impl Folder {
@@ -91,6 +94,7 @@ impl Folder {
             unsynced: Mutex::default(),
             syncs: Arc::default(),
             _lock: lock,
+            released: CancellationToken::new().drop_guard(),
         };
         let path = root.join("journal");
         folder.recover(&path).map_err(failed("bring back what stands in", &path))?;
@@ -128,6 +132,11 @@ impl Folder {
     /// How often it was waited for the disk so far.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Cancelled when nobody uses the folder any more and another process, or this one again, can open it.
+    pub(crate) fn released(&self) -> CancellationToken {
+        self.released.token().clone()
     }
 
     /// Makes durable what the journal has, if that grew large. Takes a while.
